@@ -1,0 +1,18 @@
+//! ppswd: every node is SMTP front end, policy, router and deliverer.
+//!
+//! * [`smtp`] takes mail; [`policy`] says whether; [`tables`] and [`route`] say where to; [`deliver`] brings it
+//!   there; [`message`] makes what we write ourselves (headers, bounces); [`maillog`] tells what happened.
+//! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
+
+pub mod deliver;
+pub mod dev;
+pub mod dns;
+pub mod http;
+pub mod limits;
+pub mod maillog;
+pub mod message;
+pub mod net;
+pub mod policy;
+pub mod route;
+pub mod smtp;
+pub mod tables;

@@ -1,0 +1,1 @@
+//! Sockets: the only module of this crate that opens one.

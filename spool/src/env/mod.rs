@@ -1,0 +1,7 @@
+//! Clock and disk: the only module that asks the machine for time or touches its files.
+
+mod clock;
+mod disk;
+
+pub use clock::{Clock, SystemClock, UnixMs};
+pub use disk::{Disk, DiskFile, SystemDisk};

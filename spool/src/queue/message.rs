@@ -1,0 +1,250 @@
+//! A message as the queue knows it: plain data, shared by front end, deliverer and operators.
+
+use std::{collections::BTreeSet, fmt, str::FromStr};
+
+use bytes::Bytes;
+
+use crate::env::UnixMs;
+
+/// `tttttt-nnnnnn-pp`: second, counter within the second, node; base 62, unique in the cluster, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct MessageId {
+    /// Seconds since 1970.
+    pub second: u64,
+    /// Below 62^6.
+    pub counter: u64,
+    /// The node that accepted it; below 62^2.
+    pub node: u16,
+}
+
+/// Where a message came from: for `Received`, logs and policy at delivery.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Client address and port, empty for messages made here (bounces).
+    pub client: String,
+    /// Verified reverse name, empty if none.
+    pub client_name: String,
+    pub helo: String,
+    /// Server address and port that the client connected to.
+    pub server: String,
+    /// Personality: `mx`, `smart`, `submit`, `local`.
+    pub personality: String,
+    /// `SMTP`, `ESMTP`, `ESMTPS`, `ESMTPA`, `ESMTPSA`, `UTF8SMTP…` (RFC 3848, RFC 6531).
+    pub protocol: String,
+    /// Authenticated user, empty if none.
+    pub authenticated: String,
+    /// `AUTH=` of MAIL (RFC 4954), empty if none.
+    pub auth_sender: String,
+    /// TLS version and cipher, empty without TLS.
+    pub tls: String,
+}
+
+/// What the front end knows when it accepts a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// Reverse-path without brackets; empty for a bounce.
+    pub sender: String,
+    /// Forward-paths, in the order given, with their DSN parameters.
+    pub recipients: Vec<Recipient>,
+    pub origin: Origin,
+    pub received: UnixMs,
+    /// Header fields (whole lines, CRLF) put before what was received: `Received`, fix-ups.
+    pub prepend: Bytes,
+    /// `BODY=8BITMIME` was given, or the content is 8-bit.
+    pub eight_bit: bool,
+    /// `SMTPUTF8` was given.
+    pub smtputf8: bool,
+    /// NUL bytes in the content.
+    pub nul_count: u64,
+    /// `RET=` of MAIL: true for HDRS.
+    pub return_headers_only: bool,
+    /// `ENVID=` of MAIL, as given (xtext).
+    pub envelope_id: String,
+    /// `Message-ID` field's value for the log, cut at 256 bytes; empty if none.
+    pub message_id_field: String,
+    /// How many `Received` fields were there.
+    pub received_count: u32,
+}
+
+/// One forward-path of an envelope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recipient {
+    pub address: String,
+    /// `NOTIFY=` as given (`NEVER`, `SUCCESS,FAILURE`), empty if absent.
+    pub notify: String,
+    /// `ORCPT=` as given, empty if absent.
+    pub original: String,
+}
+
+/// State of a message in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MessageState {
+    /// Waits for its next attempt.
+    Queued,
+    /// An operator holds it, or it is a bounce that failed.
+    Held,
+}
+
+/// State of one recipient.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RecipientState {
+    /// Not yet tried.
+    New,
+    /// Tried; some or all of its addresses are to be tried again.
+    Deferred,
+    /// Delivered to every address that it led to.
+    Delivered,
+    /// Failed for good; its sender has been told.
+    Failed,
+}
+
+/// One recipient of a queued message with its history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub recipient: Recipient,
+    pub state: RecipientState,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Text of the last failure, as the peer gave it; at most 1 KiB.
+    pub last_error: String,
+    /// When the next attempt is due.
+    pub next_due: UnixMs,
+    /// Addresses that this recipient led to (by aliases) and that are done: delivered or failed and reported.
+    pub done: BTreeSet<String>,
+}
+
+/// Where the bytes of a message lie.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Inside the `Accept` entry at this index.
+    Inline { index: u64 },
+    /// In `Chunk` entries at these indexes, in order.
+    Chunks { indexes: Vec<u64> },
+}
+
+/// A message in the queue. Immutable: a change makes a new one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuedMessage {
+    pub id: MessageId,
+    pub envelope: Envelope,
+    pub state: MessageState,
+    pub recipients: Vec<Attempt>,
+    pub body: Body,
+    /// Bytes of added headers and body together.
+    pub size: u64,
+    /// A delay warning has been sent.
+    pub warned: bool,
+    /// Not to be tried before this, whatever the recipients say (takeover grace).
+    pub not_before: UnixMs,
+}
+
+/// What became of one address in one attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The next hop took responsibility.
+    Delivered,
+    /// Failed for good.
+    Failed,
+    /// To be tried again at `next_due`.
+    Deferred { next_due: UnixMs },
+}
+
+/// The result for one address to which recipient number `recipient` led.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Index into `QueuedMessage::recipients`.
+    pub recipient: u32,
+    /// The final address (the recipient's own, if no alias changed it).
+    pub address: String,
+    pub verdict: Verdict,
+    /// Reply of the next hop, or our reason; at most 1 KiB.
+    pub text: String,
+}
+
+/// Everything that one attempt did to one message: one log entry, so all or nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub message: MessageId,
+    pub results: Vec<Delivered>,
+    /// Recipients (indexes) for which every address is done now: they leave the queue.
+    pub finished: Vec<u32>,
+    /// Messages that this outcome creates (bounces, delay warnings), with their whole bytes: queued in the same
+    /// entry, so that no failure is recorded without its bounce. At most 64 KiB of bytes each.
+    pub creates: Vec<(MessageId, Envelope, Bytes)>,
+    /// A delay warning is among `creates`.
+    pub warned: bool,
+}
+
+impl fmt::Display for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}-{}-{}",
+            base62(self.second, 6),
+            base62(self.counter, 6),
+            base62(u64::from(self.node), 2)
+        )
+    }
+}
+
+impl fmt::Debug for MessageId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A text that is no message id.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no message id; expected the form 1abcDE-000001-02")]
+pub struct BadMessageId(String);
+
+impl FromStr for MessageId {
+    type Err = BadMessageId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = || BadMessageId(text.chars().take(40).collect());
+        let mut parts = text.split('-');
+        let mut part = |digits: usize| {
+            parts.next().filter(|p| p.len() == digits).and_then(from_base62).ok_or_else(bad)
+        };
+        let (second, counter, node) = (part(6)?, part(6)?, part(2)?);
+        if parts.next().is_some() {
+            return Err(bad());
+        }
+        Ok(Self { second, counter, node: u16::try_from(node).map_err(|_| bad())? })
+    }
+}
+
+const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+fn base62(mut value: u64, width: usize) -> String {
+    let mut out = vec![b'0'; width];
+    for slot in out.iter_mut().rev() {
+        // Below 62, so the cast is exact.
+        *slot = DIGITS[(value % 62) as usize];
+        value /= 62;
+    }
+    out.into_iter().map(char::from).collect()
+}
+
+fn from_base62(text: &str) -> Option<u64> {
+    text.bytes().try_fold(0_u64, |value, byte| {
+        let digit = DIGITS.iter().position(|d| *d == byte)?;
+        value.checked_mul(62)?.checked_add(digit as u64)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_reads_back_and_sorts_by_time() {
+        let early = MessageId { second: 1_700_000_000, counter: 61, node: 2 };
+        let late = MessageId { second: 1_700_000_000, counter: 62, node: 1 };
+        assert_eq!(early.to_string().parse(), Ok(early));
+        assert!(early < late && early.to_string() < late.to_string());
+        assert!("1abcDE-00000-02".parse::<MessageId>().is_err());
+        assert!("1abcDE-000001-02-".parse::<MessageId>().is_err());
+    }
+}
