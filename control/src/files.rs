@@ -10,7 +10,7 @@ use std::{
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
+pub(crate) enum Access {
     /// Only the owner: keys.
     Secret,
     /// Everybody.
@@ -21,7 +21,7 @@ pub enum Access {
 ///
 /// # Errors
 /// With the file's name in the text.
-pub fn read(path: &Path) -> io::Result<String> {
+pub(crate) fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path).map_err(|error| named(path, &error))
 }
 
@@ -29,7 +29,7 @@ pub fn read(path: &Path) -> io::Result<String> {
 ///
 /// # Errors
 /// All but `NotFound`.
-pub fn read_optional(path: &Path) -> io::Result<Option<String>> {
+pub(crate) fn read_optional(path: &Path) -> io::Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -41,7 +41,7 @@ pub fn read_optional(path: &Path) -> io::Result<Option<String>> {
 ///
 /// # Errors
 /// With the file's name in the text.
-pub fn write(path: &Path, text: &str, access: Access) -> io::Result<()> {
+pub(crate) fn write(path: &Path, text: &str, access: Access) -> io::Result<()> {
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = Path::new(&fresh);
@@ -61,7 +61,7 @@ pub fn write(path: &Path, text: &str, access: Access) -> io::Result<()> {
 ///
 /// # Errors
 /// With the directory's name in the text.
-pub fn make_private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|error| named(parent, &error))?;
     }
@@ -75,7 +75,7 @@ pub fn make_private_dir(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// With the directory's name in the text; also if the new name is taken by a directory that is not empty.
-pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
         .and_then(|()| sync_parent(to))
         .map_err(|error| named(to, &error))
@@ -83,7 +83,7 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Whether something has this name.
 #[must_use]
-pub fn exists(path: &Path) -> bool {
+pub(crate) fn exists(path: &Path) -> bool {
     path.exists()
 }
 
