@@ -1,6 +1,10 @@
 //! Tests of the queue as a whole; those of its parts stand with them.
 
+mod fake;
+mod leading;
 mod replay;
+mod revise;
+mod writing;
 
 use super::*;
 use crate::env::UnixMs;
