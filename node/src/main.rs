@@ -10,7 +10,10 @@ const EXIT_USAGE: u8 = 2;
 
 /// A node of a ppswitch cluster.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage.")]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+)]
 struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -80,7 +83,11 @@ fn main() -> ExitCode {
         Verb::Init { config, admin, viewer } => run::blocking(async {
             let config = read(&config)?;
             ppsw_control::init(&config.data, config.control, &admin, &viewer).await?;
-            println!("cluster made; this is node 1. Credentials: {} and {}", admin.display(), viewer.display());
+            println!(
+                "cluster made; this is node 1. Credentials: {} and {}",
+                admin.display(),
+                viewer.display()
+            );
             Ok(())
         }),
         Verb::Join { config, token, peer } => run::blocking(async {
