@@ -264,6 +264,12 @@ impl Group {
             .copied()
     }
 
+    /// Whether [`Group::transfer`] to this node would be tried now.
+    #[must_use]
+    pub fn transfer_is_possible(&self, to: NodeId) -> bool {
+        self.check_successor(to).is_ok()
+    }
+
     /// Takes a checkpoint from the machine, saves it, and purges the log up to it.
     ///
     /// # Errors
