@@ -37,7 +37,10 @@ impl Machine for Tape {
     }
 
     fn checkpoint(&self, applied: Position) -> Checkpoint {
-        Checkpoint { upto: Some(applied.index), state: self.entries().join(&b','.to_owned()).into() }
+        Checkpoint {
+            upto: Some(applied.index),
+            state: self.entries().join(&b','.to_owned()).into(),
+        }
     }
 
     fn restore(&self, checkpoint: &Checkpoint) {
@@ -93,8 +96,7 @@ struct Node {
 impl Node {
     async fn start(id: NodeId, dir: &Path, book: &Arc<Book>) -> Result<Self, LogError> {
         let log = open_log(&dir.join(id.to_string()));
-        let groups =
-            Groups::new(id, log, Arc::new(SystemClock), book.clone(), Timing::default());
+        let groups = Groups::new(id, log, Arc::new(SystemClock), book.clone(), Timing::default());
         let tape = Arc::new(Tape::default());
         let group = groups.open(7, tape.clone()).await?;
         #[allow(clippy::disallowed_methods, reason = "a test's own socket")]
