@@ -1,4 +1,16 @@
-//! The wire and disk formats of ppswitch, generated from the files in `proto/`.
+//! Code generated from the `.proto` files: what goes over the wire between nodes and what stands on their disks.
+
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+/// Entries of a spool partition.
+pub mod queue {
+    tonic::include_proto!("ppsw.queue.v1");
+}
+
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+/// Consensus between nodes, and its small state on disk.
+pub mod raft {
+    tonic::include_proto!("ppsw.raft.v1");
+}
 
 /// The control plane: control group and services.
 pub mod control {
@@ -6,20 +18,4 @@ pub mod control {
     #![allow(clippy::use_self, clippy::unwrap_used, reason = "generated code")]
 
     tonic::include_proto!("ppsw.control.v1");
-}
-
-/// Entries of a spool partition.
-pub mod queue {
-    #![allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated code")]
-    #![allow(clippy::use_self, clippy::unwrap_used, reason = "generated code")]
-
-    tonic::include_proto!("ppsw.queue.v1");
-}
-
-/// Consensus between nodes, and what a Raft group keeps on its disk.
-pub mod raft {
-    #![allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated code")]
-    #![allow(clippy::use_self, clippy::unwrap_used, reason = "generated code")]
-
-    tonic::include_proto!("ppsw.raft.v1");
 }
