@@ -56,7 +56,7 @@ pub(crate) fn json(value: &Value) {
 /// A table without lines, for eyes and for `awk`.
 pub(crate) fn table(head: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(head.to_vec());
+    table.load_style(presets::NOTHING).set_header(head.to_vec());
     table
 }
 
