@@ -91,6 +91,15 @@ impl Plane {
         dialer.update(book.members.iter().map(|m| (m.id, m.control.clone())).collect());
         let log = open_log(&options, disk).await?;
         let carried = log.groups();
+        if book.started && carried.is_empty() {
+            return Err(PlaneError::Refused(format!(
+                "the log in {} is gone, but node {} had replicas in it. With an empty log it could vote twice and \
+                 lose mail: empty {} as a whole and join again, under a new number",
+                options.data.join("log").display(),
+                identity.node,
+                options.data.display()
+            )));
+        }
         let node = identity.node;
         let groups =
             Groups::new(node, log, Arc::clone(&clock), Arc::clone(&dialer) as _, options.timing);
@@ -270,7 +279,8 @@ impl Shared {
 
     /// Asks all members at once.
     pub(crate) async fn ask_all(&self, state: &State) -> BTreeMap<NodeId, pb::NodeReport> {
-        let asked = state.members.keys().map(|node| async { Some((*node, self.ask(*node).await?)) });
+        let asked =
+            state.members.keys().map(|node| async { Some((*node, self.ask(*node).await?)) });
         join_all(asked).await.into_iter().flatten().collect()
     }
 
@@ -320,5 +330,7 @@ async fn open_log(options: &PlaneOptions, disk: Arc<dyn Disk>) -> Result<Log, Pl
     };
     // Recovery reads the whole log.
     let opened = tokio::task::spawn_blocking(move || Log::open(disk, options)).await;
-    opened.map_err(|error| PlaneError::Refused(format!("opening the log ended: {error}")))?.map_err(Into::into)
+    opened
+        .map_err(|error| PlaneError::Refused(format!("opening the log ended: {error}")))?
+        .map_err(Into::into)
 }

@@ -17,7 +17,7 @@ use ppsw_spool::{
 };
 use tonic::Code;
 
-use support::{Cluster, PATIENCE, free_address, start, until};
+use support::{Cluster, PATIENCE, free_address, start, try_start, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_forms_drains_and_goes_home_again() {
@@ -32,7 +32,8 @@ async fn a_cluster_forms_drains_and_goes_home_again() {
     cluster.drain(2, false).await.unwrap();
     cluster.drain(2, false).await.unwrap();
     cluster.until_state(2, "draining").await;
-    until("told the node", async || second.hooks.draining.load(Ordering::SeqCst).then_some(())).await;
+    until("told the node", async || second.hooks.draining.load(Ordering::SeqCst).then_some(()))
+        .await;
     assert!(second.plane.draining() && !second.plane.not_ready().is_empty());
     let refused = cluster.drain(3, false).await.unwrap_err();
     assert!(refused.message().contains("node 2 is drained already"), "{refused}");
@@ -50,7 +51,8 @@ async fn a_cluster_forms_drains_and_goes_home_again() {
 
     cluster.undrain(2).await;
     cluster.until_home(3).await;
-    until("told the node", async || (!second.hooks.draining.load(Ordering::SeqCst)).then_some(())).await;
+    until("told the node", async || (!second.hooks.draining.load(Ordering::SeqCst)).then_some(()))
+        .await;
     cluster.stop().await;
 }
 
@@ -61,10 +63,7 @@ async fn a_drain_survives_a_restart_and_mail_stays() {
     writer.write(b"Subject: x\r\n\r\nhello\r\n").await.unwrap();
     let envelope = Envelope {
         sender: "spqr1@hermes.cam.ac.uk".to_owned(),
-        recipients: vec![Recipient {
-            address: "a@example.org".to_owned(),
-            ..Recipient::default()
-        }],
+        recipients: vec![Recipient { address: "a@example.org".to_owned(), ..Recipient::default() }],
         received: UnixMs(1_790_000_000_000),
         ..Envelope::default()
     };
@@ -72,7 +71,9 @@ async fn a_drain_survives_a_restart_and_mail_stays() {
 
     cluster.drain(3, false).await.unwrap();
     cluster.until_state(3, "drained").await;
-    let list = cluster.listed(pb::QueueFilter { domain: "example.org".to_owned(), ..Default::default() }).await;
+    let list = cluster
+        .listed(pb::QueueFilter { domain: "example.org".to_owned(), ..Default::default() })
+        .await;
     assert_eq!(list.len(), 1);
     assert_eq!((list[0].id.as_str(), list[0].partition), (id.to_string().as_str(), 3));
     assert_ne!(list[0].node, 3);
@@ -133,5 +134,48 @@ async fn credentials_and_tokens_open_only_what_they_are_for() {
     let error = join(&data, free_address(), &token, &address).await.unwrap_err().to_string();
     assert!(error.contains("revoked"), "{error}");
     other.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_cluster_starts_again_but_not_without_its_log() {
+    let mut cluster = Cluster::start(3).await;
+    for node in &cluster.nodes {
+        node.plane.shutdown().await;
+    }
+    for node in 0..3 {
+        let data = cluster.dir.path().join(format!("node-{}", node + 1)).join("data");
+        cluster.nodes[node] = start(&data, cluster.addresses[node]).await;
+    }
+    cluster.until_home(3).await;
+    until("all ready", async || {
+        cluster.nodes.iter().all(|n| n.plane.not_ready().is_empty()).then_some(())
+    })
+    .await;
+    cluster.nodes[1].plane.shutdown().await;
+    let data = cluster.dir.path().join("node-2").join("data");
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let error = try_start(&data, cluster.addresses[1]).await.err().unwrap().to_string();
+    assert!(error.contains("join again"), "{error}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fourth_node_takes_replicas_over() {
+    let cluster = Cluster::start(4).await;
+    // Partition 2 went from nodes 2, 3, 1 to 2, 3, 4; partition 3 from 3, 1, 2 to 3, 4, 1.
+    until("replicas that are not wanted are gone", async || {
+        let gone =
+            |node: usize, partition| cluster.nodes[node - 1].plane.spool().get(partition).is_none();
+        (gone(1, 2) && gone(2, 3)).then_some(())
+    })
+    .await;
+    let status = cluster.status().await;
+    let voters = |id: u32| {
+        let mut voters = status.partitions.iter().find(|p| p.id == id).unwrap().voters.clone();
+        voters.sort_unstable();
+        voters
+    };
+    assert_eq!((voters(2), voters(3), voters(4)), (vec![2, 3, 4], vec![1, 3, 4], vec![1, 2, 4]));
     cluster.stop().await;
 }

@@ -47,7 +47,10 @@ async fn an_operator_looks_drains_and_lists() {
     let writer = cluster.nodes[0].plane.spool().begin(PATIENCE).await.unwrap();
     let envelope = Envelope {
         sender: "a@example.org".to_owned(),
-        recipients: vec![Recipient { address: "b@hermes.cam.ac.uk".to_owned(), ..Recipient::default() }],
+        recipients: vec![Recipient {
+            address: "b@hermes.cam.ac.uk".to_owned(),
+            ..Recipient::default()
+        }],
         received: UnixMs(1_790_000_000_000),
         ..Envelope::default()
     };

@@ -11,7 +11,7 @@ use std::{
 };
 
 use ppsw_control::{
-    NodeHooks, Plane, PlaneOptions,
+    NodeHooks, Plane, PlaneError, PlaneOptions,
     client::{Credentials, Operator},
     init, join,
 };
@@ -63,6 +63,10 @@ pub(crate) fn free_address() -> SocketAddr {
 }
 
 pub(crate) async fn start(data: &Path, listen: SocketAddr) -> Node {
+    try_start(data, listen).await.unwrap()
+}
+
+pub(crate) async fn try_start(data: &Path, listen: SocketAddr) -> Result<Node, PlaneError> {
     let hooks = Arc::new(Hooks::default());
     let options = PlaneOptions {
         data: data.to_owned(),
@@ -73,8 +77,8 @@ pub(crate) async fn start(data: &Path, listen: SocketAddr) -> Node {
         cache_bytes: 4 << 20,
     };
     let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
-    let plane = Plane::start(options, disk, clock, Arc::clone(&hooks) as _).await.unwrap();
-    Node { plane, hooks }
+    let plane = Plane::start(options, disk, clock, Arc::clone(&hooks) as _).await?;
+    Ok(Node { plane, hooks })
 }
 
 /// Asks until the answer is as wanted.
@@ -101,10 +105,9 @@ impl Cluster {
         let credentials = Credentials::load(&admin).unwrap();
         let peer = addresses[0].to_string();
         let operator = Operator::connect(&peer, &credentials).await.unwrap();
-        let token = until("a token", async || {
-            operator.create_token(Duration::from_secs(600)).await.ok()
-        })
-        .await;
+        let token =
+            until("a token", async || operator.create_token(Duration::from_secs(600)).await.ok())
+                .await;
         for node in 2..=nodes {
             let address = addresses[node - 1];
             assert_eq!(join(&data(node), address, &token, &peer).await.unwrap(), node as u64);
@@ -123,10 +126,11 @@ impl Cluster {
         until("every partition at home with all its voters", async || {
             let status = self.status().await;
             let control = status.control.unwrap();
-            let home = status.partitions.iter().all(|p| {
-                p.leader == u64::from(p.id) && p.voters.len() == nodes.min(3)
-            });
-            (status.partitions.len() == nodes && home && control.voters.len() == nodes)
+            let home = status
+                .partitions
+                .iter()
+                .all(|p| p.leader == u64::from(p.id) && p.voters.len() == nodes.min(3));
+            (status.partitions.len() == nodes && home && control.voters.len() == nodes.min(5))
                 .then_some(())
         })
         .await;

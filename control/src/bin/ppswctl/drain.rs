@@ -29,9 +29,7 @@ pub(crate) async fn drain(
     let begun = SystemClock.instant();
     let node = session.find(name).await?.member.unwrap_or_default().id;
     let request = DrainRequest { node, force };
-    session
-        .call(async |mut client: AdminClient<Channel>| client.drain(request).await)
-        .await?;
+    session.call(async |mut client: AdminClient<Channel>| client.drain(request).await).await?;
     let mut teller = Teller::new(json);
     teller.tell(format!("node {node}: drain is recorded, not ready for new sessions"));
     loop {
@@ -70,9 +68,7 @@ pub(crate) async fn undrain(
     let begun = SystemClock.instant();
     let node = session.find(name).await?.member.unwrap_or_default().id;
     let request = UndrainRequest { node };
-    session
-        .call(async |mut client: AdminClient<Channel>| client.undrain(request).await)
-        .await?;
+    session.call(async |mut client: AdminClient<Channel>| client.undrain(request).await).await?;
     let mut teller = Teller::new(json);
     teller.tell(format!("node {node}: the drain is undone"));
     loop {
@@ -100,14 +96,15 @@ pub(crate) async fn undrain(
 enum Step {
     Going(String),
     /// With the messages that other nodes now have of the node's home partition.
-    Done { messages: u64 },
+    Done {
+        messages: u64,
+    },
     /// It is not drained (any more).
     Ended,
 }
 
 fn look_at_drain(status: &StatusReply, node: u64) -> Step {
-    let Some(entry) =
-        status.nodes.iter().find(|n| n.member.as_ref().is_some_and(|m| m.id == node))
+    let Some(entry) = status.nodes.iter().find(|n| n.member.as_ref().is_some_and(|m| m.id == node))
     else {
         return Step::Ended;
     };
@@ -125,7 +122,10 @@ fn look_at_drain(status: &StatusReply, node: u64) -> Step {
         return if led.is_empty() && orphans.is_empty() {
             done
         } else {
-            Step::Going(format!("does not answer; no other node leads partition {}", show::list(&orphans)))
+            Step::Going(format!(
+                "does not answer; no other node leads partition {}",
+                show::list(&orphans)
+            ))
         };
     };
     let progress = report.drain.clone().unwrap_or_default();
@@ -171,7 +171,9 @@ fn look_at_home(status: &StatusReply, node: u64) -> Result<(), String> {
     match status.partitions.iter().find(|partition| u64::from(partition.id) == node) {
         Some(home) if home.leader == node => Ok(()),
         Some(home) if home.leader == 0 => Err(format!("partition {node} has no leader now")),
-        Some(home) => Err(format!("waiting for partition {node} to come home from node {}", home.leader)),
+        Some(home) => {
+            Err(format!("waiting for partition {node} to come home from node {}", home.leader))
+        }
         None => Err(format!("partition {node} does not exist yet")),
     }
 }

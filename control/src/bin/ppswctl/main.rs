@@ -161,9 +161,7 @@ async fn run(args: Args) -> Result<(), Failure> {
         Verb::Drain { node, timeout, force } => {
             drain::drain(&mut session, json, &node, timeout, force).await
         }
-        Verb::Undrain { node, timeout } => {
-            drain::undrain(&mut session, json, &node, timeout).await
-        }
+        Verb::Undrain { node, timeout } => drain::undrain(&mut session, json, &node, timeout).await,
         Verb::Node { verb: NodeVerb::List } => node::list(&mut session, json).await,
         Verb::Token { verb } => match verb {
             TokenVerb::Create { ttl } => token::create(&mut session, json, ttl).await,

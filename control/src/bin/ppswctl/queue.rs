@@ -229,7 +229,10 @@ fn print_item(item: &QueueItem) {
     show::line(&format!("  received   {} by {}", stamp(item.received_ms), origin.protocol));
     show::line(&format!("  client     {} {}", origin.client, origin.client_name));
     show::line(&format!("  size       {} bytes", item.size));
-    show::line(&format!("  state      {}, on node {}, partition {}", item.state, item.node, item.partition));
+    show::line(&format!(
+        "  state      {}, on node {}, partition {}",
+        item.state, item.node, item.partition
+    ));
     show::line(&format!("  next try   {}", stamp(item.next_retry_ms)));
     show::line(&format!("  expires    {}", stamp(item.expires_ms)));
     for recipient in &item.recipients {
@@ -240,7 +243,10 @@ fn print_item(item: &QueueItem) {
             show::count(u64::from(recipient.attempts), "attempt")
         ));
         if !recipient.last_error.is_empty() {
-            show::line(&format!("             {}", recipient.last_error.replace(['\r', '\n'], " ")));
+            show::line(&format!(
+                "             {}",
+                recipient.last_error.replace(['\r', '\n'], " ")
+            ));
         }
     }
 }

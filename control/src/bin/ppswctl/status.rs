@@ -21,9 +21,10 @@ pub(crate) async fn run(session: &mut Session, json: bool) -> Result<(), Failure
 /// A node as `status` and `node list` show it.
 pub(crate) fn node_json(node: &NodeStatus) -> Value {
     let member = node.member.clone().unwrap_or_default();
-    let drain = node.drain.as_ref().map(|drain| {
-        json!({ "since": show::time(drain.since_ms), "by": drain.by })
-    });
+    let drain = node
+        .drain
+        .as_ref()
+        .map(|drain| json!({ "since": show::time(drain.since_ms), "by": drain.by }));
     json!({
         "id": member.id,
         "name": member.name,
@@ -90,7 +91,8 @@ fn print(status: &StatusReply) {
         ]);
     }
     show::print(&nodes);
-    let mut partitions = show::table(&["PARTITION", "LEADER", "VOTERS", "TERM", "MESSAGES", "NOTE"]);
+    let mut partitions =
+        show::table(&["PARTITION", "LEADER", "VOTERS", "TERM", "MESSAGES", "NOTE"]);
     for group in &status.partitions {
         let (mut voters, mut wanted) = (group.voters.clone(), group.wanted.clone());
         voters.sort_unstable();

@@ -78,10 +78,9 @@ impl TargetArgs {
                 "expected --cluster FILE, or --address HOST:PORT, or `addresses` in {}",
                 path.display()
             )),
-            (false, None) => Err(format!(
-                "expected --credentials DIR, or `credentials` in {}",
-                path.display()
-            )),
+            (false, None) => {
+                Err(format!("expected --credentials DIR, or `credentials` in {}", path.display()))
+            }
         }
     }
 
@@ -91,11 +90,8 @@ impl TargetArgs {
         if addresses.is_empty() {
             return Err(format!("{}: expected at least one node", path.display()));
         }
-        let (field, named) = if self.viewer {
-            ("viewer", file.viewer)
-        } else {
-            ("credentials", file.credentials)
-        };
+        let (field, named) =
+            if self.viewer { ("viewer", file.viewer) } else { ("credentials", file.credentials) };
         let given = self.credentials.clone().or_else(|| named.map(|name| beside(path, name)));
         let credentials = given.ok_or_else(|| {
             format!("{}: expected a field `{field}`, or --credentials DIR", path.display())
