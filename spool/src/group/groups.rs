@@ -9,13 +9,8 @@ use ppsw_proto::raft::raft_server::RaftServer;
 use tokio::sync::watch;
 
 use super::{
-    Dial, Group, GroupId, Machine, Timing,
-    leadership,
-    machine::Adapter,
-    network::Factory,
-    service::Service,
-    store::Store,
-    types::Raft,
+    Dial, Group, GroupId, Machine, Timing, leadership, machine::Adapter, network::Factory,
+    service::Service, store::Store, types::Raft,
 };
 use crate::{
     NodeId,
@@ -65,11 +60,7 @@ impl Groups {
     ///
     /// # Errors
     /// What the log says.
-    pub async fn open(
-        &self,
-        id: GroupId,
-        machine: Arc<dyn Machine>,
-    ) -> Result<Group, LogError> {
+    pub async fn open(&self, id: GroupId, machine: Arc<dyn Machine>) -> Result<Group, LogError> {
         let _one = self.inner.changing.lock().await;
         if let Some(group) = self.get(id) {
             return Ok(group);
@@ -82,14 +73,8 @@ impl Groups {
         let raft = Raft::new(inner.node, config, factory, store.clone(), adapter)
             .await
             .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
-        let group = Group::new(
-            inner.node,
-            id,
-            raft.clone(),
-            store,
-            inner.clock.clone(),
-            inner.timing,
-        );
+        let group =
+            Group::new(inner.node, id, raft.clone(), store, inner.clock.clone(), inner.timing);
         let failure = inner.failure.clone();
         let watcher = leadership::watch(group.clone(), machine, move |why| {
             fail(&failure, format!("group {id}: {why}"));

@@ -105,11 +105,7 @@ impl Group {
     ///
     /// # Errors
     /// See [`ProposeError`]; only `NotLeader` says that nothing was written.
-    pub async fn propose(
-        &self,
-        payload: Bytes,
-        deadline: Duration,
-    ) -> Result<Reply, ProposeError> {
+    pub async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
         let began = self.inner.clock.instant();
         let proposed = timeout(deadline, self.inner.raft.client_write(Proposal(payload))).await;
         match proposed {
@@ -199,7 +195,9 @@ impl Group {
             loop {
                 let status = self.status();
                 let matched = status.matched.get(&node).copied().flatten();
-                if matched.is_some_and(|m| m + limits::TRANSFER_LAG_MAX > status.last_index.unwrap_or(0)) {
+                if matched
+                    .is_some_and(|m| m + limits::TRANSFER_LAG_MAX > status.last_index.unwrap_or(0))
+                {
                     break;
                 }
                 sleep(POLL).await;
@@ -264,6 +262,12 @@ impl Group {
             .copied()
     }
 
+    /// Whether [`Group::transfer`] to this node would be tried now.
+    #[must_use]
+    pub fn transfer_is_possible(&self, to: NodeId) -> bool {
+        self.check_successor(to).is_ok()
+    }
+
     /// Takes a checkpoint from the machine, saves it, and purges the log up to it.
     ///
     /// # Errors
@@ -304,8 +308,7 @@ impl Group {
         self.inner.stopping.store(true, Ordering::Release);
         // A replica that has failed cannot be joined; there is nothing left to stop.
         let _ = self.inner.raft.shutdown().await;
-        let watcher =
-            self.inner.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let watcher = self.inner.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(watcher) = watcher {
             watcher.abort();
         }
@@ -332,9 +335,14 @@ impl Group {
         if matched.is_none_or(|m| m + limits::TRANSFER_LAG_MAX < last) {
             return Err(unfit("it lags behind; wait until it has caught up"));
         }
-        let heard = self.inner.raft.metrics().borrow_watched().heartbeat.as_ref().and_then(|all| {
-            all.get(&to).copied().flatten().map(|at| at.elapsed())
-        });
+        let heard = self
+            .inner
+            .raft
+            .metrics()
+            .borrow_watched()
+            .heartbeat
+            .as_ref()
+            .and_then(|all| all.get(&to).copied().flatten().map(|at| at.elapsed()));
         if heard.is_none_or(|silence| silence > self.inner.timing.election_min) {
             return Err(unfit("it has not answered a heartbeat lately"));
         }
@@ -348,11 +356,8 @@ impl Group {
         if timeout(limits::TRANSFER_STUCK, self.led_by_another()).await.is_ok() {
             return self.moved_to(to);
         }
-        let other = self
-            .status()
-            .voters
-            .into_iter()
-            .find(|node| *node != to && *node != self.inner.node);
+        let other =
+            self.status().voters.into_iter().find(|node| *node != to && *node != self.inner.node);
         if let Some(other) = other {
             trigger.transfer_leader(other).await.map_err(|e| stopped(&e))?;
         }

@@ -117,8 +117,12 @@ impl Adapter {
             return None;
         }
         let (_, term) = state.terms.range(..=upto).next_back()?;
-        let membership =
-            state.memberships.range(..=upto).next_back().map(|(_, m)| m.clone()).unwrap_or_default();
+        let membership = state
+            .memberships
+            .range(..=upto)
+            .next_back()
+            .map(|(_, m)| m.clone())
+            .unwrap_or_default();
         let last = types::log_id(super::Position { term: *term, index: upto });
         let meta = SnapshotMeta { last_log_id: Some(last), last_membership: membership };
         Some((meta, checkpoint.state))
@@ -143,7 +147,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Adapter {
             kept.checkpoint = Some((meta, state));
         }
         let (meta, snapshot) = self.state().checkpoint.clone().unwrap_or_else(|| {
-            let meta = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
+            let meta =
+                SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
             (meta, Bytes::new())
         });
         Ok(Snapshot { meta, snapshot })

@@ -143,4 +143,3 @@ pub struct GroupStatus {
     /// On the leader: milliseconds since a majority last answered; `None`: never, or not leading.
     pub quorum_age_ms: Option<u64>,
 }
-

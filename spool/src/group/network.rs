@@ -120,7 +120,10 @@ impl Peer {
         mut input: S,
     ) -> Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>
     where
-        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>>
+            + OptionalSend
+            + Unpin
+            + 'static,
     {
         // The input waits out openraft's back-off: a connection made before asking it for the first request would be
         // tried again at once when it fails, for ever.
@@ -184,7 +187,10 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         option: RPCOption,
     ) -> BoxFuture<'s, Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>>
     where
-        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>>
+            + OptionalSend
+            + Unpin
+            + 'static,
     {
         if self.heartbeats {
             return stream_append_sequential(self, input, option);

@@ -135,8 +135,7 @@ impl raft_server::Raft for Service {
         let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;
         let mut rpc = VoteRequest::new(vote, request.last.as_ref().map(log_id_from_wire));
         rpc.leadership_transfer = request.leadership_transfer;
-        let answer =
-            if request.pre_vote { raft.pre_vote(rpc).await } else { raft.vote(rpc).await };
+        let answer = if request.pre_vote { raft.pre_vote(rpc).await } else { raft.vote(rpc).await };
         let answer = answer.map_err(unavailable)?;
         Ok(Response::new(wire::VoteReply {
             vote: Some(vote_to_wire(&answer.vote)),
@@ -204,7 +203,9 @@ where
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))
 }
 
-fn append_from_wire(request: &wire::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+fn append_from_wire(
+    request: &wire::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;
     let entries = request
         .entries

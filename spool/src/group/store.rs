@@ -84,7 +84,10 @@ impl Store {
     }
 
     /// Saves a checkpoint; it is durable when this returns.
-    pub(crate) async fn save_checkpoint(&self, checkpoint: &wire::StoredCheckpoint) -> io::Result<()> {
+    pub(crate) async fn save_checkpoint(
+        &self,
+        checkpoint: &wire::StoredCheckpoint,
+    ) -> io::Result<()> {
         let bytes = checkpoint.encode_to_vec().into();
         self.durable(|done| self.log.save_checkpoint(self.group, bytes, done)).await
     }
@@ -101,7 +104,7 @@ impl RaftLogReader<TypeConfig> for Store {
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
         let state = self.log.state(self.group);
-        let first = state.purged.map_or(0, |p| p.index + 1);
+        let Some(first) = state.first else { return Ok(Vec::new()) };
         let next = state.last.map_or(0, |p| p.index + 1);
         let start = match range.start_bound() {
             Bound::Included(start) => *start,

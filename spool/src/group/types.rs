@@ -167,7 +167,10 @@ pub(crate) fn checkpoint_from_wire(
     stored: wire::StoredCheckpoint,
 ) -> Result<(SnapshotMeta, Bytes), BadForm> {
     if stored.version != 1 {
-        return Err(BadForm(format!("checkpoint of version {}; use a newer ppswd", stored.version)));
+        return Err(BadForm(format!(
+            "checkpoint of version {}; use a newer ppswd",
+            stored.version
+        )));
     }
     let membership = stored.membership.unwrap_or_default();
     let meta = SnapshotMeta {
