@@ -26,7 +26,7 @@ pub struct Tables {
 impl Tables {
     /// Reads `tables/`, `domains/`, `lists/` and `users/` below `dir`. All errors at once, each with file and line.
     pub fn load(dir: &Path) -> Result<Self, Vec<TableError>> {
-        let mut files = files::read_tree(dir).map_err(|errors| {
+        let files = files::read_tree(dir).map_err(|errors| {
             let error = |e: files::FileError| TableError {
                 file: e.path.display().to_string(),
                 line: 0,
@@ -34,11 +34,11 @@ impl Tables {
             };
             errors.into_iter().map(error).collect::<Vec<_>>()
         })?;
-        files.remove("policy.kdl");
         Self::from_files(&files)
     }
 
-    /// Makes tables of files that were read already: path below the configuration's directory, and content.
+    /// Makes tables of files that were read already: path below the configuration's directory, and content. The policy
+    /// among them is left alone.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, Vec<TableError>> {
         parse::tables(files).map(|tables| Self { tables })
     }

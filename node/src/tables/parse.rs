@@ -9,14 +9,14 @@ use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
 use super::{Entry, Map, Table, TableError};
-use crate::limits;
+use crate::{limits, policy::POLICY};
 
 pub(super) fn tables(
     files: &BTreeMap<String, Vec<u8>>,
 ) -> Result<HashMap<Box<str>, Table>, Vec<TableError>> {
     let mut tables = HashMap::new();
     let mut errors = Vec::new();
-    for (path, content) in files {
+    for (path, content) in files.iter().filter(|(path, _)| *path != POLICY) {
         let mut file = File { path, errors: &mut errors };
         let Some((name, kind)) = file.name() else { continue };
         let Some(text) = file.text(content) else { continue };
