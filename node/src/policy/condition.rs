@@ -38,7 +38,7 @@ pub(crate) enum Condition {
     SizeOver(u64),
     /// More recipients were accepted than this.
     RecipientsOver(u64),
-    /// The text can be made, and is not empty, `0`, `no` or `false`.
+    /// Every table of the text has its entry, and the text is not `0`, `no` or `false`.
     Lookup(Template),
     /// A list table of this name has a line.
     HasLines(Template),

@@ -269,7 +269,7 @@ impl Evaluation<'_> {
             Condition::QueueOver(n) => self.node.queue_length() > *n,
             Condition::SizeOver(n) => self.transaction.size_declared.is_some_and(|size| size > *n),
             Condition::RecipientsOver(n) => self.transaction.recipients_accepted as u64 > *n,
-            Condition::Lookup(template) => template.fill(self).is_some_and(|text| says_yes(&text)),
+            Condition::Lookup(template) => template.fill(self).is_some_and(|text| found(&text)),
             Condition::HasLines(name) => name.fill(self).is_some_and(|name| {
                 self.configuration.tables.lines(&name).is_some_and(|lines| !lines.is_empty())
             }),
@@ -503,8 +503,13 @@ fn parts(address: &str) -> (&str, &str) {
     address.rsplit_once('@').unwrap_or((address, ""))
 }
 
+/// What a look-up found counts, also if it has no value, unless it says no.
+pub(crate) fn found(text: &str) -> bool {
+    !matches!(text.trim(), "0" | "no" | "false")
+}
+
 fn says_yes(text: &str) -> bool {
-    !matches!(text.trim(), "" | "0" | "no" | "false")
+    found(text) && !text.trim().is_empty()
 }
 
 /// As DNS lists want it: `2.66.200.127`, or the 32 digits of an IPv6 address (RFC 5782 §2.1, §2.4).

@@ -20,6 +20,7 @@ use std::{
 };
 
 pub(crate) use compile::Compiler;
+pub(crate) use evaluate::found;
 pub use diagnostic::{PlainError, PolicyError};
 
 use crate::{

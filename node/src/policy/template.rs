@@ -303,7 +303,8 @@ mod tests {
             ("{domian}", "unknown field"),
             ("{domain", "not closed"),
             ("a } b", "closes nothing"),
-            ("{table:x}", "not closed"),
+            ("{table:x}", "closes nothing"),
+            ("{table:x:y", "not closed"),
             ("{helo}", "unknown field"),
         ] {
             let error = Template::parse(text, Scope::Router).unwrap_err();

@@ -43,7 +43,7 @@ pub(crate) struct Router {
 pub(crate) enum Precondition {
     Domains(List),
     LocalParts(List),
-    /// The text can be made, and says neither no nor nothing; or the opposite.
+    /// Every table of the text has its entry, and it does not say no; or the opposite.
     Lookup { negated: bool, text: Template },
     /// The list table exists; or the opposite.
     HasTable { negated: bool, name: Template },

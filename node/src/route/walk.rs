@@ -14,7 +14,7 @@ use super::{
 use crate::{
     dns::Dns,
     limits,
-    policy::{Configuration, list::Subject},
+    policy::{self, Configuration, list::Subject},
 };
 
 /// Why an address that no router takes fails.
@@ -154,8 +154,7 @@ impl Walk<'_> {
             }
             Precondition::LocalParts(list) => list.holds(Subject::LocalPart(&view.local), &world),
             Precondition::Lookup { negated, text } => {
-                let says = |text: &String| !matches!(text.trim(), "" | "0" | "no" | "false");
-                text.fill(view).filter(says).is_some() != *negated
+                text.fill(view).is_some_and(|text| policy::found(&text)) != *negated
             }
             Precondition::HasTable { negated, name } => {
                 name.fill(view).is_some_and(|name| tables.has(&name)) != *negated
