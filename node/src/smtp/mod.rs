@@ -1,1 +1,7 @@
-//! smtp: to be written.
+//! The SMTP front end.
+
+mod address;
+mod command;
+mod data;
+mod line;
+pub mod reply;
