@@ -55,8 +55,8 @@ pub const SESSION_REFUSED_RECIPIENTS_MAX: u32 = 200;
 /// Commands in a row that neither begin nor advance a message (NOOP, RSET, HELO, VRFY …).
 pub const SESSION_IDLE_COMMANDS_MAX: u32 = 100;
 
-/// Messages of one session: as Exim's `smtp_accept_max_per_connection`; spreads load over the nodes again.
-pub const SESSION_MESSAGES_MAX: u32 = 1_000;
+/// Messages of one session: nobody has a slot for ever; far above what a busy relay sends on one connection.
+pub const SESSION_MESSAGES_MAX: u32 = 100_000;
 
 /// Failed AUTH commands after which a session ends.
 pub const AUTH_FAILURES_MAX: u32 = 3;
@@ -116,3 +116,6 @@ pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest PROXY v2 header that is taken: addresses and some TLVs.
 pub const PROXY_HEADER_BYTES_MAX: usize = 1_024;
+
+/// Connections that may wait for their PROXY header at once.
+pub const PROXY_HEADERS_PENDING_MAX: usize = 256;

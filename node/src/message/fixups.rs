@@ -221,13 +221,15 @@ mod tests {
 
     #[test]
     fn a_whole_message_is_left_alone() {
-        let header = "Date: d\r\nMessage-ID: <a@b>\r\nFrom: \"A, B\" <U@D.org>\r\nBcc: secret@x\r\n";
+        let header =
+            "Date: d\r\nMessage-ID: <a@b>\r\nFrom: \"A, B\" <U@D.org>\r\nBcc: secret@x\r\n";
         assert_eq!(submit(header, Some("u@d.org"), false), (String::new(), header.into()));
     }
 
     #[test]
     fn sender_tells_who_submitted() {
-        let header = "Date: d\r\nSender: forged@x,\r\n\ty\r\nMessage-ID: <a@b>\r\nFrom: other@x.org\r\n";
+        let header =
+            "Date: d\r\nSender: forged@x,\r\n\ty\r\nMessage-ID: <a@b>\r\nFrom: other@x.org\r\n";
         let (added, left) = submit(header, Some("u@d.org"), false);
         assert_eq!(added, "Sender: u@d.org\r\n");
         assert_eq!(left, "Date: d\r\nMessage-ID: <a@b>\r\nFrom: other@x.org\r\n");

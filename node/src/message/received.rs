@@ -40,7 +40,11 @@ impl Trace<'_> {
         };
         let mut words = vec![
             format!("from {} ({name}[{client}]:{port})", domain(&origin.helo)),
-            format!("by {} ({} [{server}]:{server_port})", self.host_name, comment(self.service_name)),
+            format!(
+                "by {} ({} [{server}]:{server_port})",
+                self.host_name,
+                comment(self.service_name)
+            ),
             format!("with {}", origin.protocol),
         ];
         if let Some(mechanism) = self.mechanism.filter(|_| !origin.authenticated.is_empty()) {

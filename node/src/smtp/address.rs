@@ -141,7 +141,9 @@ pub(super) fn is_domain(name: &str) -> bool {
 
 /// `[192.0.2.1]` or `[IPv6:2001:db8::1]` (RFC 5321 §4.1.3).
 pub(super) fn is_literal(text: &str) -> bool {
-    let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) else { return false };
+    let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) else {
+        return false;
+    };
     match inner.get(..5).filter(|tag| tag.eq_ignore_ascii_case("IPv6:")) {
         Some(_) => inner[5..].parse::<Ipv6Addr>().is_ok(),
         None => inner.parse::<Ipv4Addr>().is_ok(),

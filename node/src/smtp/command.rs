@@ -110,7 +110,11 @@ pub(super) fn verb(line: &[u8]) -> &'static str {
         "RSET", "STARTTLS", "VRFY", "ETRN", "TURN",
     ];
     let end = memchr::memchr2(b' ', b'\t', line).unwrap_or(line.len());
-    VERBS.iter().find(|v| v.as_bytes().eq_ignore_ascii_case(&line[..end])).copied().unwrap_or("other")
+    VERBS
+        .iter()
+        .find(|v| v.as_bytes().eq_ignore_ascii_case(&line[..end]))
+        .copied()
+        .unwrap_or("other")
 }
 
 /// Understands a line (without its end).
@@ -156,12 +160,24 @@ fn hello_name<'a>(text: &'a str, verb: &'static str) -> Result<&'a str, CommandE
     let literal = text.starts_with('[');
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.:".contains(c) || !c.is_ascii();
     let good = (1..=DOMAIN_BYTES_MAX).contains(&text.len())
-        && if literal { is_literal(text) || is_loose_literal(text) } else { text.chars().all(plain) };
+        && if literal {
+            is_literal(text) || is_loose_literal(text)
+        } else {
+            text.chars().all(plain)
+        };
     if text.is_empty() {
-        return Err(CommandError::Syntax(if verb == "EHLO" { "EHLO hostname" } else { "HELO hostname" }));
+        return Err(CommandError::Syntax(if verb == "EHLO" {
+            "EHLO hostname"
+        } else {
+            "HELO hostname"
+        }));
     }
     // A name in UTF-8 must at least be one (RFC 6531 §3.7.1 asks for A-labels).
-    if good && (text.is_ascii() || is_domain(text)) { Ok(text) } else { Err(CommandError::HelloName(verb)) }
+    if good && (text.is_ascii() || is_domain(text)) {
+        Ok(text)
+    } else {
+        Err(CommandError::HelloName(verb))
+    }
 }
 
 /// `[2001:db8::1]` without its tag is wrong and common.
@@ -279,7 +295,8 @@ fn ret(value: &str) -> Option<bool> {
 /// RFC 3461 §4: printable ASCII without `=`, `+` only before two upper-case hex digits.
 fn xtext(value: &str, longest: usize) -> Option<String> {
     let bytes = value.as_bytes();
-    let hex = |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b));
+    let hex =
+        |at: usize| bytes.get(at).is_some_and(|b| b.is_ascii_digit() || (b'A'..=b'F').contains(b));
     let good = (1..=longest).contains(&bytes.len())
         && bytes.iter().enumerate().all(|(at, b)| match b {
             b'+' => hex(at + 1) && hex(at + 2),

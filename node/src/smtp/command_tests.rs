@@ -13,7 +13,10 @@ fn commands_are_read_whatever_their_case() {
     assert_eq!(parse(b"EHLO [127.0.0.1]"), Ok(Command::Ehlo("[127.0.0.1]")));
     assert_eq!(parse(b"helo bad..name_"), Ok(Command::Helo("bad..name_")));
     assert_eq!(parse(b"BDAT 86 last"), Ok(Command::Bdat { size: 86, last: true }));
-    assert_eq!(parse(b"BDAT 99999999999999999999"), Ok(Command::Bdat { size: u64::MAX, last: false }));
+    assert_eq!(
+        parse(b"BDAT 99999999999999999999"),
+        Ok(Command::Bdat { size: u64::MAX, last: false })
+    );
     assert_eq!(
         parse(b"AUTH plain AGEAYg=="),
         Ok(Command::Auth { mechanism: "plain", initial: Some("AGEAYg==") })

@@ -52,9 +52,9 @@ impl ContentReader {
         Self { dots: false, ..Self::data(line_ends) }
     }
 
-    /// A CR or LF stood alone in what was read until now.
-    pub(super) fn saw_bare_line_end(&self) -> bool {
-        self.bare
+    /// A CR or LF stood alone in what was read until now, and that is to be refused.
+    pub(super) fn is_refused(&self) -> bool {
+        self.bare && self.line_ends == LineEnds::Refuse
     }
 
     /// The final dot has been read (DATA only).
@@ -142,7 +142,7 @@ impl ContentReader {
     }
 
     fn emit(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        if !(self.bare && self.line_ends == LineEnds::Refuse) {
+        if !self.is_refused() {
             out.extend_from_slice(bytes);
         }
     }
@@ -164,7 +164,7 @@ mod tests {
             let until = input.len().min(used + step);
             used += reader.read(&input[used..until], &mut out);
         }
-        (out, reader.ended(), reader.saw_bare_line_end(), input[used..].to_vec())
+        (out, reader.ended(), reader.bare, input[used..].to_vec())
     }
 
     /// The same by definition instead of by state: the first CRLF.CRLF (the content begins after a CRLF) ends it.
@@ -188,9 +188,22 @@ mod tests {
     #[test]
     fn no_other_sequence_ends_the_content() {
         for end in [
-            "\n.\n", "\n.\r\n", "\r.\r", "\r.\r\n", "\r\n.\n", "\r\n.\r", "\n.\r", "\r.\n",
-            "\r\n.\r\r\n", "\r\r\n.\r\r\n", "\n\n.\r\n", "\r\n\n.\r\n", "\r\n\x00.\r\n",
-            "\r\n.\x00\r\n", "\r\n.\r\x00\n", "\r\n..\r\n",
+            "\n.\n",
+            "\n.\r\n",
+            "\r.\r",
+            "\r.\r\n",
+            "\r\n.\n",
+            "\r\n.\r",
+            "\n.\r",
+            "\r.\n",
+            "\r\n.\r\r\n",
+            "\r\r\n.\r\r\n",
+            "\n\n.\r\n",
+            "\r\n\n.\r\n",
+            "\r\n\x00.\r\n",
+            "\r\n.\x00\r\n",
+            "\r\n.\r\x00\n",
+            "\r\n..\r\n",
         ] {
             let input = format!("x{end}MAIL FROM:<a@b>\r\n.\r\nRSET\r\n");
             for mode in [LineEnds::Refuse, LineEnds::Normalise] {
@@ -198,7 +211,8 @@ mod tests {
                     let (out, ended, bare, rest) = read(input.as_bytes(), &[step], mode);
                     assert!(ended, "{end:?}");
                     assert_eq!(rest, b"RSET\r\n", "{end:?} {step}");
-                    let clean = end.starts_with("\r\n\0") || end.contains('\0') || end.contains("..");
+                    let clean =
+                        end.starts_with("\r\n\0") || end.contains('\0') || end.contains("..");
                     assert_eq!(bare, !clean || end == "\r\n.\r\x00\n", "{end:?}");
                     if mode == LineEnds::Normalise {
                         assert!(memchr::memmem::find(&out, b"MAIL FROM").is_some(), "{end:?}");
@@ -221,9 +235,9 @@ mod tests {
         for piece in [b".\r".as_slice(), b"\n.\r\n", b"..x\r"] {
             assert_eq!(reader.read(piece, &mut out), piece.len());
         }
-        assert!(!reader.saw_bare_line_end());
+        assert!(!reader.bare);
         reader.finish(&mut out);
-        assert!(reader.saw_bare_line_end() && !reader.ended());
+        assert!(reader.bare && !reader.ended());
         assert_eq!(out, b".\r\n.\r\n..x\r\n");
     }
 
@@ -249,7 +263,7 @@ mod tests {
             if !bare || normalise {
                 let mut again = ContentReader::chunks(LineEnds::Refuse);
                 again.read(&out, &mut Vec::new());
-                prop_assert!(!again.saw_bare_line_end());
+                prop_assert!(!again.bare);
             }
         }
     }

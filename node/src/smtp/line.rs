@@ -16,7 +16,12 @@ pub(super) enum Line {
     BareLineEnd,
     /// A line longer than [`COMMAND_LINE_BYTES_MAX`]; all of it is gone from the input.
     TooLong,
+    /// A TLS handshake where none is expected: nothing that we say would be understood.
+    Tls,
 }
+
+/// First byte of a TLS handshake record (RFC 8446 §5.1); no command begins with it.
+const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Cuts lines out of a buffer. Keeps no bytes itself.
 #[derive(Debug, Default)]
@@ -31,6 +36,9 @@ impl LineReader {
     /// The next line, or `None` if its end has not arrived. `strict`: only CRLF ends a line properly; else bare CR
     /// and bare LF do too.
     pub(super) fn next(&mut self, input: &mut BytesMut, strict: bool) -> Option<Line> {
+        if input.first() == Some(&TLS_HANDSHAKE) && !self.skipping {
+            return Some(Line::Tls);
+        }
         let Some(end) = self.find_end(input, strict) else {
             if input.len() > COMMAND_LINE_BYTES_MAX {
                 self.skipping = true;
@@ -53,11 +61,6 @@ impl LineReader {
             return Some(Line::BareLineEnd);
         }
         Some(Line::Whole(line))
-    }
-
-    /// Whether a whole line is waiting: then replies need not be sent yet (RFC 2920 §3.2).
-    pub(super) fn has_line(&self, input: &BytesMut) -> bool {
-        memchr::memchr(b'\n', input).is_some()
     }
 
     fn find_end(&mut self, input: &BytesMut, strict: bool) -> Option<End> {
@@ -116,6 +119,7 @@ mod tests {
                     Line::Whole(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
                     Line::BareLineEnd => "BARE".into(),
                     Line::TooLong => "LONG".into(),
+                    Line::Tls => panic!(),
                 });
             }
             assert!(buffer.len() <= COMMAND_LINE_BYTES_MAX + step);
