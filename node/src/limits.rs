@@ -28,6 +28,12 @@ pub const SESSION_TIME_MAX: Duration = Duration::from_secs(4 * 3600);
 /// Time for a client to take a reply off our hands (RFC 5321 §4.5.3.2 gives no server value; same as a command).
 pub const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Time for a client to see our last reply and close, and what it may still send meanwhile.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
+
+/// See [`CLOSE_LINGER`].
+pub const CLOSE_LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
 /// Time for a TLS handshake: some round trips, and a slow phone.
 pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -169,3 +169,101 @@ fn count(personality: &str, result: &'static str) {
         "personality" => session::personality_label(personality), "result" => result)
     .increment(1);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+    use crate::{
+        policy::{Options, Verdict},
+        smtp::session::testing::{Bench, TestPolicy, decision, options, personality},
+    };
+
+    async fn start(bench: &Bench, balancers: Option<Vec<IpNet>>) -> SocketAddr {
+        let listener = Listener::open("127.0.0.1:0".parse().unwrap(), Service::Smtp).unwrap();
+        let listener = match balancers {
+            Some(nets) => listener.behind(nets),
+            None => listener,
+        };
+        let address = listener.local_address().unwrap();
+        tokio::spawn(listener.run(Arc::clone(&bench.front)));
+        address
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a test is a client")]
+    async fn connect(address: SocketAddr) -> TcpStream {
+        TcpStream::connect(address).await.unwrap()
+    }
+
+    /// Everything until the server closes or a second has passed.
+    async fn heard(stream: &mut TcpStream) -> String {
+        let mut bytes = Vec::new();
+        let _ = timeout(Duration::from_secs(1), stream.read_to_end(&mut bytes)).await;
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn connections_beyond_the_limit_hear_why() {
+        let bench = Bench::of(TestPolicy {
+            personality: personality("mx"),
+            options: Options { smtp_accept_max_per_relay_host: 3, ..options() },
+            rule: Box::new(|_, _, _| decision(Verdict::Accept)),
+        });
+        let address = start(&bench, None).await;
+        let mut kept = Vec::new();
+        for _ in 0..3 {
+            let mut stream = connect(address).await;
+            assert_eq!(stream.read_u8().await.unwrap(), b'2');
+            kept.push(stream);
+        }
+        let refused = heard(&mut connect(address).await).await;
+        assert!(refused.starts_with("421 4.7.0 Too many connections from your host"), "{refused}");
+        assert_eq!(bench.front.activity.sessions(), 3);
+        drop(kept);
+        assert!(bench.front.activity.finish(Duration::from_secs(5)).await);
+        assert_eq!(bench.front.activity.sessions(), 0);
+        assert!(heard(&mut connect(address).await).await.starts_with("421 4.3.2"));
+    }
+
+    #[tokio::test]
+    async fn who_talks_first_is_sent_away() {
+        let bench = Bench::with("mx", |_, _, _| {
+            let mut decision = decision(Verdict::Accept);
+            decision.delay = Duration::from_millis(100);
+            decision
+        });
+        let mut stream = connect(start(&bench, None).await).await;
+        stream.write_all(b"EHLO early\r\n").await.unwrap();
+        assert!(heard(&mut stream).await.starts_with("554 5.5.0"));
+    }
+
+    #[tokio::test]
+    async fn a_balancer_tells_whom_it_brings() {
+        let bench = Bench::new("mx");
+        let address = start(&bench, Some(vec!["127.0.0.0/8".parse().unwrap()])).await;
+        let mut stream = connect(address).await;
+        stream.write_all(b"PROXY TCP4 192.0.2.9 192.0.2.1 4000 25\r\n").await.unwrap();
+        assert!(heard(&mut stream).await.contains("(mx.example [192.0.2.1]:25)"));
+        let mut stream = connect(address).await;
+        stream.write_all(b"EHLO x\r\n").await.unwrap();
+        assert!(heard(&mut stream).await.starts_with("421 4.7.0 PROXY"));
+        let address = start(&bench, Some(vec!["10.0.0.0/8".parse().unwrap()])).await;
+        assert!(heard(&mut connect(address).await).await.starts_with("421 4.7.0 Connect"));
+    }
+
+    #[test]
+    fn an_address_that_cannot_be_had_is_named() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let first = Listener::open("127.0.0.1:0".parse().unwrap(), Service::Smtp).unwrap();
+        let address = first.local_address().unwrap();
+        let error = Listener::open(address, Service::Smtp).unwrap_err().to_string();
+        assert!(
+            error.contains(&address.to_string()) && error.contains("another process"),
+            "{error}"
+        );
+    }
+}

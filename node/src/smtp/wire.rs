@@ -15,8 +15,8 @@ use super::{
     tls,
 };
 use crate::limits::{
-    COMMAND_TIMEOUT, DATA_BLOCK_TIMEOUT, REPLY_TIMEOUT, SESSION_READ_BYTES_MAX,
-    SESSION_READ_BYTES_MIN, SESSION_REPLY_BYTES_MAX, TLS_HANDSHAKE_TIMEOUT,
+    CLOSE_LINGER, CLOSE_LINGER_BYTES_MAX, COMMAND_TIMEOUT, DATA_BLOCK_TIMEOUT, REPLY_TIMEOUT,
+    SESSION_READ_BYTES_MAX, SESSION_READ_BYTES_MIN, SESSION_REPLY_BYTES_MAX, TLS_HANDSHAKE_TIMEOUT,
 };
 
 /// A connection to a client: TCP, TLS over it, or a pipe in tests.
@@ -156,11 +156,25 @@ impl Wire {
         Ok(description)
     }
 
-    /// Sends what is left and tells the client that nothing follows.
+    /// Sends what is left and tells the client that nothing follows. Then reads on for a moment, because input that
+    /// nobody has read makes the kernel reset the connection, and the client would not see our last reply.
     pub(super) async fn close(&mut self) {
-        if self.flush().await.is_ok() {
-            let _ = timeout(REPLY_TIMEOUT, self.stream.shutdown()).await;
-        }
+        self.input = BytesMut::new();
+        let leave = async {
+            self.stream.shutdown().await?;
+            let mut left = CLOSE_LINGER_BYTES_MAX;
+            while left > 0 {
+                self.input.clear();
+                self.input.reserve(SESSION_READ_BYTES_MIN);
+                match self.stream.read_buf(&mut self.input).await? {
+                    0 => break,
+                    bytes => left = left.saturating_sub(bytes),
+                }
+            }
+            Ok::<_, io::Error>(())
+        };
+        // A failure means that the client has gone, which is what we want.
+        let _ = timeout(CLOSE_LINGER, leave).await;
     }
 
     async fn fill(&mut self, bytes: usize) -> Result<(), Lost> {

@@ -123,7 +123,9 @@ pub(super) async fn serve(front: Arc<FrontEnd>, stream: Box<dyn Transport>, ends
             let _ = session.say(reply, State::Closed).await;
         }
     }
-    session.wire.close().await;
+    if session.wire.flush().await.is_ok() {
+        session.wire.close().await;
+    }
 }
 
 /// The personality as a metric label: one of the closed set of the design, whatever the tables say.
