@@ -14,8 +14,10 @@ use crate::limits::MESSAGE_ID_FIELD_BYTES_MAX;
 /// Looks for the end of a header block that arrives piece by piece.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HeaderScan {
-    /// Start of the first line that has not been looked at.
+    /// Start of the first line whose end has not been seen.
     line: usize,
+    /// Bytes that are known to hold no further line end: a long line in small pieces is not searched again and again.
+    searched: usize,
 }
 
 /// Where a header block ends.
@@ -59,8 +61,8 @@ pub struct Submitter<'a> {
 impl HeaderScan {
     /// Looks on in `header`, which holds everything that has arrived until now.
     pub fn end(&mut self, header: &[u8]) -> Option<HeaderEnd> {
-        while let Some(length) = memchr::memchr(b'\n', &header[self.line..]) {
-            let line = &header[self.line..=self.line + length];
+        while let Some(length) = memchr::memchr(b'\n', &header[self.searched..]) {
+            let line = &header[self.line..=self.searched + length];
             if line == b"\r\n" || line == b"\n" {
                 return Some(HeaderEnd { fields: self.line, separator_missing: false });
             }
@@ -68,7 +70,9 @@ impl HeaderScan {
                 return Some(HeaderEnd { fields: self.line, separator_missing: true });
             }
             self.line += line.len();
+            self.searched = self.line;
         }
+        self.searched = header.len();
         None
     }
 }

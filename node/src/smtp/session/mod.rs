@@ -156,6 +156,10 @@ impl Session {
                 let strict = self.is_strict();
                 let mut line = match self.wire.line(strict).await? {
                     Line::Whole(line) => line,
+                    Line::TooLong => {
+                        let reply = Reply::new(500, reply::AUTH_LINE, "Response is too long");
+                        return self.protocol_error(reply, State::Ready).await;
+                    }
                     other => return self.bad_line(&other, State::Ready).await,
                 };
                 let next = self.auth_step(exchange.respond(&line)).await;
