@@ -111,13 +111,17 @@ pub async fn run(script: &Script, targets: &Targets) -> Result<(), Failure> {
     for (line, step) in &script.steps {
         let result = match step {
             Step::Connect { personality, from } => match targets.address(personality) {
-                Some(address) => match Connection::open(address, *from, personality == "submissions").await {
-                    Ok(new) => {
-                        connection = Some(new);
-                        Ok(())
+                Some(address) => {
+                    match Connection::open(address, *from, personality == "submissions").await {
+                        Ok(new) => {
+                            connection = Some(new);
+                            Ok(())
+                        }
+                        Err(error) => {
+                            Err(format!("cannot connect to {personality} at {address}: {error}"))
+                        }
                     }
-                    Err(error) => Err(format!("cannot connect to {personality} at {address}: {error}")),
-                },
+                }
                 None => Err(format!("no personality {personality}")),
             },
             step => match &mut connection {
@@ -157,7 +161,11 @@ async fn take(step: &Step, connection: &mut Connection, targets: &Targets) -> Re
         }
         Step::Match(regex) => {
             let line = connection.line(PATIENCE).await?;
-            if regex.is_match(&line) { Ok(()) } else { Err(format!("expected /{regex}/, got {line:?}")) }
+            if regex.is_match(&line) {
+                Ok(())
+            } else {
+                Err(format!("expected /{regex}/, got {line:?}"))
+            }
         }
         Step::Reply { code, with, without } => reply(connection, code, with, without).await,
     }
@@ -183,7 +191,8 @@ async fn reply(
         }
     }
     let enhanced = Regex::new(r"^[245]\.\d{1,3}\.\d{1,3} ").map_err(|e| e.to_string())?;
-    let says = |word: &String| texts.iter().any(|t| enhanced.replace(t, "").starts_with(word.as_str()));
+    let says =
+        |word: &String| texts.iter().any(|t| enhanced.replace(t, "").starts_with(word.as_str()));
     if let Some(word) = with.iter().find(|w| !says(w)) {
         return Err(format!("no line {word:?} in {texts:?}"));
     }
@@ -244,8 +253,16 @@ mod tests {
         let scripts = load(&dir).unwrap();
         assert!(scripts.len() > 50);
         for script in scripts {
-            assert!(matches!(script.steps.first(), Some((_, Step::Connect { .. }))), "{}", script.name);
-            assert!(script.about.contains("RFC") || script.about.contains("paper"), "{}", script.name);
+            assert!(
+                matches!(script.steps.first(), Some((_, Step::Connect { .. }))),
+                "{}",
+                script.name
+            );
+            assert!(
+                script.about.contains("RFC") || script.about.contains("paper"),
+                "{}",
+                script.name
+            );
         }
     }
 
@@ -260,7 +277,10 @@ mod tests {
     #[test]
     fn credentials_are_filled_in() {
         let accounts = BTreeMap::from([("u".to_owned(), "p".to_owned())]);
-        assert_eq!(substitute("AUTH PLAIN {plain:u} x", &accounts).unwrap(), "AUTH PLAIN AHUAcA== x");
+        assert_eq!(
+            substitute("AUTH PLAIN {plain:u} x", &accounts).unwrap(),
+            "AUTH PLAIN AHUAcA== x"
+        );
         assert_eq!(substitute("{user64:u}{password64:u}", &accounts).unwrap(), "dQ==cA==");
         assert!(substitute("{plain:nobody}", &accounts).is_err());
     }

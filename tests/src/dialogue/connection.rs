@@ -102,7 +102,9 @@ impl Connection {
         let bytes: Vec<u8> = self.input.drain(..=end).collect();
         let line = String::from_utf8_lossy(&bytes).into_owned();
         self.transcript.push_str(&format!("<- {}\n", line.trim_end()));
-        line.strip_suffix("\r\n").map(str::to_owned).ok_or_else(|| "the line ends without CR".into())
+        line.strip_suffix("\r\n")
+            .map(str::to_owned)
+            .ok_or_else(|| "the line ends without CR".into())
     }
 
     /// Nothing more comes, and the connection is closed.

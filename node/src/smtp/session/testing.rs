@@ -336,14 +336,11 @@ impl Client {
     pub(in crate::smtp) async fn reply(&mut self) -> String {
         let mut reply = String::new();
         loop {
-            let end = match memchr::memchr(b'\n', &self.input) {
-                Some(end) => end,
-                None => {
-                    if self.stream.read_buf(&mut self.input).await.unwrap_or(0) == 0 {
-                        return format!("{reply}<closed>");
-                    }
-                    continue;
+            let Some(end) = memchr::memchr(b'\n', &self.input) else {
+                if self.stream.read_buf(&mut self.input).await.unwrap_or(0) == 0 {
+                    return format!("{reply}<closed>");
                 }
+                continue;
             };
             let line = String::from_utf8(self.input.drain(..=end).collect()).unwrap();
             assert!(line.ends_with("\r\n"), "{line:?}");
