@@ -87,3 +87,114 @@ pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Longest domain name (RFC 1035 §2.3.4).
 pub const DOMAIN_BYTES_MAX: usize = 255;
+// === smtp: sessions ===
+
+/// Time for the next bytes of a message after `354` (RFC 5321 §4.5.3.2.5), and of a BDAT chunk.
+pub const DATA_BLOCK_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Time for one whole message: 100 MiB over a slow line (15 KiB/s) fits; a byte a minute does not go on for ever.
+pub const DATA_TIME_MAX: Duration = Duration::from_secs(2 * 3600);
+
+/// Life of a session: long enough for every message of a queue, short enough that nobody keeps a slot for days.
+pub const SESSION_TIME_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// Time for a client to take a reply off our hands (RFC 5321 §4.5.3.2 gives no server value; same as a command).
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time for a client to see our last reply and close, and what it may still send meanwhile.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
+
+/// See [`CLOSE_LINGER`].
+pub const CLOSE_LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Time for a TLS handshake: some round trips, and a slow phone.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time that rules may take for one command, callouts included (4 minutes in the paper): a client waits 5 minutes.
+pub const RULES_DEADLINE: Duration = Duration::from_secs(285);
+
+/// Longest delay that rules may ask for; more, and the client gives up instead (RFC 5321 §4.5.3.2).
+pub const RULES_DELAY_MAX: Duration = Duration::from_secs(180);
+
+/// Time for the reverse name of a client and its verification: then it has none.
+pub const CLIENT_NAME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// PTR names of a client that are verified: more are a misconfiguration or an attack on our resolver.
+pub const CLIENT_NAMES_MAX: usize = 5;
+
+/// Time that the spool may take to say where a message will go, while a partition has no leader yet (failover: 2 s).
+pub const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Protocol errors (5xx for syntax or sequence) after which a session ends: honest clients make none.
+pub const SESSION_ERRORS_MAX: u32 = 20;
+
+/// Refused recipients after which a session ends: a list with some dead members passes, a dictionary doesn't.
+pub const SESSION_REFUSED_RECIPIENTS_MAX: u32 = 200;
+
+/// Commands in a row that neither begin nor advance a message (NOOP, RSET, HELO, VRFY …).
+pub const SESSION_IDLE_COMMANDS_MAX: u32 = 100;
+
+/// Messages of one session: nobody has a slot for ever; far above what a busy relay sends on one connection.
+pub const SESSION_MESSAGES_MAX: u32 = 100_000;
+
+/// Failed AUTH commands after which a session ends.
+pub const AUTH_FAILURES_MAX: u32 = 3;
+
+/// Wait before `535`: makes guessing slow.
+pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(2);
+
+/// Passwords hashed at the same time in a node: a few ms of CPU each, two cores stay for mail.
+pub const AUTH_CONCURRENT_MAX: usize = 4;
+
+/// Longest user name; it goes into logs and headers.
+pub const USER_BYTES_MAX: usize = 64;
+
+/// First size of a session's read buffer: 10,000 idle sessions cost 20 MB.
+pub const SESSION_READ_BYTES_MIN: usize = 2 * 1024;
+
+/// Most that is read from a client at once while content arrives.
+pub const SESSION_READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Replies held back for pipelining before they are sent anyway.
+pub const SESSION_REPLY_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest reply line with CRLF (RFC 5321 §4.5.3.1.5).
+pub const REPLY_LINE_BYTES_MAX: usize = 512;
+
+/// Longest header block that is taken; it is buffered for fix-ups. Same as Exim's `header_maxsize`.
+pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
+
+/// A message with more `Received` fields than this loops (RFC 5321 §6.3: at least 100; Exim's own default is 30).
+pub const RECEIVED_FIELDS_MAX: u32 = 100;
+
+/// Longest local part (RFC 5321 §4.5.3.1.1).
+pub const LOCAL_PART_BYTES_MAX: usize = 64;
+
+/// Longest domain (RFC 5321 §4.5.3.1.2).
+pub const DOMAIN_BYTES_MAX: usize = 255;
+
+/// Longest ENVID (RFC 3461 §4.4).
+pub const ENVELOPE_ID_BYTES_MAX: usize = 100;
+
+/// Longest ORCPT (RFC 3461 §4.2).
+pub const ORIGINAL_RECIPIENT_BYTES_MAX: usize = 500;
+
+/// `Message-ID` value kept for the log.
+pub const MESSAGE_ID_FIELD_BYTES_MAX: usize = 256;
+
+// === smtp: listeners ===
+
+/// Connections that the kernel holds for us before `accept`.
+pub const LISTEN_BACKLOG: i32 = 1_024;
+
+/// Wait after `accept` fails for want of file descriptors or memory, so that the failure is no hot loop.
+pub const ACCEPT_BACK_OFF: Duration = Duration::from_millis(200);
+
+/// Time for the PROXY header of a balancer (HAProxy's specification asks for at least 3 s).
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest PROXY v2 header that is taken: addresses and some TLVs.
+pub const PROXY_HEADER_BYTES_MAX: usize = 1_024;
+
+/// Connections that may wait for their PROXY header at once.
+pub const PROXY_HEADERS_PENDING_MAX: usize = 256;
