@@ -1,1 +1,13 @@
-//! skeleton
+//! Code generated from the `.proto` files: what goes over the wire between nodes and what stands on their disks.
+
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+/// Entries of a spool partition.
+pub mod queue {
+    tonic::include_proto!("ppsw.queue.v1");
+}
+
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+/// Consensus between nodes, and its small state on disk.
+pub mod raft {
+    tonic::include_proto!("ppsw.raft.v1");
+}
