@@ -14,7 +14,7 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time that a majority has to commit a message before the client hears `451 4.3.0` (design §3).
 pub const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
 
-// Delivery.
+// === deliver ===
 
 /// Messages taken from the queue at once on a node: those that transmit and those that wait for a place in their
 /// destination's queue. Bounds memory (a few KiB each) and what a crash may have had in flight.
@@ -58,7 +58,7 @@ pub const HOSTS_TRIED_MAX: usize = 5;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Time for greeting, and for replies to EHLO, MAIL, RCPT (RFC 5321 §4.5.3.2.1-3).
-pub const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+pub const REMOTE_REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Time for the reply to DATA (RFC 5321 §4.5.3.2.4).
 pub const DATA_REPLY_TIMEOUT: Duration = Duration::from_secs(120);
@@ -69,14 +69,17 @@ pub const DATA_WRITE_TIMEOUT: Duration = Duration::from_secs(180);
 /// Time for the reply to the final dot (RFC 5321 §4.5.3.2.6: shorter makes duplicates).
 pub const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Destinations with a queue of their own; those without a transaction are forgotten first.
+pub const DESTINATIONS_MAX: usize = 4_000;
+
 /// Time for QUIT and for a last look at what a server said before it closed: nothing depends on it.
 pub const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Longest reply line taken; RFC 5321 §4.5.3.1.5 allows 512, some servers send more.
-pub const REPLY_LINE_BYTES_MAX: usize = 4_096;
+pub const REMOTE_REPLY_LINE_BYTES_MAX: usize = 4_096;
 
 /// Lines of one reply (an EHLO reply has some 20).
-pub const REPLY_LINES_MAX: usize = 128;
+pub const REMOTE_REPLY_LINES_MAX: usize = 128;
 
 /// Text of a reply or a reason that is kept and logged (the queue keeps no more).
 pub const REASON_BYTES_MAX: usize = 1_024;
@@ -124,7 +127,7 @@ pub const BOUNCE_RETURN_BYTES_MAX: usize = 24 * 1024;
 /// Part of [`BOUNCE_BYTES_MAX`] for the failed recipients; with more of them there are several bounces.
 pub const BOUNCE_RECIPIENTS_BYTES_MAX: usize = 32 * 1024;
 
-// Mail log.
+// === maillog ===
 
 /// Events that wait for the log's writer: a slow disk must not stop mail; what does not fit is counted.
 pub const LOG_QUEUE_MAX: usize = 8_192;

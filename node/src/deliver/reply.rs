@@ -5,7 +5,7 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use crate::limits::{REASON_BYTES_MAX, REPLY_LINE_BYTES_MAX, REPLY_LINES_MAX};
+use crate::limits::{REASON_BYTES_MAX, REMOTE_REPLY_LINE_BYTES_MAX, REMOTE_REPLY_LINES_MAX};
 
 /// A whole reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl ReplyBuffer {
             if last {
                 return Ok(Reply { code, lines });
             }
-            if lines.len() == REPLY_LINES_MAX {
+            if lines.len() == REMOTE_REPLY_LINES_MAX {
                 return Err(ReplyError::Malformed("a reply of too many lines".to_owned()));
             }
         }
@@ -84,7 +84,7 @@ impl ReplyBuffer {
                 }
                 return Ok(line);
             }
-            if self.bytes.len() > REPLY_LINE_BYTES_MAX {
+            if self.bytes.len() > REMOTE_REPLY_LINE_BYTES_MAX {
                 return Err(ReplyError::Malformed("a line without end".to_owned()));
             }
             let mut chunk = [0_u8; 2048];

@@ -32,7 +32,6 @@ pub trait BodySource: Send {
 pub trait QueueSource: Send + Sync + 'static {
     fn id(&self) -> PartitionId;
     fn watch(&self) -> watch::Receiver<Pulse>;
-    fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>>;
     /// See [`Partition::due`].
     fn due(
         &self,
@@ -52,8 +51,8 @@ pub trait QueueSource: Send + Sync + 'static {
 pub trait Queues: Send + Sync + 'static {
     /// All partitions with a replica here.
     fn partitions(&self) -> Vec<Arc<dyn QueueSource>>;
-    /// A new id, unique in the cluster, for a message that is made here.
-    fn new_message_id(&self) -> MessageId;
+    /// A new id, unique in the cluster, for a message that is made here; `None` if this node cannot make any.
+    fn new_id(&self) -> Option<MessageId>;
 }
 
 /// Policy and tables of one version: the same for a whole attempt.
@@ -108,9 +107,6 @@ impl QueueSource for Partition {
     fn watch(&self) -> watch::Receiver<Pulse> {
         Self::watch(self)
     }
-    fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
-        Self::get(self, id)
-    }
     fn due(
         &self,
         now: UnixMs,
@@ -140,8 +136,8 @@ impl Queues for Spool {
             .map(|partition| Arc::new(partition) as Arc<dyn QueueSource>)
             .collect()
     }
-    fn new_message_id(&self) -> MessageId {
-        Self::new_message_id(self)
+    fn new_id(&self) -> Option<MessageId> {
+        Self::new_id(self)
     }
 }
 

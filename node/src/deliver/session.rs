@@ -15,7 +15,7 @@ use super::{
     reply::{Reply, ReplyBuffer, ReplyError},
 };
 use crate::{
-    limits::{CONNECT_TIMEOUT, DATA_WRITE_TIMEOUT, QUIT_TIMEOUT, REPLY_TIMEOUT},
+    limits::{CONNECT_TIMEOUT, DATA_WRITE_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
     route::Protocol,
 };
 
@@ -87,7 +87,7 @@ impl Session {
 
     async fn greet(&mut self, name: &str) -> Result<(), SessionError> {
         let stage = "initial connection";
-        let greeting = self.reply(stage, REPLY_TIMEOUT).await?;
+        let greeting = self.reply(stage, REMOTE_REPLY_TIMEOUT).await?;
         if !greeting.is_positive() {
             return Err(SessionError::Refused { stage, reply: greeting });
         }
@@ -116,7 +116,7 @@ impl Session {
         line: &str,
     ) -> Result<Reply, SessionError> {
         self.write(stage, line.as_bytes()).await?;
-        self.reply(stage, REPLY_TIMEOUT).await
+        self.reply(stage, REMOTE_REPLY_TIMEOUT).await
     }
 
     /// Writes and flushes.

@@ -7,7 +7,7 @@ use super::{
     session::{Session, SessionError},
 };
 use crate::{
-    limits::{DATA_REPLY_TIMEOUT, FINAL_REPLY_TIMEOUT, QUIT_TIMEOUT, REPLY_TIMEOUT},
+    limits::{DATA_REPLY_TIMEOUT, FINAL_REPLY_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
     route::Protocol,
 };
 
@@ -118,7 +118,7 @@ impl Run<'_> {
         if self.answers.iter().all(Option::is_some) {
             // RFC 2920 §3.1: the server waits for data though it took no recipient; it gets none.
             self.session.write("end of data", b".\r\n").await?;
-            self.session.reply("end of data", REPLY_TIMEOUT).await?;
+            self.session.reply("end of data", REMOTE_REPLY_TIMEOUT).await?;
             return Ok(false);
         }
         self.data(body).await?;
@@ -133,12 +133,12 @@ impl Run<'_> {
         }
         commands.push_str("DATA\r\n");
         self.session.write("MAIL", commands.as_bytes()).await?;
-        let reply = self.reply("MAIL", REPLY_TIMEOUT).await?;
+        let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
         if !reply.is_positive() {
             self.settle(&answer("MAIL", &reply));
         }
         for index in 0..self.recipients.len() {
-            let reply = self.reply("RCPT", REPLY_TIMEOUT).await?;
+            let reply = self.reply("RCPT", REMOTE_REPLY_TIMEOUT).await?;
             self.recipient_reply(index, &reply);
         }
         self.reply("DATA", DATA_REPLY_TIMEOUT).await.map(|reply| {
@@ -151,7 +151,7 @@ impl Run<'_> {
     async fn envelope_step_by_step(&mut self) -> Result<Option<Reply>, SessionError> {
         let command = self.mail_command();
         self.session.write("MAIL", command.as_bytes()).await?;
-        let reply = self.reply("MAIL", REPLY_TIMEOUT).await?;
+        let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
         if !reply.is_positive() {
             self.settle(&answer("MAIL", &reply));
             return Ok(None);
@@ -159,7 +159,7 @@ impl Run<'_> {
         for (index, recipient) in self.recipients.iter().enumerate() {
             let command = self.rcpt_command(recipient);
             self.session.write("RCPT", command.as_bytes()).await?;
-            let reply = self.reply("RCPT", REPLY_TIMEOUT).await?;
+            let reply = self.reply("RCPT", REMOTE_REPLY_TIMEOUT).await?;
             self.recipient_reply(index, &reply);
         }
         if self.answers.iter().all(Option::is_some) {
