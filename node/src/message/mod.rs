@@ -1,1 +1,4 @@
-//! message: to be written.
+//! What we write into messages ourselves.
+
+pub mod bounce;
+pub mod date;
