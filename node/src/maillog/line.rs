@@ -11,8 +11,10 @@ pub(super) fn main_line(record: &Record) -> String {
         Event::Arrival(arrival) => arrival_line(arrival),
         Event::Delivery(delivery) => delivery_line(delivery),
         Event::Failure(attempt) => {
-            format!("{} {}: {}", attempt_start("**", attempt), host(attempt), clean(&attempt.text))
-                .replace(" : ", ": ")
+            let host = host(attempt);
+            let space = if host.is_empty() { "" } else { " " };
+            let start = attempt_start("**", attempt);
+            format!("{start}{space}{host}: {}", clean(&attempt.text))
         }
         Event::Deferral(attempt) => {
             let host = host(attempt);
@@ -316,7 +318,8 @@ mod tests {
         fn nothing_breaks_a_line(text in any::<String>(), address in any::<String>()) {
             let attempt = Attempt { text, address, ..attempt() };
             let line = line(Event::Failure(attempt));
-            prop_assert!(!line.chars().any(|c| c.is_control() || c == '\u{2028}'));
+            let broken = line.chars().any(|c| c.is_control() || c == '\u{2028}');
+            prop_assert!(!broken);
         }
     }
 }
