@@ -1,1 +1,3 @@
-//! dev: to be written.
+//! `ppswd dev`: a cluster on loopback addresses.
+
+pub mod configuration;

@@ -11,7 +11,7 @@ use ppsw_spool::{
     queue::{Envelope, MessageId, Origin, Recipient},
 };
 
-use super::date::rfc5322;
+use super::rfc5322_date;
 use crate::limits::BOUNCE_RECIPIENTS_BYTES_MAX;
 
 /// Longest line that we make, where words allow it.
@@ -182,7 +182,7 @@ impl Report<'_> {
         };
         let mut out = String::new();
         let domain = plain(self.domain);
-        let _ = write!(out, "Date: {}\r\n", rfc5322(self.now));
+        let _ = write!(out, "Date: {}\r\n", rfc5322_date(self.now));
         let _ = write!(out, "From: Mail Delivery System <Mailer-Daemon@{domain}>\r\n");
         let _ = write!(out, "To: <{}>\r\n", plain(self.to));
         if let Some(address) = self.reply_to {
@@ -241,7 +241,7 @@ impl Report<'_> {
             out.push_str(&wrap(&plain(&reported.text), "    ", "    "));
         }
         if let Kind::Delayed { until } = self.kind {
-            let _ = write!(out, "\r\nWe give up on {}; then you will be told.\r\n", rfc5322(until));
+            let _ = write!(out, "\r\nWe give up on {}; then you will be told.\r\n", rfc5322_date(until));
         }
         out.push_str(match (self.excerpt.headers_only, self.excerpt.cut) {
             (true, _) => "\r\nThe header of your message follows.\r\n",
@@ -261,7 +261,7 @@ impl Report<'_> {
             let from = plain(&self.envelope.origin.helo);
             let _ = write!(out, "Received-From-MTA: dns; {from}\r\n");
         }
-        let _ = write!(out, "Arrival-Date: {}\r\n", rfc5322(self.envelope.received));
+        let _ = write!(out, "Arrival-Date: {}\r\n", rfc5322_date(self.envelope.received));
         for reported in self.recipients {
             self.recipient_status(reported, &mut out);
         }
@@ -295,7 +295,7 @@ impl Report<'_> {
         let text = format!("{kind}; {}", plain(&reported.text));
         let _ = write!(out, "Diagnostic-Code: {}", wrap(&text, "", "    "));
         if let Kind::Delayed { until } = self.kind {
-            let _ = write!(out, "Will-Retry-Until: {}\r\n", rfc5322(until));
+            let _ = write!(out, "Will-Retry-Until: {}\r\n", rfc5322_date(until));
         }
     }
 

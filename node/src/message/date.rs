@@ -1,13 +1,7 @@
-//! Times as they are written: in UTC, so that lines of several machines sort together.
+//! Times as logs have them: in UTC, so that lines of several machines sort together.
 
 use jiff::{Timestamp, tz::TimeZone};
 use ppsw_spool::env::UnixMs;
-
-/// `Mon, 23 Nov 2026 20:00:00 +0000` (RFC 5322 §3.3).
-#[must_use]
-pub fn rfc5322(time: UnixMs) -> String {
-    format(time, "%a, %d %b %Y %H:%M:%S +0000")
-}
 
 /// `2026-11-23T20:00:00.123Z` (RFC 3339).
 #[must_use]
@@ -33,7 +27,6 @@ mod tests {
     #[test]
     fn times_have_their_forms() {
         let time = UnixMs(1_795_464_000_123);
-        assert_eq!(rfc5322(time), "Mon, 23 Nov 2026 20:00:00 +0000");
         assert_eq!(rfc3339(time), "2026-11-23T20:00:00.123Z");
         assert_eq!(log_time(time), "2026-11-23 20:00:00 +0000");
         assert_eq!(rfc3339(UnixMs(u64::MAX)), "1970-01-01T00:00:00.000Z");
