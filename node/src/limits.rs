@@ -18,12 +18,21 @@ pub const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Buckets of histograms of times, seconds: from one sync of a fast disk to the longest command time-out.
 pub const HISTOGRAM_SECONDS: &[f64] = &[
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 300.0,
 ];
 
 /// Buckets of histograms of sizes, bytes: from a bare bounce to the largest message that the paper lets in.
 pub const HISTOGRAM_BYTES: &[f64] = &[
-    1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0, 4_194_304.0, 16_777_216.0, 104_857_600.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    104_857_600.0,
 ];
 
 /// How often histogram samples are moved into their buckets: they wait in memory until then.

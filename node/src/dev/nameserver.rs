@@ -9,7 +9,7 @@ use std::{
 
 use async_trait::async_trait;
 use hickory_proto::{
-    op::{HeaderCounts, Header, Metadata, OpCode, ResponseCode},
+    op::{Header, HeaderCounts, Metadata, OpCode, ResponseCode},
     rr::{DNSClass, Record, RecordType},
 };
 use hickory_server::{
@@ -110,7 +110,9 @@ async fn reload(dir: PathBuf, zones: Arc<RwLock<Arc<Zones>>>) {
         }
         match load(&dir) {
             Ok(fresh) => *zones.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh),
-            Err(error) => tracing::warn!(%error, dir = %dir.display(), "zone files can't be read: the old ones stay"),
+            Err(error) => {
+                tracing::warn!(%error, dir = %dir.display(), "zone files can't be read: the old ones stay")
+            }
         }
     }
 }
@@ -139,7 +141,8 @@ mod tests {
     async fn a_real_resolver_gets_answers_over_udp_and_tcp() {
         let dir = tempfile::tempdir().unwrap();
         let many: String = (0..200).map(|n| format!("many A 127.10.0.{n}\n")).collect();
-        let zone = format!("$TTL 0\n@ SOA ns host 1 2 3 4 5\n@ MX 10 sink\nsink A 127.10.0.1\n{many}");
+        let zone =
+            format!("$TTL 0\n@ SOA ns host 1 2 3 4 5\n@ MX 10 sink\nsink A 127.10.0.1\n{many}");
         fs::write(dir.path().join("example.org.zone"), &zone).unwrap();
         fs::write(dir.path().join("broken.example.org.zone"), "@ BROKEN\n").unwrap();
         // Port 0 for both kinds of socket would give two ports: ask for a free one first.
@@ -153,8 +156,9 @@ mod tests {
             connection.port = address.port();
         }
         let config = ResolverConfig::from_parts(None, vec![], vec![server]);
-        let resolver =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default()).build().unwrap();
+        let resolver = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
+            .build()
+            .unwrap();
         let mx = resolver.mx_lookup("example.org.").await.unwrap();
         assert_eq!(mx.answers()[0].data.to_string(), "10 sink.example.org.");
         let many = resolver.ipv4_lookup("many.example.org.").await.unwrap();
@@ -166,7 +170,8 @@ mod tests {
         let error = resolver.mx_lookup("broken.example.org.").await.unwrap_err();
         assert!(!error.is_no_records_found(), "{error}");
 
-        fs::write(dir.path().join("example.org.zone"), format!("{zone}later A 127.10.0.9\n")).unwrap();
+        fs::write(dir.path().join("example.org.zone"), format!("{zone}later A 127.10.0.9\n"))
+            .unwrap();
         tokio::time::sleep(ZONE_POLL * 2).await;
         let later = resolver.ipv4_lookup("later.example.org.").await.unwrap();
         assert_eq!(later.answers()[0].data.to_string(), "127.10.0.9");

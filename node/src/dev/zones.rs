@@ -119,7 +119,9 @@ impl Zones {
         while !origin.is_root() {
             match self.zones.get(&origin) {
                 Some(Some(zone)) => match zone.answer(&origin, name, kind) {
-                    Answer::NoName(soa) => return synthesised(name, kind).unwrap_or(Answer::NoName(soa)),
+                    Answer::NoName(soa) => {
+                        return synthesised(name, kind).unwrap_or(Answer::NoName(soa));
+                    }
                     answer => return answer,
                 },
                 Some(None) => return Answer::Failure,
@@ -133,14 +135,18 @@ impl Zones {
 impl Zone {
     fn answer(&self, origin: &LowerName, name: &LowerName, kind: RecordType) -> Answer {
         if self.names.contains(name) {
-            return self.records_of(name, name, kind).unwrap_or_else(|| Answer::NoRecord(self.soa(origin)));
+            return self
+                .records_of(name, name, kind)
+                .unwrap_or_else(|| Answer::NoRecord(self.soa(origin)));
         }
         // The closest name that exists decides whether a wildcard applies (RFC 4592 §3.3.1).
         let mut encloser = name.base_name();
         while !self.names.contains(&encloser) && origin.zone_of(&encloser) && encloser != *origin {
             encloser = encloser.base_name();
         }
-        let Ok(wildcard) = Name::from_str("*").and_then(|star| star.append_domain(&Name::from(encloser))) else {
+        let Ok(wildcard) =
+            Name::from_str("*").and_then(|star| star.append_domain(&Name::from(encloser)))
+        else {
             return Answer::NoName(self.soa(origin));
         };
         let wildcard = LowerName::new(&wildcard);
@@ -223,7 +229,9 @@ mod tests {
 
     fn ask(zones: &Zones, name: &str, kind: RecordType) -> Result<Vec<String>, &'static str> {
         match zones.answer(&LowerName::new(&Name::from_str(name).unwrap()), kind) {
-            Answer::Records(records) => Ok(records.iter().map(|record| record.data.to_string()).collect()),
+            Answer::Records(records) => {
+                Ok(records.iter().map(|record| record.data.to_string()).collect())
+            }
             Answer::NoRecord(_) => Err("no record"),
             Answer::NoName(_) => Err("no name"),
             Answer::Failure => Err("failure"),
@@ -240,7 +248,10 @@ mod tests {
         let (zones, faults) = Zones::load(dir.path()).unwrap();
         assert_eq!(faults.len(), 1, "{faults:?}");
         assert_eq!(ask(&zones, "EXAMPLE.org.", RecordType::MX).unwrap(), ["10 sink.example.org."]);
-        assert_eq!(ask(&zones, "www.example.org.", RecordType::A).unwrap(), ["sink.example.org.", "127.10.0.1"]);
+        assert_eq!(
+            ask(&zones, "www.example.org.", RecordType::A).unwrap(),
+            ["sink.example.org.", "127.10.0.1"]
+        );
         assert_eq!(ask(&zones, "q.r.w.example.org.", RecordType::A).unwrap(), ["127.10.0.2"]);
         assert_eq!(ask(&zones, "q.w.example.org.", RecordType::MX), Err("no record"));
         assert_eq!(ask(&zones, "b.example.org.", RecordType::A), Err("no record"));

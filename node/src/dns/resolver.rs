@@ -50,8 +50,7 @@ impl Resolver {
             NameServerConfig::new(server.ip(), true, connections)
         });
         let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
-        let builder =
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
         Self::build(builder.with_options(options()))
     }
 
@@ -139,9 +138,7 @@ impl Dns for Resolver {
         let mut found: Vec<Mx> = records
             .iter()
             .filter_map(|data| match data {
-                RData::MX(mx) => {
-                    Some(Mx { preference: mx.preference, host: plain(&mx.exchange) })
-                }
+                RData::MX(mx) => Some(Mx { preference: mx.preference, host: plain(&mx.exchange) }),
                 _ => None,
             })
             .collect();

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 /// # Errors
 /// The address is not ours or is in use; the text names it.
 pub(super) async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|error| io::Error::new(error.kind(), format!("can't listen on {address} for HTTP: {error}")))
+    TcpListener::bind(address).await.map_err(|error| {
+        io::Error::new(error.kind(), format!("can't listen on {address} for HTTP: {error}"))
+    })
 }

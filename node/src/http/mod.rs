@@ -101,7 +101,8 @@ mod tests {
     use super::*;
 
     async fn get(address: SocketAddr, path: &str) -> String {
-        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let socket =
+            socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.connect(&address.into()).unwrap();
         socket.set_nonblocking(true).unwrap();
         let mut stream = tokio::net::TcpStream::from_std(socket.into()).unwrap();
@@ -123,11 +124,16 @@ mod tests {
         let up = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&up);
         let ready: Readiness = Arc::new(move || {
-            if seen.load(Ordering::Relaxed) { vec![] } else { vec!["no quorum".to_owned(), "draining".to_owned()] }
+            if seen.load(Ordering::Relaxed) {
+                vec![]
+            } else {
+                vec!["no quorum".to_owned(), "draining".to_owned()]
+            }
         });
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let server = tokio::spawn(async move { axum::serve(listener, router(handle, ready)).await });
+        let server =
+            tokio::spawn(async move { axum::serve(listener, router(handle, ready)).await });
 
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200 "));
         let answer = get(address, "/readyz").await;

@@ -43,7 +43,8 @@ mod tests {
 
     #[test]
     fn shows_reasons_and_counters() {
-        let metrics = "# TYPE x counter\nppsw_x_total{a=\"b\"} 4\nppsw_y_bucket{le=\"1\"} 1\nother 1\n";
+        let metrics =
+            "# TYPE x counter\nppsw_x_total{a=\"b\"} 4\nppsw_y_bucket{le=\"1\"} 1\nother 1\n";
         let page = render(&["<no> quorum".to_owned()], metrics);
         assert!(page.contains("&lt;no&gt; quorum"), "{page}");
         assert!(page.contains("<td>ppsw_x_total{a=&quot;b&quot;}</td><td>4</td>"), "{page}");

@@ -182,8 +182,7 @@ fn with_text(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test>
     let whole = setting.text("a text", &mut compiler.errors)?;
     let (negated, word) =
         if setting.name == "helo-matches" { (false, whole) } else { opposite(whole) };
-    let template =
-        |compiler: &mut Compiler<'_>| compiler.template(setting.span, word, Scope::Rule);
+    let template = |compiler: &mut Compiler<'_>| compiler.template(setting.span, word, Scope::Rule);
     let condition = match setting.name {
         "service" => Condition::Service(services(setting, word, compiler)?),
         "acl" => match compiler.acl_names.get(word) {
@@ -217,9 +216,7 @@ fn check_stage(setting: &Setting<'_>, stage: Option<Stage>, compiler: &mut Compi
     let value = value.map(|value| opposite(value).1);
     let needs = match (setting.name, value) {
         ("domains" | "local-parts", _) | ("verify", Some("recipient")) => Stage::Rcpt,
-        ("senders" | "sender-domains" | "size-over", _) | ("verify", Some("sender")) => {
-            Stage::Mail
-        }
+        ("senders" | "sender-domains" | "size-over", _) | ("verify", Some("sender")) => Stage::Mail,
         ("recipients-over", _) => Stage::Rcpt,
         _ => return,
     };

@@ -254,12 +254,12 @@ impl Evaluation<'_> {
             Condition::SenderDomains(list) => {
                 self.holds(list, Subject::Domain(parts(&self.transaction.sender).1))
             }
-            Condition::Domains(list) => self.recipient().is_some_and(|(_, domain)| {
-                self.holds(list, Subject::Domain(domain))
-            }),
-            Condition::LocalParts(list) => self.recipient().is_some_and(|(local, _)| {
-                self.holds(list, Subject::LocalPart(local))
-            }),
+            Condition::Domains(list) => self
+                .recipient()
+                .is_some_and(|(_, domain)| self.holds(list, Subject::Domain(domain))),
+            Condition::LocalParts(list) => self
+                .recipient()
+                .is_some_and(|(local, _)| self.holds(list, Subject::LocalPart(local))),
             Condition::Service(services) => services.contains(&connection.service),
             Condition::Authenticated(list) => connection
                 .authenticated

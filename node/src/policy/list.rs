@@ -159,9 +159,7 @@ fn is_own(subject: Subject<'_>, personalities: &Personalities) -> bool {
 pub(crate) fn domain_literal(domain: &str) -> Option<IpAddr> {
     let inner = domain.strip_prefix('[')?.strip_suffix(']')?;
     match inner.get(..5) {
-        Some(tag) if tag.eq_ignore_ascii_case("ipv6:") => {
-            inner[5..].parse().ok().map(IpAddr::V6)
-        }
+        Some(tag) if tag.eq_ignore_ascii_case("ipv6:") => inner[5..].parse().ok().map(IpAddr::V6),
         _ => inner.parse().ok().map(IpAddr::V4),
     }
 }

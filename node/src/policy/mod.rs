@@ -20,8 +20,8 @@ use std::{
 };
 
 pub(crate) use compile::Compiler;
-pub(crate) use evaluate::found;
 pub use diagnostic::{PlainError, PolicyError};
+pub(crate) use evaluate::found;
 
 use crate::{
     dns::Dns,
@@ -169,23 +169,21 @@ impl Configuration {
     }
 
     /// Makes a configuration of files that were read already: path below its directory, and content.
-    pub fn from_files(
-        files: &BTreeMap<String, Vec<u8>>,
-    ) -> Result<Arc<Self>, Vec<miette::Report>> {
+    pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Arc<Self>, Vec<miette::Report>> {
         let plain = |what: String| vec![miette::Report::from(PlainError(what))];
         let table_errors = |errors: Vec<TableError>| {
             errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect::<Vec<_>>()
         };
         let tables = Tables::from_files(files).map_err(table_errors)?;
-        let policy = files.get(POLICY).ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
+        let policy =
+            files.get(POLICY).ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
         if policy.len() as u64 > limits::POLICY_BYTES_MAX {
             return Err(plain(format!("{POLICY}: at most {} bytes", limits::POLICY_BYTES_MAX)));
         }
-        let policy = std::str::from_utf8(policy)
-            .map_err(|e| plain(format!("{POLICY}: not UTF-8: {e}")))?;
-        let compiled = compile::compile(POLICY, policy, &tables).map_err(|errors| {
-            errors.into_iter().map(miette::Report::from).collect::<Vec<_>>()
-        })?;
+        let policy =
+            std::str::from_utf8(policy).map_err(|e| plain(format!("{POLICY}: not UTF-8: {e}")))?;
+        let compiled = compile::compile(POLICY, policy, &tables)
+            .map_err(|errors| errors.into_iter().map(miette::Report::from).collect::<Vec<_>>())?;
         let personalities =
             Personalities::compile(&tables, &compiled.options).map_err(table_errors)?;
         let configuration = Self { tables, compiled, personalities };

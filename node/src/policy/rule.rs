@@ -267,7 +267,8 @@ pub(super) fn refuse_cycles(acls: &[Acl], errors: &mut Errors) {
                 && !std::mem::replace(&mut seen[index], true)
             {
                 if matches!(called.body, Body::Stages(_)) {
-                    let what = format!("{:?} has stages; only an acl of rules is called", called.name);
+                    let what =
+                        format!("{:?} has stages; only an acl of rules is called", called.name);
                     errors.at(acl.span, what);
                 }
                 waiting.extend(calls(called));

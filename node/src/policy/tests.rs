@@ -134,7 +134,10 @@ fn the_example_loads_as_it_stands() {
     let configuration = Configuration::load(&dir).unwrap_or_else(|errors| panic!("{errors:?}"));
     let personality = |address: &str| configuration.personality(address.parse().unwrap());
     let mx = personality("131.111.8.140");
-    assert_eq!((mx.name.as_str(), mx.acl.as_str(), mx.size_limit), ("mx.cam.ac.uk", "mx", 100 << 20));
+    assert_eq!(
+        (mx.name.as_str(), mx.acl.as_str(), mx.size_limit),
+        ("mx.cam.ac.uk", "mx", 100 << 20)
+    );
     assert!(mx.pipelining && !mx.normalise_line_ends);
     let submit = personality("::ffff:131.111.8.156");
     assert_eq!(submit.size_limit, 25 << 20);

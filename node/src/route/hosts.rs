@@ -242,9 +242,7 @@ fn host_port(word: &str) -> Option<(String, Option<u16>)> {
     }
     let (host, port) = match word.split_once(':') {
         // Exim writes `host::port`, since `:` separates hosts there.
-        Some((host, port)) => {
-            (host, Some(port.strip_prefix(':').unwrap_or(port).parse().ok()?))
-        }
+        Some((host, port)) => (host, Some(port.strip_prefix(':').unwrap_or(port).parse().ok()?)),
         None => (word, None),
     };
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');

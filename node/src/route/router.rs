@@ -44,11 +44,20 @@ pub(crate) enum Precondition {
     Domains(List),
     LocalParts(List),
     /// Every table of the text has its entry, and it does not say no; or the opposite.
-    Lookup { negated: bool, text: Template },
+    Lookup {
+        negated: bool,
+        text: Template,
+    },
     /// The list table exists; or the opposite.
-    HasTable { negated: bool, name: Template },
+    HasTable {
+        negated: bool,
+        name: Template,
+    },
     /// The list table has lines; or the opposite.
-    HasLines { negated: bool, name: Template },
+    HasLines {
+        negated: bool,
+        name: Template,
+    },
     /// The address came from this one by one redirection.
     FromParent(Template),
 }
@@ -91,8 +100,12 @@ pub(crate) enum Action {
     },
     Dns(DnsLookup),
     /// Delivers by the transport's own hosts. With `verify-only` there is no transport.
-    Accept { transport: Option<usize> },
-    Fail { message: Template },
+    Accept {
+        transport: Option<usize>,
+    },
+    Fail {
+        message: Template,
+    },
 }
 
 /// Where a redirect router finds the new addresses.

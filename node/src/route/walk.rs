@@ -204,7 +204,8 @@ impl Walk<'_> {
                 final_(Fate::Deliver(self.destination(router, None, Vec::new())))
             }
             Action::Accept { transport: Some(transport) } => {
-                let hosts = self.configuration.compiled.routing.transports[*transport].hosts.clone();
+                let hosts =
+                    self.configuration.compiled.routing.transports[*transport].hosts.clone();
                 let found = self.manual(&hosts.unwrap_or_default(), *transport, true).await;
                 self.found(index, router, *transport, NotFound::Defer, view, found)
             }
@@ -287,9 +288,7 @@ impl Walk<'_> {
         found: Found,
     ) -> Outcome {
         let fate = match found {
-            Found::Hosts(hosts) => {
-                Fate::Deliver(self.destination(router, Some(transport), hosts))
-            }
+            Found::Hosts(hosts) => Fate::Deliver(self.destination(router, Some(transport), hosts)),
             Found::Widened(domain) => {
                 let mut wide = view.address.clone();
                 wide.domain = domain;

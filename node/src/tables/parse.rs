@@ -153,7 +153,10 @@ impl File<'_> {
                 let max = limits::TABLE_LINE_BYTES_MAX;
                 self.error(number, format!("{} bytes; a line has at most {max}", line.len()));
             } else if content.starts_with([' ', '\t']) {
-                self.error(number, "begins with a blank; an entry is one line and is not continued");
+                self.error(
+                    number,
+                    "begins with a blank; an entry is one line and is not continued",
+                );
             } else if content.chars().any(|c| c.is_control() && c != '\t') {
                 self.error(number, "holds a control character; remove it");
             } else if found.len() >= limits::TABLE_ENTRIES_MAX {

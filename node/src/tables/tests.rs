@@ -35,9 +35,11 @@ fn the_most_specific_wildcard_wins() {
 
 #[test]
 fn the_longest_prefix_wins() {
-    let t =
-        tables(&[("tables/n", "10.0.0.0/8 wide\n10.1.0.0/16: near\n10.1.2.3 one\n2001:db8::/32 six\n")])
-            .unwrap();
+    let t = tables(&[(
+        "tables/n",
+        "10.0.0.0/8 wide\n10.1.0.0/16: near\n10.1.2.3 one\n2001:db8::/32 six\n",
+    )])
+    .unwrap();
     assert!(t.is_nets("n"));
     for (address, value) in [
         ("10.9.9.9", Some("wide")),

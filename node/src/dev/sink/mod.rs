@@ -17,32 +17,23 @@ mod dots;
 mod maildir;
 mod session;
 
-use std::{io, net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{io, net::SocketAddr, path::Path, sync::Arc};
 
-use ppsw_spool::env::Clock;
+use ppsw_spool::env::SystemClock;
 use tokio::net::TcpListener;
 
 use super::listen;
-pub(super) use maildir::Maildir;
+use maildir::Maildir;
 use session::{Protocol, Session};
 
-/// Where the sink listens and files.
-#[derive(Clone, Debug)]
-pub struct SinkOptions {
-    pub smtp: SocketAddr,
-    pub lmtp: SocketAddr,
-    /// Made with its `tmp`, `new` and `cur` if missing.
-    pub maildir: PathBuf,
-}
-
-/// Runs the sink until a listening socket fails.
+/// Runs the sink until a listening socket fails. `maildir` is made with its `tmp`, `new` and `cur` if missing.
 ///
 /// # Errors
 /// An address can't be bound, or the Maildir can't be made.
-pub async fn sink(options: SinkOptions, clock: Arc<dyn Clock>) -> io::Result<()> {
-    let maildir = Arc::new(Maildir::create(&options.maildir, clock)?);
-    let smtp = listen::tcp(options.smtp, "the sink's SMTP").await?;
-    let lmtp = listen::tcp(options.lmtp, "the sink's LMTP").await?;
+pub async fn sink(smtp: SocketAddr, lmtp: SocketAddr, maildir: &Path) -> io::Result<()> {
+    let maildir = Arc::new(Maildir::create(maildir, Arc::new(SystemClock))?);
+    let smtp = listen::tcp(smtp, "the sink's SMTP").await?;
+    let lmtp = listen::tcp(lmtp, "the sink's LMTP").await?;
     tokio::try_join!(
         accept(smtp, Protocol::Smtp, Arc::clone(&maildir)),
         accept(lmtp, Protocol::Lmtp, maildir)
@@ -50,7 +41,11 @@ pub async fn sink(options: SinkOptions, clock: Arc<dyn Clock>) -> io::Result<()>
     Ok(())
 }
 
-async fn accept(listener: TcpListener, protocol: Protocol, maildir: Arc<Maildir>) -> io::Result<()> {
+async fn accept(
+    listener: TcpListener,
+    protocol: Protocol,
+    maildir: Arc<Maildir>,
+) -> io::Result<()> {
     loop {
         let (stream, _) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -72,9 +67,8 @@ async fn accept(listener: TcpListener, protocol: Protocol, maildir: Arc<Maildir>
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::fs;
 
-    use ppsw_spool::env::SystemClock;
     use tokio::{
         io::{AsyncReadExt, AsyncWriteExt},
         net::TcpStream,
@@ -103,11 +97,16 @@ mod tests {
     }
 
     fn codes(answer: &str) -> Vec<&str> {
-        answer.lines().filter(|line| line.as_bytes().get(3) == Some(&b' ')).map(|line| &line[..3]).collect()
+        answer
+            .lines()
+            .filter(|line| line.as_bytes().get(3) == Some(&b' '))
+            .map(|line| &line[..3])
+            .collect()
     }
 
     fn filed(dir: &Path) -> Vec<Vec<u8>> {
-        let mut names: Vec<_> = fs::read_dir(dir.join("new")).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut names: Vec<_> =
+            fs::read_dir(dir.join("new")).unwrap().map(|e| e.unwrap().path()).collect();
         names.sort();
         names.iter().map(|path| fs::read(path).unwrap()).collect()
     }
@@ -153,7 +152,10 @@ mod tests {
             ["220", "250", "250", "250", "250", "550", "451", "354", "250", "452", "221"],
             "{answer}"
         );
-        assert_eq!(filed(dir.path()), [b"X-Sink-Envelope: <a@b>\r\nX-Sink-Recipient: <c@d>\r\nx\r\n"]);
+        assert_eq!(
+            filed(dir.path()),
+            [b"X-Sink-Envelope: <a@b>\r\nX-Sink-Recipient: <c@d>\r\nx\r\n"]
+        );
     }
 
     #[tokio::test]
@@ -162,7 +164,9 @@ mod tests {
         let address = start(Protocol::Smtp, dir.path()).await;
         let line = [&[b'x'; 998][..], b"\r\n"].concat();
         let body = line.repeat(3_000);
-        let input = [&b"HELO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n"[..], &body, b".\r\n"].concat();
+        let input =
+            [&b"HELO x\r\nMAIL FROM:<a@b>\r\nRCPT TO:<c@d>\r\nDATA\r\n"[..], &body, b".\r\n"]
+                .concat();
         assert!(talk(address, &input).await.contains("\r\n250 2.0.0 filed"));
         let filed = filed(dir.path());
         assert!(filed[0].ends_with(&body) && filed.len() == 1);
@@ -172,9 +176,16 @@ mod tests {
     async fn wrong_order_and_wrong_protocol_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let address = start(Protocol::Smtp, dir.path()).await;
-        let answer =
-            talk(address, b"LHLO x\r\nRCPT TO:<a@b>\r\nDATA\r\nFOO\r\nMAIL FROM:x\r\nNOOP\r\nRSET\r\n").await;
-        assert_eq!(codes(&answer), ["220", "500", "503", "503", "500", "501", "250", "250", "221"], "{answer}");
+        let answer = talk(
+            address,
+            b"LHLO x\r\nRCPT TO:<a@b>\r\nDATA\r\nFOO\r\nMAIL FROM:x\r\nNOOP\r\nRSET\r\n",
+        )
+        .await;
+        assert_eq!(
+            codes(&answer),
+            ["220", "500", "503", "503", "500", "501", "250", "250", "221"],
+            "{answer}"
+        );
         assert!(filed(dir.path()).is_empty());
     }
 }

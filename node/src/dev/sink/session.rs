@@ -8,10 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    dots::Unstuffer,
-    maildir::Maildir,
-};
+use super::{dots::Unstuffer, maildir::Maildir};
 use crate::limits::{SINK_BUFFER_BYTES, SINK_IDLE_MAX, SINK_LINE_BYTES_MAX, SINK_RECIPIENTS_MAX};
 
 /// How late the answer for a `slow…` recipient is.
@@ -55,7 +52,14 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(protocol: Protocol, maildir: Arc<Maildir>) -> Self {
-        Self { protocol, maildir, sender: None, recipients: Vec::new(), input: Vec::new(), output: Vec::new() }
+        Self {
+            protocol,
+            maildir,
+            sender: None,
+            recipients: Vec::new(),
+            input: Vec::new(),
+            output: Vec::new(),
+        }
     }
 
     pub(super) async fn run(mut self, mut stream: TcpStream) -> io::Result<()> {
