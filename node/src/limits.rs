@@ -85,5 +85,5 @@ pub const DNS_ATTEMPTS: usize = 2;
 /// Time for one question with all its attempts; then it is answered "try again later".
 pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longest domain name (RFC 1035 §2.3.4).
-pub const DOMAIN_BYTES_MAX: usize = 255;
+/// Longest name that is asked for (RFC 1035 §2.3.4).
+pub const DNS_NAME_BYTES_MAX: usize = 255;
