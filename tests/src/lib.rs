@@ -1,1 +1,3 @@
-//! skeleton
+//! Tests with real processes and real peers.
+
+pub mod dialogue;
