@@ -143,6 +143,9 @@ pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Longest domain name (RFC 1035 §2.3.4, RFC 5321 §4.5.3.1.2).
 pub const DOMAIN_BYTES_MAX: usize = 255;
+/// Longest name that is asked for (RFC 1035 §2.3.4).
+pub const DNS_NAME_BYTES_MAX: usize = 255;
+
 // === smtp: sessions ===
 
 /// Time for the next bytes of a message after `354` (RFC 5321 §4.5.3.2.5), and of a BDAT chunk.
