@@ -1,21 +1,19 @@
-//! Generates Rust from every file in `proto/`. protox compiles them, so no protoc is needed.
+//! Compiles every `proto/*.proto` without a system `protoc`.
 
-use std::{error::Error, fs, path::PathBuf};
-
-const DIR: &str = "proto";
+use std::{error::Error, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed={DIR}");
-    let mut files: Vec<PathBuf> = fs::read_dir(DIR)?
-        .map(|found| found.map(|file| file.path()))
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|ext| ext == "proto"))
-        .collect();
-    // The order of a directory differs between machines; the generated code should not.
+    println!("cargo:rerun-if-changed=proto");
+    let mut files = Vec::<PathBuf>::new();
+    for entry in std::fs::read_dir("proto")? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|ext| ext == "proto") {
+            files.push(path);
+        }
+    }
     files.sort();
-    let descriptors = protox::compile(&files, [DIR])?;
-    // `bytes` fields share the receive buffer instead of being copied.
+    let descriptors = protox::compile(&files, ["proto"])?;
+    // Bodies are shared with the buffer that they were read into, not copied.
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,1 +1,135 @@
-fn main() {}
+//! `ppswd`: one program for a node, a development cluster and its helpers. See `ppswd --help`.
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+use ppsw_node::{config::NodeConfig, dev, policy::Configuration, run};
+
+/// Exit code of a command line that makes no sense.
+const EXIT_USAGE: u8 = 2;
+
+/// A node of a ppswitch cluster.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+)]
+struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a node that belongs to a cluster.
+    Run {
+        #[arg(long)]
+        config: PathBuf,
+        /// End when the process that started this one ends.
+        #[arg(long, hide = true)]
+        die_with_parent: bool,
+    },
+    /// Make this machine the first node of a new cluster.
+    Init {
+        #[arg(long)]
+        config: PathBuf,
+        /// Where to write the administrator's credentials.
+        #[arg(long, default_value = "admin")]
+        admin: PathBuf,
+        /// Where to write credentials that can only look.
+        #[arg(long, default_value = "viewer")]
+        viewer: PathBuf,
+    },
+    /// Make this machine a node of a cluster that exists.
+    Join {
+        #[arg(long)]
+        config: PathBuf,
+        /// What `ppswctl token create` printed.
+        #[arg(long)]
+        token: String,
+        /// Control address of any node of the cluster.
+        #[arg(long)]
+        peer: String,
+    },
+    /// Check a configuration file, the policy and the tables; every error is reported.
+    Check {
+        #[arg(long)]
+        config: PathBuf,
+    },
+    /// Start a whole cluster on loopback addresses, with a sink and a DNS server.
+    Dev(dev::DevArgs),
+    /// The mail sink of `ppswd dev`, a process of its own.
+    #[command(hide = true)]
+    Sink {
+        #[arg(long)]
+        smtp: SocketAddr,
+        #[arg(long)]
+        lmtp: SocketAddr,
+        #[arg(long)]
+        maildir: PathBuf,
+        #[arg(long, hide = true)]
+        die_with_parent: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    run::prepare_process();
+    let done = match args.verb {
+        Verb::Run { config, die_with_parent } => {
+            run::die_with_parent(die_with_parent);
+            run::blocking(async { run::node(read(&config)?).await })
+        }
+        Verb::Init { config, admin, viewer } => run::blocking(async {
+            let config = read(&config)?;
+            ppsw_control::init(&config.data, config.control, &admin, &viewer).await?;
+            println!(
+                "cluster made; this is node 1. Credentials: {} and {}",
+                admin.display(),
+                viewer.display()
+            );
+            Ok(())
+        }),
+        Verb::Join { config, token, peer } => run::blocking(async {
+            let config = read(&config)?;
+            let node = ppsw_control::join(&config.data, config.control, &token, &peer).await?;
+            println!("joined; this is node {node}");
+            Ok(())
+        }),
+        Verb::Check { config } => check(&config),
+        Verb::Dev(args) => run::blocking(async { dev::dev(args).await }),
+        Verb::Sink { smtp, lmtp, maildir, die_with_parent } => {
+            run::die_with_parent(die_with_parent);
+            run::blocking(async { dev::sink(smtp, lmtp, &maildir).await })
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ppswd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn read(path: &std::path::Path) -> Result<NodeConfig, run::Failure> {
+    Ok(NodeConfig::read(path)?)
+}
+
+fn check(path: &std::path::Path) -> Result<(), run::Failure> {
+    let config = read(path)?;
+    match Configuration::load(&config.config) {
+        Ok(_) => {
+            println!("{}: good", path.display());
+            Ok(())
+        }
+        Err(reports) => {
+            for report in &reports {
+                eprintln!("{report:?}");
+            }
+            Err(format!("{} errors in {}", reports.len(), config.config.display()).into())
+        }
+    }
+}
+
+const _: () = assert!(EXIT_USAGE == 2, "clap's own code for a wrong command line");

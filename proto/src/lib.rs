@@ -1,9 +1,13 @@
-//! The wire and disk formats of ppswitch, generated from the files in `proto/`.
+//! Code generated from the `.proto` files: what goes over the wire between nodes and what stands on their disks.
 
-/// Consensus between nodes, and what a Raft group keeps on its disk.
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+/// Entries of a spool partition.
+pub mod queue {
+    tonic::include_proto!("ppsw.queue.v1");
+}
+
+#[allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated")]
+/// Consensus between nodes, and its small state on disk.
 pub mod raft {
-    #![allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated code")]
-    #![allow(clippy::use_self, clippy::unwrap_used, reason = "generated code")]
-
     tonic::include_proto!("ppsw.raft.v1");
 }

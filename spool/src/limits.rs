@@ -1,5 +1,7 @@
 //! Every limit of this crate, with its reason.
 
+use std::time::Duration;
+
 /// The longest piece of a message in one log entry (design §4: bounded delay of small mail behind large).
 pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 
@@ -8,3 +10,104 @@ pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
 /// A message up to this size travels inside its `Accept` entry instead of as chunks.
 pub const INLINE_BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// Smallest and largest segment of the log: two flushes must fit, and offsets are 32 bits.
+pub const SEGMENT_BYTES_MIN: u64 = 8 * 1024 * 1024;
+/// See [`SEGMENT_BYTES_MIN`].
+pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
+/// Longest payload of a log record: a chunk or an `Accept` with 1,000 recipients fit well: the queue's own limit of an entry is below.
+pub const LOG_RECORD_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Bytes that may wait for the log's writer; beyond, appending waits for the disk.
+pub const LOG_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Bytes that one flush takes at most, so that the first of many waiters does not wait for all of them.
+pub const LOG_FLUSH_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Segment files that are kept for their next use (writing into written blocks is faster than into new ones).
+pub const FREE_SEGMENTS_MAX: usize = 4;
+
+const _: () = assert!(LOG_FLUSH_BYTES_MAX + LOG_RECORD_BYTES_MAX < SEGMENT_BYTES_MIN as usize);
+const _: () = assert!(CHUNK_BYTES_MAX * 2 < LOG_RECORD_BYTES_MAX);
+// ---- queue ----
+
+/// The longest text kept of an attempt's result: the reply of a next hop is quoted in bounces and logs, not more.
+pub const OUTCOME_TEXT_BYTES_MAX: usize = 1024;
+
+/// The longest entry that is proposed: an envelope of thousands of recipients, or the outcome of as many, fits,
+/// and replication still moves in pieces well below the 4 MiB at which gRPC refuses a message.
+pub const ENTRY_BYTES_MAX: usize = 3 * 1024 * 1024;
+
+/// Chunks of one message: 4 GiB, far above any size limit of a front end; bounds what a bad entry can claim.
+pub const CHUNKS_PER_MESSAGE_MAX: u32 = 16 * 1024;
+
+/// So many of the last entries are remembered by their message, to refuse what comes too late (a chunk behind its
+/// abort, a carry behind an outcome). Checkpoints keep as many entries. Has to exceed what can be proposed
+/// and not yet applied: 40,000 entries a second for 10 ms, twice over.
+pub const HISTORY_ENTRIES: u64 = 1024;
+
+/// After an unplanned takeover, messages that may have been in flight wait this long (design §4): a next hop has
+/// answered the final dot, or never will, of most attempts by then.
+pub const TAKEOVER_GRACE: Duration = Duration::from_secs(30);
+
+/// How long a chunk may wait for a majority: `commit_deadline`, as for the message itself (design §3).
+pub const CHUNK_COMMIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long an abort, or another entry that can be proposed again, may wait for a majority.
+pub const ABORT_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Messages that wait for their abort to be committed: one per session that failed. More are left to the sweep of
+/// unfinished uploads, or are delivered although their client got `451`, which RFC 5321 §6.1 allows.
+pub const DOOMED_MAX: usize = 10_000;
+
+/// How often a partition looks for entries to trim and for uploads that nobody continues; half of it is jitter, so
+/// that the partitions of a node do not do it together.
+pub const UPKEEP_PERIOD: Duration = Duration::from_secs(10);
+
+/// A checkpoint is taken when it frees so many entries: it costs one small write, they cost time at a restart …
+pub const TRIM_ENTRIES_MIN: u64 = 20_000;
+
+/// … or so many bytes: a segment's worth.
+pub const TRIM_BYTES_MIN: u64 = 64 * 1024 * 1024;
+
+/// Entries between two marks of how long the log has become, from which the bytes to trim are estimated.
+pub const VOLUME_MARK_ENTRIES: u64 = 256;
+
+/// Marks that are kept: for 16 million entries; above that, the oldest are merged into one.
+pub const VOLUME_MARKS_MAX: usize = 64 * 1024;
+
+/// The highest node number that fits the two base 62 digits of a message id.
+pub const NODE_IN_ID_MAX: u64 = 62 * 62 - 1;
+
+/// Texts of an outcome whose entry would be longer than `ENTRY_BYTES_MAX` (thousands of recipients that failed in
+/// one attempt) are cut to this.
+pub const LONG_OUTCOME_TEXT_BYTES_MAX: usize = 128;
+
+/// How often a message that waits for a partition looks whether a lease has been renewed.
+pub const LEASE_POLL: Duration = Duration::from_millis(50);
+const _: () = assert!(ENTRY_BYTES_MAX < LOG_RECORD_BYTES_MAX);
+
+// ---- group ----
+
+/// Entries of one append request, in payload bytes: a slow peer gets pieces that it can answer soon.
+pub const APPEND_BYTES_MAX: usize = 1024 * 1024;
+
+/// Largest message between nodes: an append request with one entry of the largest size.
+pub const RPC_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// An append stream with requests in flight and no answer for so long is given up: the peer hangs, or the
+/// connection is dead without telling.
+pub const APPEND_IDLE_MAX: Duration = Duration::from_secs(2);
+
+/// A heartbeat, vote or checkpoint that is not answered for so long counts as lost.
+pub const RPC_ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Entries that a successor may lack when leadership is handed over: it has them within milliseconds.
+pub const TRANSFER_LAG_MAX: u64 = 2_000;
+
+/// A transfer that has not moved leadership after so long is aborted by a second one (measured: 3 ms is normal).
+pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
+
+/// What is taken off a lease for the time between looking at it and acting.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

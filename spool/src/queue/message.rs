@@ -17,6 +17,13 @@ pub struct MessageId {
     pub node: u16,
 }
 
+impl MessageId {
+    /// Before every id.
+    pub(super) const MIN: Self = Self { second: 0, counter: 0, node: 0 };
+    /// Behind every id.
+    pub(super) const MAX: Self = Self { second: u64::MAX, counter: u64::MAX, node: u16::MAX };
+}
+
 /// Where a message came from: for `Received`, logs and policy at delivery.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
@@ -111,6 +118,14 @@ pub struct Attempt {
     pub next_due: UnixMs,
     /// Addresses that this recipient led to (by aliases) and that are done: delivered or failed and reported.
     pub done: BTreeSet<String>,
+}
+
+impl Attempt {
+    /// Something is left to be done for this recipient.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, RecipientState::New | RecipientState::Deferred)
+    }
 }
 
 /// Where the bytes of a message lie.

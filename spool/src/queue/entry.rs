@@ -1,0 +1,435 @@
+//! The log entries of a partition: our types to bytes and back.
+
+use bytes::Bytes;
+use ppsw_proto::queue as pb;
+use prost::Message as _;
+
+use super::message::{
+    Attempt, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, QueuedMessage,
+    Recipient, RecipientState, Verdict,
+};
+use crate::{NodeId, env::UnixMs, limits::OUTCOME_TEXT_BYTES_MAX};
+
+/// Version of the entry format that this program writes, and the only one that it reads.
+pub(super) const VERSION: u32 = 1;
+
+/// A decoded entry. Bodies are only counted: their bytes stay in the log.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    Chunk { id: MessageId, number: u32, bytes: u64 },
+    Accept { id: MessageId, envelope: Envelope, body: NewBody },
+    Abort { id: MessageId, upload_only: bool },
+    Outcome(Outcome),
+    Expand { id: MessageId, recipient: u32, into: Vec<Recipient>, due: UnixMs },
+    Hold { id: MessageId },
+    Release { id: MessageId, due: Option<UnixMs> },
+    Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
+    Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
+    Handover { to: NodeId },
+}
+
+/// Where an `Accept` or `Carry` says that its body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NewBody {
+    /// In the entry itself.
+    Inline { bytes: u64 },
+    /// In the chunks 0 to `count` - 1, `bytes` in all.
+    Chunks { count: u32, bytes: u64 },
+}
+
+/// A message's state as a `Carry` has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    pub(super) envelope: Envelope,
+    pub(super) state: MessageState,
+    pub(super) recipients: Vec<Attempt>,
+    pub(super) warned: bool,
+    pub(super) tried: bool,
+}
+
+/// The body of a message in an entry to be written.
+#[derive(Clone, Debug)]
+pub(super) enum BodyBytes {
+    Inline(Bytes),
+    Chunks { count: u32, bytes: u64 },
+}
+
+/// Reads an entry; the error says why every replica must refuse it.
+pub(super) fn decode(payload: &Bytes) -> Result<Change, String> {
+    let entry = pb::SpoolEntry::decode(payload.clone())
+        .map_err(|error| format!("the entry cannot be decoded: {error}"))?;
+    if entry.version != VERSION {
+        return Err(format!(
+            "the entry has format {}, this program knows format {VERSION}: upgrade it",
+            entry.version
+        ));
+    }
+    match entry.kind {
+        Some(kind) => read_kind(kind),
+        None => Err("the entry is of a kind that this program does not know: upgrade it".into()),
+    }
+}
+
+fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
+    use pb::spool_entry::Kind;
+    Ok(match kind {
+        Kind::Chunk(e) => {
+            Change::Chunk { id: read_id(e.message)?, number: e.number, bytes: e.data.len() as u64 }
+        }
+        Kind::Accept(e) => {
+            let body = match e.body.ok_or("Accept without a body")? {
+                pb::accept::Body::Inline(data) => NewBody::Inline { bytes: data.len() as u64 },
+                pb::accept::Body::Chunks(count) => NewBody::Chunks { count, bytes: e.body_bytes },
+            };
+            Change::Accept { id: read_id(e.message)?, envelope: read_envelope(e.envelope)?, body }
+        }
+        Kind::Abort(e) => Change::Abort { id: read_id(e.message)?, upload_only: e.upload_only },
+        Kind::Outcome(e) => Change::Outcome(read_outcome(e)?),
+        Kind::Expand(e) => Change::Expand {
+            id: read_id(e.message)?,
+            recipient: e.recipient,
+            into: e.into.into_iter().map(read_recipient).collect(),
+            due: UnixMs(e.due_ms),
+        },
+        Kind::Hold(e) => Change::Hold { id: read_id(e.message)? },
+        Kind::Release(e) => Change::Release { id: read_id(e.message)?, due: e.due_ms.map(UnixMs) },
+        Kind::Edit(e) => Change::Edit {
+            id: read_id(e.message)?,
+            recipient: e.recipient,
+            address: e.address,
+            due: UnixMs(e.due_ms),
+        },
+        Kind::Carry(e) => {
+            let record = e.record.ok_or("Carry without a record")?;
+            let body = match e.body.ok_or("Carry without a body")? {
+                pb::carry::Body::Inline(data) => NewBody::Inline { bytes: data.len() as u64 },
+                pb::carry::Body::Chunks(count) => {
+                    NewBody::Chunks { count, bytes: record.body_bytes }
+                }
+            };
+            let (id, made_at) = (read_id(e.message)?, e.made_at);
+            Change::Carry { id, made_at, record: read_record(record)?, body }
+        }
+        Kind::Handover(e) => Change::Handover { to: e.to },
+    })
+}
+
+/// A piece of body and whose it is, from whichever kind of entry holds it. Shares the entry's buffer.
+pub(super) fn body_of(payload: Bytes, id: MessageId, part: Part) -> Result<Bytes, String> {
+    use pb::spool_entry::Kind;
+    let entry = pb::SpoolEntry::decode(payload).map_err(|error| error.to_string())?;
+    let ours = |message: Option<pb::MessageId>| read_id(message).is_ok_and(|found| found == id);
+    let found = match (part, entry.kind) {
+        (Part::Chunk(number), Some(Kind::Chunk(e))) if e.number == number && ours(e.message) => {
+            Some(e.data)
+        }
+        (Part::Whole, Some(Kind::Accept(e))) if ours(e.message) => match e.body {
+            Some(pb::accept::Body::Inline(data)) => Some(data),
+            _ => None,
+        },
+        (Part::Whole, Some(Kind::Carry(e))) if ours(e.message) => match e.body {
+            Some(pb::carry::Body::Inline(data)) => Some(data),
+            _ => None,
+        },
+        (Part::Whole, Some(Kind::Outcome(e))) => {
+            e.creates.into_iter().find(|made| ours(made.message)).map(|made| made.body)
+        }
+        _ => None,
+    };
+    found.ok_or_else(|| format!("expected {part:?} of message {id}, found another entry"))
+}
+
+/// Which bytes [`body_of`] is to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// A chunk, by number.
+    Chunk(u32),
+    /// An inline body.
+    Whole,
+}
+
+pub(super) fn chunk(id: MessageId, number: u32, data: Bytes) -> Bytes {
+    let message = Some(write_id(id));
+    encode(pb::spool_entry::Kind::Chunk(pb::Chunk { message, number, data }))
+}
+
+pub(super) fn accept(id: MessageId, envelope: &Envelope, body: BodyBytes) -> Bytes {
+    let (body_bytes, body) = match body {
+        BodyBytes::Inline(data) => (data.len() as u64, pb::accept::Body::Inline(data)),
+        BodyBytes::Chunks { count, bytes } => (bytes, pb::accept::Body::Chunks(count)),
+    };
+    encode(pb::spool_entry::Kind::Accept(pb::Accept {
+        message: Some(write_id(id)),
+        envelope: Some(write_envelope(envelope)),
+        body: Some(body),
+        body_bytes,
+    }))
+}
+
+pub(super) fn abort(id: MessageId, upload_only: bool) -> Bytes {
+    encode(pb::spool_entry::Kind::Abort(pb::Abort { message: Some(write_id(id)), upload_only }))
+}
+
+pub(super) fn outcome(outcome: &Outcome) -> Bytes {
+    let results = outcome.results.iter().map(write_delivered).collect();
+    let creates = outcome.creates.iter().map(|(id, envelope, body)| pb::Created {
+        message: Some(write_id(*id)),
+        envelope: Some(write_envelope(envelope)),
+        body: body.clone(),
+    });
+    encode(pb::spool_entry::Kind::Outcome(pb::Outcome {
+        message: Some(write_id(outcome.message)),
+        results,
+        finished: outcome.finished.clone(),
+        creates: creates.collect(),
+        warned: outcome.warned,
+    }))
+}
+
+pub(super) fn expand(id: MessageId, recipient: u32, into: &[Recipient], due: UnixMs) -> Bytes {
+    encode(pb::spool_entry::Kind::Expand(pb::Expand {
+        message: Some(write_id(id)),
+        recipient,
+        into: into.iter().map(write_recipient).collect(),
+        due_ms: due.0,
+    }))
+}
+
+pub(super) fn hold(id: MessageId) -> Bytes {
+    encode(pb::spool_entry::Kind::Hold(pb::Hold { message: Some(write_id(id)) }))
+}
+
+pub(super) fn release(id: MessageId, due: Option<UnixMs>) -> Bytes {
+    let message = Some(write_id(id));
+    encode(pb::spool_entry::Kind::Release(pb::Release { message, due_ms: due.map(|due| due.0) }))
+}
+
+pub(super) fn edit(id: MessageId, recipient: u32, address: &str, due: UnixMs) -> Bytes {
+    encode(pb::spool_entry::Kind::Edit(pb::Edit {
+        message: Some(write_id(id)),
+        recipient,
+        address: address.to_owned(),
+        due_ms: due.0,
+    }))
+}
+
+/// A message as it stands after index `made_at`, to be written again. `tried`: an outcome has been recorded.
+pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: BodyBytes) -> Bytes {
+    let (body_bytes, body) = match body {
+        BodyBytes::Inline(data) => (data.len() as u64, pb::carry::Body::Inline(data)),
+        BodyBytes::Chunks { count, bytes } => (bytes, pb::carry::Body::Chunks(count)),
+    };
+    let record = pb::Record {
+        envelope: Some(write_envelope(&message.envelope)),
+        recipients: message.recipients.iter().map(write_attempt).collect(),
+        held: message.state == MessageState::Held,
+        warned: message.warned,
+        tried,
+        body_bytes,
+    };
+    encode(pb::spool_entry::Kind::Carry(pb::Carry {
+        message: Some(write_id(message.id)),
+        made_at,
+        record: Some(record),
+        body: Some(body),
+    }))
+}
+
+pub(super) fn handover(to: NodeId) -> Bytes {
+    encode(pb::spool_entry::Kind::Handover(pb::Handover { to }))
+}
+
+/// The state of a checkpoint: the highest id of each node.
+pub(super) fn checkpoint_state(highest: impl Iterator<Item = MessageId>) -> Bytes {
+    let highest = highest.map(write_id).collect();
+    pb::CheckpointState { version: VERSION, highest }.encode_to_vec().into()
+}
+
+pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, String> {
+    if state.is_empty() {
+        return Ok(Vec::new());
+    }
+    let state = pb::CheckpointState::decode(state.clone()).map_err(|error| error.to_string())?;
+    if state.version != VERSION {
+        return Err(format!("format {} instead of {VERSION}", state.version));
+    }
+    state.highest.into_iter().map(|id| read_id(Some(id))).collect()
+}
+
+/// `text`, cut to what the index keeps of it.
+pub(super) fn cut(text: &str) -> &str {
+    let mut end = text.len().min(OUTCOME_TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+fn encode(kind: pb::spool_entry::Kind) -> Bytes {
+    pb::SpoolEntry { version: VERSION, kind: Some(kind) }.encode_to_vec().into()
+}
+
+fn write_id(id: MessageId) -> pb::MessageId {
+    pb::MessageId { second: id.second, counter: id.counter, node: u32::from(id.node) }
+}
+
+fn read_id(id: Option<pb::MessageId>) -> Result<MessageId, String> {
+    let id = id.ok_or("an entry without a message id")?;
+    let node = u16::try_from(id.node).map_err(|_| format!("no node has number {}", id.node))?;
+    Ok(MessageId { second: id.second, counter: id.counter, node })
+}
+
+fn write_recipient(recipient: &Recipient) -> pb::Recipient {
+    pb::Recipient {
+        address: recipient.address.clone(),
+        notify: recipient.notify.clone(),
+        original: recipient.original.clone(),
+    }
+}
+
+fn read_recipient(recipient: pb::Recipient) -> Recipient {
+    Recipient { address: recipient.address, notify: recipient.notify, original: recipient.original }
+}
+
+fn write_envelope(envelope: &Envelope) -> pb::Envelope {
+    let origin = &envelope.origin;
+    pb::Envelope {
+        sender: envelope.sender.clone(),
+        recipients: envelope.recipients.iter().map(write_recipient).collect(),
+        origin: Some(pb::Origin {
+            client: origin.client.clone(),
+            client_name: origin.client_name.clone(),
+            helo: origin.helo.clone(),
+            server: origin.server.clone(),
+            personality: origin.personality.clone(),
+            protocol: origin.protocol.clone(),
+            authenticated: origin.authenticated.clone(),
+            auth_sender: origin.auth_sender.clone(),
+            tls: origin.tls.clone(),
+        }),
+        received_ms: envelope.received.0,
+        prepend: envelope.prepend.clone(),
+        eight_bit: envelope.eight_bit,
+        smtputf8: envelope.smtputf8,
+        nul_count: envelope.nul_count,
+        return_headers_only: envelope.return_headers_only,
+        envelope_id: envelope.envelope_id.clone(),
+        message_id_field: envelope.message_id_field.clone(),
+        received_count: envelope.received_count,
+    }
+}
+
+fn read_envelope(envelope: Option<pb::Envelope>) -> Result<Envelope, String> {
+    let envelope = envelope.ok_or("a message without an envelope")?;
+    let origin = envelope.origin.unwrap_or_default();
+    Ok(Envelope {
+        sender: envelope.sender,
+        recipients: envelope.recipients.into_iter().map(read_recipient).collect(),
+        origin: Origin {
+            client: origin.client,
+            client_name: origin.client_name,
+            helo: origin.helo,
+            server: origin.server,
+            personality: origin.personality,
+            protocol: origin.protocol,
+            authenticated: origin.authenticated,
+            auth_sender: origin.auth_sender,
+            tls: origin.tls,
+        },
+        received: UnixMs(envelope.received_ms),
+        // A copy: a slice would keep the whole entry with its body in memory.
+        prepend: Bytes::copy_from_slice(&envelope.prepend),
+        eight_bit: envelope.eight_bit,
+        smtputf8: envelope.smtputf8,
+        nul_count: envelope.nul_count,
+        return_headers_only: envelope.return_headers_only,
+        envelope_id: envelope.envelope_id,
+        message_id_field: envelope.message_id_field,
+        received_count: envelope.received_count,
+    })
+}
+
+fn write_delivered(result: &Delivered) -> pb::Delivered {
+    let (verdict, next_due_ms) = match result.verdict {
+        Verdict::Delivered => (pb::Verdict::Delivered, 0),
+        Verdict::Failed => (pb::Verdict::Failed, 0),
+        Verdict::Deferred { next_due } => (pb::Verdict::Deferred, next_due.0),
+    };
+    pb::Delivered {
+        recipient: result.recipient,
+        address: result.address.clone(),
+        verdict: verdict.into(),
+        next_due_ms,
+        text: cut(&result.text).to_owned(),
+    }
+}
+
+fn read_outcome(outcome: pb::Outcome) -> Result<Outcome, String> {
+    let mut results = Vec::with_capacity(outcome.results.len());
+    for result in outcome.results {
+        let verdict = match result.verdict() {
+            pb::Verdict::Delivered => Verdict::Delivered,
+            pb::Verdict::Failed => Verdict::Failed,
+            pb::Verdict::Deferred => Verdict::Deferred { next_due: UnixMs(result.next_due_ms) },
+            pb::Verdict::Unspecified => {
+                return Err(format!("unknown verdict {}", result.verdict));
+            }
+        };
+        let pb::Delivered { recipient, address, text, .. } = result;
+        results.push(Delivered { recipient, address, verdict, text });
+    }
+    let mut creates = Vec::with_capacity(outcome.creates.len());
+    for made in outcome.creates {
+        creates.push((read_id(made.message)?, read_envelope(made.envelope)?, made.body));
+    }
+    Ok(Outcome {
+        message: read_id(outcome.message)?,
+        results,
+        finished: outcome.finished,
+        creates,
+        warned: outcome.warned,
+    })
+}
+
+fn write_attempt(attempt: &Attempt) -> pb::Attempt {
+    let state = match attempt.state {
+        RecipientState::New => pb::RecipientState::New,
+        RecipientState::Deferred => pb::RecipientState::Deferred,
+        RecipientState::Delivered => pb::RecipientState::Delivered,
+        RecipientState::Failed => pb::RecipientState::Failed,
+    };
+    pb::Attempt {
+        recipient: Some(write_recipient(&attempt.recipient)),
+        state: state.into(),
+        attempts: attempt.attempts,
+        last_error: attempt.last_error.clone(),
+        next_due_ms: attempt.next_due.0,
+        done: attempt.done.iter().cloned().collect(),
+    }
+}
+
+fn read_record(record: pb::Record) -> Result<Record, String> {
+    let mut recipients = Vec::with_capacity(record.recipients.len());
+    for attempt in record.recipients {
+        let state = match attempt.state() {
+            pb::RecipientState::New => RecipientState::New,
+            pb::RecipientState::Deferred => RecipientState::Deferred,
+            pb::RecipientState::Delivered => RecipientState::Delivered,
+            pb::RecipientState::Failed => RecipientState::Failed,
+            pb::RecipientState::Unspecified => {
+                return Err(format!("unknown state {} of a recipient", attempt.state));
+            }
+        };
+        recipients.push(Attempt {
+            recipient: read_recipient(attempt.recipient.unwrap_or_default()),
+            state,
+            attempts: attempt.attempts,
+            last_error: attempt.last_error,
+            next_due: UnixMs(attempt.next_due_ms),
+            done: attempt.done.into_iter().collect(),
+        });
+    }
+    let state = if record.held { MessageState::Held } else { MessageState::Queued };
+    let envelope = read_envelope(record.envelope)?;
+    Ok(Record { envelope, state, recipients, warned: record.warned, tried: record.tried })
+}

@@ -1,0 +1,212 @@
+//! What a replica remembers of entries beyond the messages that live: enough that a replica which starts in the
+//! middle of the log decides about every entry as one that has read all of it (docs/spool.md, "Where a replay may
+//! begin").
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use super::message::MessageId;
+use crate::limits::{HISTORY_ENTRIES, VOLUME_MARK_ENTRIES, VOLUME_MARKS_MAX};
+
+/// The last entries by message, and the refusals that a replay must understand.
+#[derive(Clone, Debug)]
+pub(super) struct History {
+    /// Entries that the window is long.
+    entries: u64,
+    /// Entries of the window with the message that they were about, oldest first.
+    window: VecDeque<(u64, MessageId)>,
+    touched: HashMap<MessageId, Touched>,
+    /// Refusals that depended on earlier entries: the refused index, and that of the entry it depended on. A replay
+    /// that saw the first without the second would not refuse.
+    refusals: BTreeMap<u64, u64>,
+}
+
+/// Where the window has entries about a message.
+#[derive(Clone, Copy, Debug)]
+struct Touched {
+    last: u64,
+    /// Its last abort.
+    ended: Option<u64>,
+    /// When an outcome created it.
+    made: Option<u64>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self::new(HISTORY_ENTRIES)
+    }
+}
+
+impl History {
+    /// A history of the last `entries` entries. The same on every replica.
+    pub(super) fn new(entries: u64) -> Self {
+        Self {
+            entries,
+            window: VecDeque::new(),
+            touched: HashMap::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
+    /// How many entries it remembers.
+    pub(super) fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Forgets what is too old to matter for the entry at `index`.
+    pub(super) fn advance(&mut self, index: u64) {
+        while let Some(&(old, id)) = self.window.front() {
+            if old.saturating_add(self.entries) > index {
+                return;
+            }
+            self.window.pop_front();
+            if let Some(touched) = self.touched.get_mut(&id) {
+                touched.ended = touched.ended.filter(|ended| *ended > old);
+                touched.made = touched.made.filter(|made| *made > old);
+                if touched.last <= old {
+                    self.touched.remove(&id);
+                }
+            }
+        }
+    }
+
+    /// Notes that the entry at `index` was about `id`, refused or not.
+    pub(super) fn touch(&mut self, index: u64, id: MessageId, ends: bool) {
+        let touched = self.entry(index, id);
+        if ends {
+            touched.ended = Some(index);
+        }
+    }
+
+    /// Notes that the entry at `index` created `id`.
+    pub(super) fn made(&mut self, index: u64, id: MessageId) {
+        self.entry(index, id).made = Some(index);
+    }
+
+    fn entry(&mut self, index: u64, id: MessageId) -> &mut Touched {
+        self.window.push_back((index, id));
+        let new = Touched { last: index, ended: None, made: None };
+        let touched = self.touched.entry(id).or_insert(new);
+        touched.last = index;
+        touched
+    }
+
+    /// The last entry about `id` in the window.
+    pub(super) fn last(&self, id: MessageId) -> Option<u64> {
+        self.touched.get(&id).map(|touched| touched.last)
+    }
+
+    /// The last abort of `id` in the window.
+    pub(super) fn ended(&self, id: MessageId) -> Option<u64> {
+        self.touched.get(&id).and_then(|touched| touched.ended)
+    }
+
+    /// The entry of the window that created `id`.
+    pub(super) fn created(&self, id: MessageId) -> Option<u64> {
+        self.touched.get(&id).and_then(|touched| touched.made)
+    }
+
+    /// Notes that the entry at `index` was refused because of an entry at `because` (or between the two).
+    pub(super) fn refused(&mut self, index: u64, because: u64) {
+        let slot = self.refusals.entry(index).or_insert(because);
+        *slot = because.min(*slot);
+    }
+
+    /// The highest index at most `upto` such that a replay that begins behind it decides as this replica did. `None`
+    /// if that is before the first entry.
+    pub(super) fn start(&self, upto: u64) -> Option<u64> {
+        let mut start = match self.window.front() {
+            Some(&(oldest, _)) => upto.min(oldest.checked_sub(1)?),
+            None => upto,
+        };
+        // From the highest refusal down: moving below one cannot move into a higher one.
+        for (&refused, &because) in self.refusals.iter().rev() {
+            if because <= start && start < refused {
+                start = because.checked_sub(1)?;
+            }
+        }
+        Some(start)
+    }
+
+    /// Forgets refusals that no later start can fall into.
+    pub(super) fn forget(&mut self, start: u64) {
+        self.refusals = self.refusals.split_off(&start.saturating_add(1));
+    }
+}
+
+/// How many bytes the log holds up to an index, roughly: marks every few hundred entries.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Volume {
+    marks: VecDeque<(u64, u64)>,
+    total: u64,
+}
+
+impl Volume {
+    /// Adds the entry at `index`.
+    pub(super) fn add(&mut self, index: u64, bytes: u64) {
+        let due = self
+            .marks
+            .back()
+            .is_none_or(|(marked, _)| index.saturating_sub(*marked) >= VOLUME_MARK_ENTRIES);
+        if due {
+            if self.marks.len() >= VOLUME_MARKS_MAX {
+                self.marks.remove(1);
+            }
+            self.marks.push_back((index, self.total));
+        }
+        self.total = self.total.saturating_add(bytes);
+    }
+
+    /// Bytes of the entries from behind `purged` to `upto`, to the precision of the marks.
+    pub(super) fn between(&mut self, purged: Option<u64>, upto: u64) -> u64 {
+        while self.marks.get(1).is_some_and(|(marked, _)| Some(*marked) <= purged) {
+            self.marks.pop_front();
+        }
+        let first = self.marks.front().map_or(self.total, |(_, total)| *total);
+        let behind = self.marks.partition_point(|(marked, _)| *marked <= upto);
+        let last = self.marks.get(behind).map_or(self.total, |(_, total)| *total);
+        last.saturating_sub(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: MessageId = MessageId { second: 1, counter: 0, node: 1 };
+
+    #[test]
+    fn the_window_forgets_old_entries_but_not_new_ones_of_the_same_message() {
+        let mut history = History::default();
+        history.touch(10, ID, true);
+        history.touch(20, ID, false);
+        history.advance(10 + HISTORY_ENTRIES);
+        assert_eq!((history.ended(ID), history.last(ID)), (None, Some(20)));
+        assert_eq!(history.start(5000), Some(19));
+        history.advance(20 + HISTORY_ENTRIES);
+        assert_eq!((history.last(ID), history.start(5000)), (None, Some(5000)));
+    }
+
+    #[test]
+    fn a_start_is_never_between_a_refusal_and_its_cause() {
+        let mut history = History::default();
+        history.refused(10, 5);
+        history.refused(7, 3);
+        assert_eq!(history.start(10), Some(10));
+        assert_eq!(history.start(9), Some(2), "9 lies in 5..10, 4 then in 3..7");
+        assert_eq!(history.start(2), Some(2));
+        history.refused(4, 0);
+        assert_eq!(history.start(9), None);
+    }
+
+    #[test]
+    fn volume_counts_from_the_purge() {
+        let mut volume = Volume::default();
+        for index in 0..10_000 {
+            volume.add(index, 100);
+        }
+        let bytes = volume.between(None, 9_999);
+        assert_eq!(bytes, 1_000_000);
+        let bytes = volume.between(Some(5_000), 8_000);
+        assert!((250_000..=350_000).contains(&bytes), "{bytes}");
+    }
+}

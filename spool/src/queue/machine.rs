@@ -1,0 +1,252 @@
+//! The state machine of a partition as its Raft group sees it: the index, who leads, and the figures.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use metrics::{Gauge, counter, gauge};
+use tokio::sync::{Notify, watch};
+use tracing::{debug, info, warn};
+
+use super::{
+    Pulse,
+    entry::{self, Change},
+    ids::Ids,
+    index::{Effects, Index},
+    message::MessageId,
+};
+use crate::{
+    NodeId, PartitionId,
+    env::Clock,
+    group::{Checkpoint, Leadership, Machine, Position, Reply},
+    limits::TAKEOVER_GRACE,
+};
+
+/// The queue of one partition on this node.
+pub(super) struct QueueMachine {
+    partition: PartitionId,
+    node: NodeId,
+    clock: Arc<dyn Clock>,
+    ids: Arc<Ids>,
+    state: Mutex<State>,
+    pulse: watch::Sender<Pulse>,
+    /// Counts changes of leadership in all partitions of the node.
+    elections: watch::Sender<u64>,
+    upkeep: Notify,
+    gauges: Gauges,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) index: Index,
+    /// The term in which this replica leads.
+    pub(super) leading: Option<u64>,
+}
+
+/// What this node's queues hold; zero while another node leads, so that the sum over nodes is the cluster's.
+struct Gauges {
+    queued: Gauge,
+    held: Gauge,
+    bytes: Gauge,
+}
+
+impl QueueMachine {
+    pub(super) fn new(
+        partition: PartitionId,
+        node: NodeId,
+        clock: Arc<dyn Clock>,
+        ids: Arc<Ids>,
+        elections: watch::Sender<u64>,
+    ) -> Self {
+        let label = partition.to_string();
+        let gauges = Gauges {
+            queued: gauge!("ppsw_queue_messages", "state" => "queued", "partition" => label.clone()),
+            held: gauge!("ppsw_queue_messages", "state" => "held", "partition" => label.clone()),
+            bytes: gauge!("ppsw_queue_bytes", "partition" => label),
+        };
+        Self {
+            partition,
+            node,
+            clock,
+            ids,
+            state: Mutex::default(),
+            pulse: watch::Sender::default(),
+            elections,
+            upkeep: Notify::new(),
+            gauges,
+        }
+    }
+
+    pub(super) fn partition(&self) -> PartitionId {
+        self.partition
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.node
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The term in which this replica leads, if it does.
+    pub(super) fn leading(&self) -> Option<u64> {
+        self.lock().leading
+    }
+
+    /// The log says that this leader has handed over, though it still leads: it may not deliver until it has taken
+    /// that back in the log.
+    pub(super) fn handed_over(&self) -> bool {
+        let state = self.lock();
+        let Some(handover) = state.index.handover() else { return false };
+        Some(handover.term) == state.leading && handover.to != self.node
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Pulse> {
+        self.pulse.subscribe()
+    }
+
+    /// Asks for upkeep now.
+    pub(super) fn wake_upkeep(&self) {
+        self.upkeep.notify_one();
+    }
+
+    /// Resolves when upkeep has been asked for.
+    pub(super) async fn upkeep_wanted(&self) {
+        self.upkeep.notified().await;
+    }
+
+    /// The replica is closed: its figures are nobody's.
+    pub(super) fn retire(&self) {
+        let mut state = self.lock();
+        state.leading = None;
+        self.tell(state);
+    }
+
+    /// Tells those who watch, and the gauges.
+    fn tell(&self, state: MutexGuard<'_, State>) {
+        let leading = state.leading.is_some();
+        let summary = if leading { state.index.summary() } else { Default::default() };
+        drop(state);
+        self.pulse.send_modify(|pulse| {
+            pulse.changes = pulse.changes.wrapping_add(1);
+            pulse.leading = leading;
+        });
+        self.gauges.queued.set(summary.queued as f64);
+        self.gauges.held.set(summary.held as f64);
+        self.gauges.bytes.set(summary.bytes as f64);
+    }
+
+    fn begin_leading(&self, state: &mut State, term: u64) {
+        let planned = state
+            .index
+            .handover()
+            // The term directly behind: nobody else can have led, and delivered, between.
+            .is_some_and(|handover| handover.to == self.node && handover.term + 1 == term);
+        if planned {
+            info!(partition = self.partition, term, "leading, as planned");
+        } else {
+            let now = self.clock.now();
+            let waiting = state.index.begin_grace(now, now.plus(TAKEOVER_GRACE));
+            counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
+            info!(partition = self.partition, term, waiting, "leading; due messages wait");
+        }
+        state.leading = Some(term);
+    }
+}
+
+impl Machine for QueueMachine {
+    fn apply(&self, at: Position, payload: &Bytes) -> Reply {
+        let bytes = payload.len() as u64;
+        let change = entry::decode(payload);
+        let mut state = self.lock();
+        let result = match change {
+            Ok(change) => {
+                ids_of(&change).for_each(|id| self.ids.seen(id));
+                state.index.apply(at, bytes, change)
+            }
+            Err(why) => {
+                warn!(partition = self.partition, index = at.index, "entry refused: {why}");
+                state.index.pass(at.index, bytes);
+                return Reply::Refused(why);
+            }
+        };
+        let leading = state.leading.is_some();
+        match result {
+            Ok(effects) => {
+                self.tell(state);
+                if leading {
+                    count(effects);
+                }
+                Reply::Done
+            }
+            Err(why) => {
+                drop(state);
+                if leading {
+                    info!(partition = self.partition, index = at.index, "entry refused: {why}");
+                } else {
+                    debug!(partition = self.partition, index = at.index, "entry refused: {why}");
+                }
+                Reply::Refused(why)
+            }
+        }
+    }
+
+    fn checkpoint(&self, applied: Position) -> Checkpoint {
+        let mut state = self.lock();
+        let upto = state.index.checkpoint(applied.index);
+        Checkpoint { upto, state: entry::checkpoint_state(state.index.highest()) }
+    }
+
+    fn restore(&self, checkpoint: &Checkpoint) {
+        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|why| {
+            warn!(partition = self.partition, "ids of the checkpoint are lost: {why}");
+            Vec::new()
+        });
+        highest.iter().for_each(|id| self.ids.seen(*id));
+        let mut state = self.lock();
+        state.index = Index::restored(highest);
+        self.tell(state);
+    }
+
+    fn leadership(&self, change: Leadership) {
+        let mut state = self.lock();
+        match change {
+            Leadership::Leading { term } if state.leading == Some(term) => return,
+            Leadership::Leading { term } => self.begin_leading(&mut state, term),
+            Leadership::Following { leader } => {
+                if state.leading.take().is_some() {
+                    info!(partition = self.partition, ?leader, "following");
+                }
+                state.index.end_grace();
+            }
+        }
+        self.tell(state);
+        self.elections.send_modify(|count| *count = count.wrapping_add(1));
+        self.wake_upkeep();
+    }
+}
+
+fn count(effects: Effects) {
+    if effects.accepted > 0 {
+        counter!("ppsw_messages_accepted_total").increment(effects.accepted);
+    }
+    if effects.completed > 0 {
+        counter!("ppsw_messages_completed_total").increment(effects.completed);
+    }
+    if effects.aborted > 0 {
+        counter!("ppsw_messages_aborted_total").increment(effects.aborted);
+    }
+}
+
+/// Ids that an entry brings into the world.
+fn ids_of(change: &Change) -> impl Iterator<Item = MessageId> {
+    let (subject, creates) = match change {
+        Change::Chunk { id, .. }
+        | Change::Accept { id, .. }
+        | Change::Abort { id, .. }
+        | Change::Carry { id, .. } => (Some(*id), &[][..]),
+        Change::Outcome(outcome) => (None, &outcome.creates[..]),
+        _ => (None, &[][..]),
+    };
+    subject.into_iter().chain(creates.iter().map(|(id, ..)| *id))
+}

@@ -1,0 +1,380 @@
+//! One partition as this node carries it: what the deliverer and operators do with its queue.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use tokio::{sync::watch, task::AbortHandle};
+use tracing::{info, warn};
+
+use super::{
+    BodyReader, MessageWriter, Pulse, Summary,
+    entry::{self, BodyBytes},
+    message::{Body, MessageId, Outcome, QueuedMessage, Recipient},
+    replica::Replica,
+    upkeep,
+};
+use crate::{
+    NodeId, PartitionId,
+    env::UnixMs,
+    group::{ChangeError, Group, ProposeError, Reply},
+    limits::{ENTRY_BYTES_MAX, LONG_OUTCOME_TEXT_BYTES_MAX},
+    log::LogError,
+};
+
+/// One partition as this node carries it. Clones share it.
+#[derive(Clone)]
+pub struct Partition {
+    replica: Arc<Replica>,
+    group: Group,
+    upkeep: AbortHandle,
+}
+
+impl Partition {
+    /// Starts the upkeep of a replica.
+    pub(super) fn start(replica: Arc<Replica>, group: Group) -> Self {
+        let upkeep = tokio::spawn(upkeep::run(Arc::downgrade(&replica))).abort_handle();
+        Self { replica, group, upkeep }
+    }
+
+    /// Ends what `start` started.
+    pub(super) fn retire(&self) {
+        self.upkeep.abort();
+        self.replica.machine.retire();
+    }
+
+    /// Its number.
+    pub fn id(&self) -> PartitionId {
+        self.replica.machine.partition()
+    }
+
+    /// Its Raft group.
+    pub fn group(&self) -> Group {
+        self.group.clone()
+    }
+
+    /// Changes of queue and leadership.
+    pub fn watch(&self) -> watch::Receiver<Pulse> {
+        self.replica.machine.watch()
+    }
+
+    /// Number of messages, of any state.
+    pub fn len(&self) -> usize {
+        self.replica.machine.lock().index.len()
+    }
+
+    /// There is no message.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Figures of the queue.
+    pub fn summary(&self) -> Summary {
+        self.replica.machine.lock().index.summary()
+    }
+
+    /// A message that is in the queue.
+    pub fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
+        self.replica.machine.lock().index.get(id)
+    }
+
+    /// All messages, oldest first.
+    pub fn list(&self) -> Vec<Arc<QueuedMessage>> {
+        self.replica.machine.lock().index.list()
+    }
+
+    /// Up to `limit` messages whose next attempt is due at `now`, earliest first, leaving out those for which
+    /// `skip` is true (those in flight).
+    pub fn due(
+        &self,
+        now: UnixMs,
+        limit: usize,
+        skip: &dyn Fn(MessageId) -> bool,
+    ) -> Vec<Arc<QueuedMessage>> {
+        self.replica.due(now, limit, skip)
+    }
+
+    /// When the next message becomes due.
+    pub fn next_due(&self) -> Option<UnixMs> {
+        self.replica.machine.lock().index.next_due()
+    }
+
+    /// This node may deliver from here now: it has the lease and is not handing over.
+    pub fn may_deliver(&self) -> bool {
+        self.replica.may_deliver()
+    }
+
+    /// Records the outcome of an attempt. If this node no longer leads, `NotLeader` tells who does: forward it.
+    ///
+    /// An outcome that the queue refuses (its message is gone, or it is recorded already) is `Ok`: there is nothing
+    /// left to be done about it. After a `Timeout`, record the same outcome again.
+    ///
+    /// # Errors
+    /// As of a proposal.
+    pub async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError> {
+        self.replica.record(outcome, deadline).await
+    }
+
+    /// Holds a message: no attempts until it is released.
+    ///
+    /// # Errors
+    /// As of a proposal. `Ok` is the queue's answer: `Refused` if there is no such message.
+    pub async fn hold(&self, id: MessageId, deadline: Duration) -> Result<Reply, ProposeError> {
+        self.replica.raft.propose(entry::hold(id), deadline).await
+    }
+
+    /// Ends a hold; with `due`, makes all unfinished recipients due then (also of a message that was not held).
+    ///
+    /// # Errors
+    /// As of `hold`.
+    pub async fn release(
+        &self,
+        id: MessageId,
+        due: Option<UnixMs>,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        self.replica.raft.propose(entry::release(id, due), deadline).await
+    }
+
+    /// Redirects the unfinished recipient number `recipient` to `address`, due now.
+    ///
+    /// # Errors
+    /// As of `hold`.
+    pub async fn redirect(
+        &self,
+        id: MessageId,
+        recipient: u32,
+        address: &str,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        let entry = entry::edit(id, recipient, address, self.replica.clock.now());
+        self.replica.raft.propose(entry, deadline).await
+    }
+
+    /// Replaces the unfinished recipient number `recipient` by what it expands to, due now, once and for all.
+    ///
+    /// # Errors
+    /// As of `hold`.
+    pub async fn expand(
+        &self,
+        id: MessageId,
+        recipient: u32,
+        into: &[Recipient],
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        let entry = entry::expand(id, recipient, into, self.replica.clock.now());
+        self.replica.raft.propose(entry, deadline).await
+    }
+
+    /// Writes a message again at the head of the log, state intact, so that the log before it can be trimmed.
+    ///
+    /// # Errors
+    /// `Read` if its body cannot be read, else as of `hold`; refused if the message changes meanwhile: try again.
+    pub async fn carry(&self, id: MessageId, deadline: Duration) -> Result<Reply, CarryError> {
+        Arc::clone(&self.replica).carry(id, deadline).await
+    }
+
+    /// The bytes of a message: added headers first, then the body as received.
+    pub fn body(&self, message: &QueuedMessage) -> BodyReader {
+        BodyReader::new(Arc::clone(&self.replica), message)
+    }
+
+    /// Stops new attempts (`may_deliver` is false from now on). The deliverer ends those in flight, then calls
+    /// `hand_over`. `resume` undoes it, and so does the end of this leadership.
+    pub fn quiesce(&self) {
+        self.replica.quiesce();
+    }
+
+    /// Allows attempts again.
+    pub fn resume(&self) {
+        self.replica.resume();
+    }
+
+    /// Marks the hand-over in the log (so that the successor need not wait the takeover grace) and transfers. On
+    /// failure, attempts are allowed again once the mark is taken back.
+    ///
+    /// # Errors
+    /// Why the group has not changed hands.
+    pub async fn hand_over(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
+        self.replica.hand_over(to, deadline).await
+    }
+
+    /// The term in which this node leads.
+    pub(super) fn leading(&self) -> Option<u64> {
+        self.replica.machine.leading()
+    }
+
+    /// This node leads, and has not handed over.
+    pub(super) fn takes(&self) -> bool {
+        self.leading().is_some() && !self.replica.machine.handed_over()
+    }
+
+    pub(super) fn is_quiesced(&self) -> bool {
+        self.replica.is_quiesced()
+    }
+
+    pub(super) fn writer(&self, id: MessageId, term: u64) -> MessageWriter {
+        MessageWriter::new(Arc::clone(&self.replica), id, term)
+    }
+}
+
+/// Why a message was not carried.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CarryError {
+    /// Its bytes cannot be read.
+    #[error(transparent)]
+    Read(#[from] LogError),
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+}
+
+impl Replica {
+    pub(super) fn due(
+        &self,
+        now: UnixMs,
+        limit: usize,
+        skip: &dyn Fn(MessageId) -> bool,
+    ) -> Vec<Arc<QueuedMessage>> {
+        let (mut found, mut after) = (Vec::new(), None);
+        while found.len() < limit {
+            // Not under the lock: `skip` is foreign code.
+            let batch = self.machine.lock().index.due(now, limit, after);
+            let full = batch.len() == limit;
+            after = batch.last().map(|(due, message)| (*due, message.id));
+            for (_, message) in batch {
+                // Its client has been told `451`: not ours unless the abort comes too late.
+                if found.len() < limit && !self.is_doomed(message.id) && !skip(message.id) {
+                    found.push(message);
+                }
+            }
+            if !full {
+                break;
+            }
+        }
+        found
+    }
+
+    pub(super) async fn record(
+        &self,
+        mut outcome: Outcome,
+        deadline: Duration,
+    ) -> Result<(), ProposeError> {
+        let mut payload = entry::outcome(&outcome);
+        if payload.len() > ENTRY_BYTES_MAX {
+            for result in &mut outcome.results {
+                let mut end = result.text.len().min(LONG_OUTCOME_TEXT_BYTES_MAX);
+                while !result.text.is_char_boundary(end) {
+                    end -= 1;
+                }
+                result.text.truncate(end);
+            }
+            payload = entry::outcome(&outcome);
+        }
+        if payload.len() > ENTRY_BYTES_MAX {
+            warn!(id = %outcome.message, bytes = payload.len(), "an outcome is larger than an entry should be");
+        }
+        match self.raft.propose(payload, deadline).await? {
+            Reply::Refused(why) => info!(id = %outcome.message, "outcome not recorded: {why}"),
+            Reply::Done | Reply::Value(_) => {}
+        }
+        Ok(())
+    }
+
+    pub(super) async fn carry(
+        self: Arc<Self>,
+        id: MessageId,
+        deadline: Duration,
+    ) -> Result<Reply, CarryError> {
+        let Some(message) = self.machine.lock().index.get(id) else {
+            return Ok(Reply::Refused(format!("{id} is not in the queue")));
+        };
+        let _upload = Upload::new(&self, id);
+        let mut reader = BodyReader::new(Arc::clone(&self), &message).without_prepend();
+        let (mut count, mut bytes, mut whole) = (0, 0, Bytes::new());
+        while let Some(piece) = reader.next().await? {
+            bytes += piece.len() as u64;
+            if matches!(message.body, Body::Inline { .. }) {
+                whole = piece;
+            } else {
+                let reply = self.raft.propose(entry::chunk(id, count, piece), deadline).await?;
+                if let Reply::Refused(_) = reply {
+                    return Ok(reply);
+                }
+                count += 1;
+            }
+        }
+        let body = match message.body {
+            Body::Inline { .. } => BodyBytes::Inline(whole),
+            Body::Chunks { .. } => BodyBytes::Chunks { count, bytes },
+        };
+        let record = {
+            let state = self.machine.lock();
+            // Record and index belong together: nothing may be applied between.
+            match (state.index.get(id), state.index.applied()) {
+                (Some(message), Some(made_at)) => {
+                    entry::carry(&message, state.index.tried(id), made_at, body)
+                }
+                _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),
+            }
+        };
+        Ok(self.raft.propose(record, deadline).await?)
+    }
+
+    pub(super) async fn hand_over(
+        &self,
+        to: NodeId,
+        deadline: Duration,
+    ) -> Result<(), ChangeError> {
+        // Also when the caller loses patience and drops this future.
+        let undo = Undo { replica: self, armed: true };
+        self.quiesce();
+        let begun = self.clock.instant();
+        if let Reply::Refused(why) = self.raft.propose(entry::handover(to), deadline).await? {
+            return Err(ChangeError::NotNow(why));
+        }
+        let waited = self.clock.instant().saturating_duration_since(begun);
+        self.raft.transfer(to, deadline.saturating_sub(waited)).await?;
+        undo.disarm();
+        Ok(())
+    }
+}
+
+/// Chunks of a carry are being written.
+struct Upload<'a> {
+    replica: &'a Replica,
+    id: MessageId,
+}
+
+impl<'a> Upload<'a> {
+    fn new(replica: &'a Replica, id: MessageId) -> Self {
+        replica.enter(id);
+        Self { replica, id }
+    }
+}
+
+impl Drop for Upload<'_> {
+    fn drop(&mut self) {
+        // Chunks without their carry are swept; the message itself must stay.
+        self.replica.leave(self.id, false);
+    }
+}
+
+/// Resumes unless the hand-over has happened.
+struct Undo<'a> {
+    replica: &'a Replica,
+    armed: bool,
+}
+
+impl Undo<'_> {
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if self.armed {
+            self.replica.resume();
+        }
+    }
+}

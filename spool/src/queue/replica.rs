@@ -1,0 +1,151 @@
+//! One replica of a partition: its state machine, its Raft group, and the messages that are being written here.
+
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tracing::warn;
+
+use super::{machine::QueueMachine, message::MessageId};
+use crate::{
+    NodeId,
+    env::Clock,
+    group::{ChangeError, Group, ProposeError, Reply},
+    limits::DOOMED_MAX,
+    log::LogError,
+};
+
+/// What a partition asks of its Raft group. [`Group`] is the real one; tests of the writer have one that fails.
+#[async_trait]
+pub(super) trait Proposals: Send + Sync + 'static {
+    async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
+    async fn read(&self, index: u64) -> Result<Bytes, LogError>;
+    async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError>;
+    async fn checkpoint(&self) -> Result<(), ChangeError>;
+    fn has_lease(&self) -> bool;
+    /// The last index that is no longer in the log.
+    fn purged(&self) -> Option<u64>;
+}
+
+#[async_trait]
+impl Proposals for Group {
+    async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+        Self::propose(self, payload, deadline).await
+    }
+
+    async fn read(&self, index: u64) -> Result<Bytes, LogError> {
+        Self::read(self, index).await
+    }
+
+    async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
+        Self::transfer(self, to, deadline).await
+    }
+
+    async fn checkpoint(&self) -> Result<(), ChangeError> {
+        Self::checkpoint(self).await
+    }
+
+    fn has_lease(&self) -> bool {
+        Self::has_lease(self)
+    }
+
+    fn purged(&self) -> Option<u64> {
+        self.status().purged_index
+    }
+}
+
+/// What clones of a [`super::Partition`] share.
+pub(super) struct Replica {
+    pub(super) machine: Arc<QueueMachine>,
+    pub(super) raft: Arc<dyn Proposals>,
+    pub(super) clock: Arc<dyn Clock>,
+    sessions: Mutex<Sessions>,
+}
+
+#[derive(Debug, Default)]
+struct Sessions {
+    /// Messages with a live writer.
+    writing: HashSet<MessageId>,
+    /// Messages whose writer has given up, until their abort is applied.
+    doomed: BTreeSet<MessageId>,
+    /// No new attempts in this term.
+    quiesced: Option<u64>,
+}
+
+impl Replica {
+    pub(super) fn new(
+        machine: Arc<QueueMachine>,
+        raft: Arc<dyn Proposals>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { machine, raft, clock, sessions: Mutex::default() }
+    }
+
+    /// A writer begins.
+    pub(super) fn enter(&self, id: MessageId) {
+        self.sessions().writing.insert(id);
+    }
+
+    /// A writer ends; with `doomed`, what it has proposed is to be aborted.
+    pub(super) fn leave(&self, id: MessageId, doomed: bool) {
+        let mut sessions = self.sessions();
+        sessions.writing.remove(&id);
+        if !doomed {
+            return;
+        }
+        if sessions.doomed.len() < DOOMED_MAX {
+            sessions.doomed.insert(id);
+            drop(sessions);
+            self.machine.wake_upkeep();
+        } else {
+            warn!(%id, "too many aborts are waiting; left to the sweep of uploads");
+        }
+    }
+
+    pub(super) fn is_writing(&self, id: MessageId) -> bool {
+        self.sessions().writing.contains(&id)
+    }
+
+    pub(super) fn is_doomed(&self, id: MessageId) -> bool {
+        self.sessions().doomed.contains(&id)
+    }
+
+    pub(super) fn doomed(&self) -> Vec<MessageId> {
+        self.sessions().doomed.iter().copied().collect()
+    }
+
+    pub(super) fn aborted(&self, id: MessageId) {
+        self.sessions().doomed.remove(&id);
+    }
+
+    pub(super) fn quiesce(&self) {
+        let term = self.machine.leading();
+        self.sessions().quiesced = term;
+    }
+
+    pub(super) fn resume(&self) {
+        self.sessions().quiesced = None;
+        // A hand-over that stands in the log is taken back by the upkeep before anything is delivered.
+        self.machine.wake_upkeep();
+    }
+
+    pub(super) fn is_quiesced(&self) -> bool {
+        let quiesced = self.sessions().quiesced;
+        quiesced.is_some() && quiesced == self.machine.leading()
+    }
+
+    pub(super) fn may_deliver(&self) -> bool {
+        self.machine.leading().is_some()
+            && !self.is_quiesced()
+            && !self.machine.handed_over()
+            && self.raft.has_lease()
+    }
+
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
