@@ -1,10 +1,42 @@
 //! The node's one log: append-only segments that carry the records of every Raft group of the node.
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+//!
+//! docs/log-format.md says what is on the disk at each instant. It is an own log because no store of the
+//! registry keeps entries of a kilobyte to a megabyte once, with one sync per batch over all groups, and gives
+//! their space back by whole files.
+
+mod active;
+mod cache;
+mod index;
+mod queue;
+mod record;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
 
 use bytes::Bytes;
 
-use crate::env::Disk;
+use self::{
+    active::Frame,
+    index::{Place, Slot},
+    queue::Item,
+    record::{Kind, Record, Stamp, padded, parse},
+    recovery::{Recovered, recover},
+    writer::{Shared, State, Writer},
+};
+use crate::{
+    env::{Disk, DiskFile},
+    limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
+};
 
 /// A Raft group's number. 0 is the control group, a partition's group has the partition's number.
 pub type GroupId = u32;
@@ -32,7 +64,7 @@ pub struct GroupState {
     pub vote: Option<Bytes>,
     /// The last entry that was purged; entries begin behind it.
     pub purged: Option<Position>,
-    /// The last entry.
+    /// The last entry; `purged` if there is none behind that.
     pub last: Option<Position>,
     /// The last saved checkpoint (small: what a Raft snapshot holds), in the encoding of [`crate::group`].
     pub checkpoint: Option<Bytes>,
@@ -43,14 +75,16 @@ pub struct GroupState {
 pub struct Options {
     /// Directory of the segment files; made if missing.
     pub dir: PathBuf,
-    /// Size of a segment file, preallocated.
+    /// Size of a segment file, preallocated; at most 1 GiB. A segment is larger if what it begins with, or the
+    /// first record after that, needs it.
     pub segment_bytes: u64,
     /// Memory for recently appended entries, over all groups.
     pub cache_bytes: usize,
 }
 
 /// Called on the writer thread when a write is durable, or has failed. A failed write has ended the log:
-/// every later call fails too, and the process is expected to end.
+/// every later call fails too, and the process is expected to end. Called on the caller's thread, before the
+/// call returns, with `Misuse`, and by calls to a log that has ended. Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Why the log could not do something.
@@ -81,59 +115,130 @@ pub enum LogError {
 /// Figures for operators.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
+    /// Segments that may hold something needed.
     pub segments: u64,
+    /// Bytes of these.
     pub bytes: u64,
+    /// Bytes that the log can still take: free space of the file system, and files that wait for reuse.
     pub free_bytes: u64,
 }
 
-/// The log. Clones share it.
+/// The log. Clones share it; when the last is dropped, what waits is written and the writer thread ends.
 #[derive(Clone)]
 pub struct Log {
-    _inner: Arc<()>,
+    inner: Arc<Inner>,
 }
 
-#[allow(unused_variables, clippy::todo, reason = "skeleton: replaced by the real log")]
+struct Inner {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
+    /// have the directory open.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        todo!()
+        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+        let options = Options { segment_bytes, ..options };
+        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
+        let shared = Arc::new(Shared::new(disk, options.dir, index));
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            active,
+            free,
+            released,
+            segment_bytes,
+            cache_bytes: options.cache_bytes,
+            frame: Frame::default(),
+            batch: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("ppsw-log".to_owned())
+            .spawn(|| writer.run())
+            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
+        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
     }
-    /// What is on disk for a group (all `None` for a new one).
+
+    /// What is on disk for a group, and what is about to be (all `None` for a new one).
     pub fn state(&self, group: GroupId) -> GroupState {
-        todo!()
+        self.inner.shared.lock().index.state(group)
     }
+
     /// Groups that have records.
     pub fn groups(&self) -> Vec<GroupId> {
-        todo!()
+        self.inner.shared.lock().index.groups()
     }
-    /// Appends entries, consecutive and directly behind the last one. Readable at return; durable at `done`.
+
+    /// Appends entries, consecutive and directly behind the last one (a group that has neither entries nor a
+    /// purge may begin anywhere). Readable at return; durable at `done`. Waits for nothing, unless twice as much
+    /// is queued as [`Self::room`] allows.
     pub fn append(&self, group: GroupId, entries: Vec<Entry>, done: Done) {
-        todo!()
+        let longest = entries.iter().map(|entry| entry.payload.len()).max().unwrap_or_default();
+        self.submit(done, longest, |state| {
+            state.index.check_append(group, &entries)?;
+            let records = entries.iter().map(|entry| {
+                let (record, ticket) = state.index.append(group, entry);
+                (record, Some(ticket))
+            });
+            Ok(records.collect())
+        });
     }
+
     /// Saves the group's vote. In one order with all other writes.
     pub fn save_vote(&self, group: GroupId, vote: Bytes, done: Done) {
-        todo!()
+        self.submit(done, vote.len(), |state| Ok(vec![(state.index.save_vote(group, vote), None)]));
     }
+
     /// Saves the group's checkpoint, replacing the one before; kept over rotation and recycling of segments.
     pub fn save_checkpoint(&self, group: GroupId, checkpoint: Bytes, done: Done) {
-        todo!()
+        self.submit(done, checkpoint.len(), |state| {
+            Ok(vec![(state.index.save_checkpoint(group, checkpoint), None)])
+        });
     }
+
     /// Drops all entries behind `last` (all entries if `None`).
     pub fn truncate_after(&self, group: GroupId, last: Option<Position>, done: Done) {
-        todo!()
+        self.submit(done, 0, |state| {
+            let record = state.index.truncate(group, last)?;
+            Ok(record.map(|record| (record, None)).into_iter().collect())
+        });
     }
+
     /// Drops all entries up to and including `upto`, which may lie behind the last entry (after a checkpoint
     /// from the leader). Segments in which no group has an entry left are recycled.
     pub fn purge(&self, group: GroupId, upto: Position, done: Done) {
-        todo!()
+        self.submit(done, 0, |state| {
+            let record = state.index.purge(group, upto);
+            Ok(record.map(|record| (record, None)).into_iter().collect())
+        });
     }
+
     /// Removes everything of a group that this node no longer carries.
     pub fn forget(&self, group: GroupId, done: Done) {
-        todo!()
+        self.submit(done, 0, |state| {
+            let record = state.index.forget(group);
+            Ok(record.map(|record| (record, None)).into_iter().collect())
+        });
     }
+
+    /// Resolves when the writer's queue has room. Await it before an append: it is what bounds memory when the
+    /// disk is slower than the callers.
+    pub async fn room(&self) {
+        loop {
+            let notified = self.inner.shared.room.notified();
+            {
+                let state = self.inner.shared.lock();
+                if state.queue.has_room() || state.failed.is_some() {
+                    return;
+                }
+            }
+            notified.await;
+        }
+    }
+
     /// Reads entries of an index range until `bytes_max` payload bytes are reached (at least one entry).
     /// Blocks on the disk if they are no longer in the cache. The CRC of every record is checked.
     ///
@@ -145,10 +250,141 @@ impl Log {
         range: Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LogError> {
-        todo!()
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for index in range {
+            if bytes >= bytes_max && !entries.is_empty() {
+                break;
+            }
+            let entry = match self.locate(group, index)? {
+                Place::Memory(entry) => entry,
+                Place::Disk { slot, file, stamp } => {
+                    self.read_disk(group, index, slot, &*file, stamp)?
+                }
+            };
+            bytes += entry.payload.len();
+            entries.push(entry);
+        }
+        Ok(entries)
     }
-    /// Figures for operators.
+
+    /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
-        todo!()
+        let Shared { disk, dir, .. } = &*self.inner.shared;
+        let disk_free = disk.free_bytes(dir).unwrap_or(0);
+        let state = self.inner.shared.lock();
+        let (segments, bytes) = state.index.usage();
+        Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
+    }
+
+    /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
+    /// writer's thread: must not block.
+    pub fn on_failure(&self, tell: Box<dyn FnOnce(String) + Send>) {
+        let mut state = self.inner.shared.lock();
+        if let Some(error) = state.failed.clone() {
+            drop(state);
+            tell(error.to_string());
+        } else {
+            state.on_failure.push(tell);
+        }
+    }
+
+    /// Changes what callers see and queues the records that say so, as one step.
+    fn submit(
+        &self,
+        done: Done,
+        longest: usize,
+        change: impl FnOnce(&mut State) -> Result<Vec<(Record, Option<u64>)>, String>,
+    ) {
+        if longest > LOG_RECORD_BYTES_MAX {
+            let what =
+                format!("a record of {longest} bytes, at most {LOG_RECORD_BYTES_MAX} may be");
+            return done(Err(LogError::Misuse(what)));
+        }
+        let shared = &*self.inner.shared;
+        let mut state = shared.lock();
+        let on_writer = shared.thread.get() == Some(&std::thread::current().id());
+        while state.failed.is_none() && state.queue.is_full() && !on_writer {
+            state = shared.space.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(error) = state.failed.clone() {
+            drop(state);
+            return done(Err(error));
+        }
+        let mut records = match change(&mut state) {
+            Ok(records) => records,
+            Err(what) => {
+                drop(state);
+                return done(Err(LogError::Misuse(what)));
+            }
+        };
+        let last = records.pop();
+        for (record, ticket) in records {
+            state.queue.push(Item { record: Some(record), ticket, done: None });
+        }
+        let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
+        state.queue.push(Item { record, ticket, done: Some(done) });
+        drop(state);
+        shared.work.notify_one();
+    }
+
+    /// Where an entry is.
+    fn locate(&self, group: GroupId, index: u64) -> Result<Place, LogError> {
+        let state = self.inner.shared.lock();
+        match &state.failed {
+            Some(error) => Err(error.clone()),
+            None => state.index.locate(group, index).ok_or(LogError::Missing { group, index }),
+        }
+    }
+
+    /// Reads an entry from its segment and checks that it is the one.
+    fn read_disk(
+        &self,
+        group: GroupId,
+        index: u64,
+        slot: Slot,
+        file: &dyn DiskFile,
+        stamp: Stamp,
+    ) -> Result<Entry, LogError> {
+        let payload_len = slot.len as usize;
+        let mut bytes = vec![0; padded(payload_len)];
+        let outcome = file
+            .read_at(u64::from(slot.offset), &mut bytes)
+            .map_err(|e| LogError::Disk(format!("reading {}: {e}", segment::name(slot.generation))))
+            .and_then(|()| {
+                let file = segment::name(slot.generation);
+                let offset = u64::from(slot.offset);
+                let parsed = parse(stamp, &bytes).map_err(|fault| fault.error(&file, offset))?;
+                let found = (parsed.kind, parsed.group, parsed.term, parsed.index, parsed.len);
+                if found == (Kind::Entry, group, slot.term, index, payload_len) {
+                    Ok(())
+                } else {
+                    let what = format!("entry {index} of group {group} expected, found {found:?}");
+                    Err(LogError::Damaged { file, offset, what })
+                }
+            });
+        if let Err(error) = outcome {
+            // The segment may have been recycled while it was read: then the entry is gone, not damaged.
+            return match self.locate(group, index)? {
+                Place::Disk { slot: now, .. } if now == slot => Err(error),
+                _ => Err(LogError::Missing { group, index }),
+            };
+        }
+        let payload = Bytes::from(bytes).slice(record::HEADER..record::HEADER + payload_len);
+        Ok(Entry { position: Position { term: slot.term, index }, payload })
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_one();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic of the writer has been reported by its own thread.
+            let _ = thread.join();
+        }
     }
 }
