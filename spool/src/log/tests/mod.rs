@@ -1,5 +1,9 @@
 //! Tests of the whole log: on the machine's disk here, on a simulated one in the modules.
 
+mod history;
+mod model;
+mod sim;
+
 use std::sync::mpsc;
 
 use super::*;
