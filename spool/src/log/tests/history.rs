@@ -193,6 +193,8 @@ fn live(log: &Log, disk: &SimDisk, life: &Life, expected: &mut Expected) -> Resu
             (Err(LogError::Disk(_)), _) | (_, Err(LogError::Disk(_))) => break,
             (Err(e), _) | (_, Err(e)) => return Err(format!("in life: {e}")),
             (Ok(()), Ok(seen)) if seen == *expected.now() => {}
+            // A call to a log that has failed changes nothing.
+            (Ok(()), Ok(_)) if wait(|done| log.append(9, Vec::new(), done)).is_err() => break,
             (Ok(()), Ok(seen)) => {
                 return Err(format!("readers see {seen:?}\nnot {:?}", expected.now()));
             }
@@ -200,6 +202,44 @@ fn live(log: &Log, disk: &SimDisk, life: &Life, expected: &mut Expected) -> Resu
     }
     // Reading this before the crash is safe: what is acknowledged later only makes the log better.
     Ok(acknowledged.load(Ordering::SeqCst))
+}
+
+/// Why a life ended before it began.
+enum Failure {
+    Disk,
+    Wrong(String),
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        match error {
+            LogError::Disk(_) => Self::Disk,
+            error => Self::Wrong(format!("opening: {error}")),
+        }
+    }
+}
+
+/// Opens the log, compares it with what may be there, lives. Returns how many states have been acknowledged.
+fn open_and_live(
+    disk: &SimDisk,
+    options: &Options,
+    life: &Life,
+    expected: &mut Expected,
+) -> Result<usize, Failure> {
+    let log = Log::open(Arc::new(disk.clone()), options.clone())?;
+    let found = Model::of(&log)?;
+    let at = expected.states.iter().rposition(|state| *state == found).ok_or_else(|| {
+        Failure::Wrong(format!("found {found:?}\nnone of the possible {:#?}", expected.states))
+    })?;
+    // What was read at opening is durable.
+    expected.states = vec![expected.states.swap_remove(at)];
+    let acknowledged = live(&log, disk, life, expected).map_err(Failure::Wrong)?;
+    if !matches!(life.end, End::Close) {
+        disk.stop();
+    }
+    drop(log);
+    let all = matches!(life.end, End::Close) && life.trouble.is_none();
+    Ok(if all { expected.states.len() - 1 } else { acknowledged })
 }
 
 /// Lives a history. The error says what was lost or wrong.
@@ -218,28 +258,11 @@ fn check(history: &History, lies: Lies) -> Result<(), String> {
         if let Some((after, trouble)) = opening {
             disk.trouble(after / 8 + 1, trouble);
         }
-        let acknowledged = match Log::open(Arc::new(disk.clone()), options.clone()) {
-            Ok(log) => {
-                let found = Model::of(&log).map_err(|e| format!("after opening: {e}"))?;
-                let at = expected.states.iter().rposition(|state| *state == found);
-                let at = at.ok_or_else(|| {
-                    format!("found {found:?}\nnone of the possible {:#?}", expected.states)
-                })?;
-                // What was read at opening is durable.
-                expected.states = vec![expected.states.swap_remove(at)];
-                let acknowledged = live(&log, &disk, life, &mut expected)?;
-                if !matches!(life.end, End::Close) {
-                    disk.stop();
-                }
-                drop(log);
-                if matches!(life.end, End::Close) && life.trouble.is_none() {
-                    expected.states.len() - 1
-                } else {
-                    acknowledged
-                }
-            }
-            Err(LogError::Disk(_)) if opening.is_some() => 0,
-            Err(error) => return Err(format!("opening: {error}")),
+        let acknowledged = match open_and_live(&disk, &options, life, &mut expected) {
+            Ok(acknowledged) => acknowledged,
+            Err(Failure::Disk) if opening.is_some() => 0,
+            Err(Failure::Disk) => return Err("the disk failed, and had no trouble".to_owned()),
+            Err(Failure::Wrong(what)) => return Err(what),
         };
         expected.states.drain(..acknowledged);
         disk.stop();
