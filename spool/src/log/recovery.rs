@@ -60,7 +60,12 @@ pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, L
     let mut index = Index::default();
     for (&generation, &end) in &ends {
         let image = Image::load(disk, dir, generation)?;
-        replay(&mut index, &image, &image.scan_closed(end)?)?;
+        let scan = image.scan_closed(end)?;
+        // Only a process that ended right after a head was written has not sealed the segment before it.
+        if !scan.sealed && (generation + 1 < last || tail.scan.flushes > 1) {
+            return Err(image.damaged(scan.end, "the segment's seal is damaged"));
+        }
+        replay(&mut index, &image, &scan)?;
     }
     replay(&mut index, &tail.image, &tail.scan)?;
     index.settle()?;

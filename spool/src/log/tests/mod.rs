@@ -1,5 +1,6 @@
 //! Tests of the whole log: on the machine's disk here, on a simulated one in the modules.
 
+mod damage;
 mod history;
 mod model;
 mod sim;
