@@ -13,6 +13,7 @@ use std::{
 use rustix::{fs::FallocateFlags, io::Errno};
 
 /// One open file. Positions are absolute; there is no cursor to share.
+#[allow(clippy::len_without_is_empty, reason = "a file is no collection")]
 pub trait DiskFile: Send + Sync {
     /// Writes all of `bufs` one after the other, beginning at `offset`.
     fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()>;

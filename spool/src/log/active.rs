@@ -79,11 +79,11 @@ impl Frame {
     }
 
     fn slices(&self) -> Vec<&[u8]> {
-        let slice = |piece| match piece {
-            &Piece::Staged(ref range) => self.staged.get(range.clone()).unwrap_or_default(),
+        let pieces = self.pieces.iter().map(|piece| match piece {
+            Piece::Staged(range) => self.staged.get(range.clone()).unwrap_or_default(),
             Piece::Shared(bytes) => bytes,
-        };
-        self.pieces.iter().map(slice).collect()
+        });
+        pieces.collect()
     }
 }
 
