@@ -41,7 +41,8 @@ impl Session {
             return self.say(reply.closing(), State::Closed).await;
         }
         // Who talks before being greeted does not listen (the paper, "pump-and-dump"). Submission forgives it.
-        if self.is_strict() && self.connection.tls.is_none() && self.wire.has_early_input() {
+        let enforce = self.is_strict() && !decision.enforce_sync_off;
+        if enforce && self.connection.tls.is_none() && self.wire.has_early_input() {
             let text = "SMTP synchronization error: wait for the greeting";
             let reply = Reply::new(554, reply::PROTOCOL, text).closing();
             return self.protocol_error(reply, State::Closed).await;
@@ -92,7 +93,7 @@ impl Session {
 
     fn extensions(&self) -> Vec<String> {
         let mut list = vec![format!("SIZE {}", self.personality.size_limit), "8BITMIME".into()];
-        if self.personality.pipelining {
+        if self.personality.pipelining && !self.pipelining_off {
             list.push("PIPELINING".into());
         }
         list.extend(["CHUNKING".into(), "SMTPUTF8".into(), "ENHANCEDSTATUSCODES".into()]);
