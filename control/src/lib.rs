@@ -13,7 +13,13 @@ use ppsw_spool::{
     queue::{Outcome, Spool},
 };
 
+mod files;
+pub mod identity;
 pub mod limits;
+pub mod pki;
+pub mod placement;
+pub mod state;
+pub mod token;
 
 /// What the control plane asks of the node that it runs in.
 #[async_trait]

@@ -143,3 +143,237 @@ pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Longest domain name (RFC 1035 §2.3.4).
 pub const DOMAIN_BYTES_MAX: usize = 255;
+// === smtp: sessions ===
+
+/// Time for the next bytes of a message after `354` (RFC 5321 §4.5.3.2.5), and of a BDAT chunk.
+pub const DATA_BLOCK_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Time for one whole message: 100 MiB over a slow line (15 KiB/s) fits; a byte a minute does not go on for ever.
+pub const DATA_TIME_MAX: Duration = Duration::from_secs(2 * 3600);
+
+/// Life of a session: long enough for every message of a queue, short enough that nobody keeps a slot for days.
+pub const SESSION_TIME_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// Time for a client to take a reply off our hands (RFC 5321 §4.5.3.2 gives no server value; same as a command).
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time for a client to see our last reply and close, and what it may still send meanwhile.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
+
+/// See [`CLOSE_LINGER`].
+pub const CLOSE_LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Time for a TLS handshake: some round trips, and a slow phone.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time that rules may take for one command, callouts included (4 minutes in the paper): a client waits 5 minutes.
+pub const RULES_DEADLINE: Duration = Duration::from_secs(285);
+
+/// Longest delay that rules may ask for; more, and the client gives up instead (RFC 5321 §4.5.3.2).
+pub const RULES_DELAY_MAX: Duration = Duration::from_secs(180);
+
+/// Time for the reverse name of a client and its verification: then it has none.
+pub const CLIENT_NAME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// PTR names of a client that are verified: more are a misconfiguration or an attack on our resolver.
+pub const CLIENT_NAMES_MAX: usize = 5;
+
+/// Time that the spool may take to say where a message will go, while a partition has no leader yet (failover: 2 s).
+pub const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Protocol errors (5xx for syntax or sequence) after which a session ends: honest clients make none.
+pub const SESSION_ERRORS_MAX: u32 = 20;
+
+/// Refused recipients after which a session ends: a list with some dead members passes, a dictionary doesn't.
+pub const SESSION_REFUSED_RECIPIENTS_MAX: u32 = 200;
+
+/// Commands in a row that neither begin nor advance a message (NOOP, RSET, HELO, VRFY …).
+pub const SESSION_IDLE_COMMANDS_MAX: u32 = 100;
+
+/// Messages of one session: nobody has a slot for ever; far above what a busy relay sends on one connection.
+pub const SESSION_MESSAGES_MAX: u32 = 100_000;
+
+/// Failed AUTH commands after which a session ends.
+pub const AUTH_FAILURES_MAX: u32 = 3;
+
+/// Wait before `535`: makes guessing slow.
+pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(2);
+
+/// Passwords hashed at the same time in a node: a few ms of CPU each, two cores stay for mail.
+pub const AUTH_CONCURRENT_MAX: usize = 4;
+
+/// Longest user name; it goes into logs and headers.
+pub const USER_BYTES_MAX: usize = 64;
+
+/// First size of a session's read buffer: 10,000 idle sessions cost 20 MB.
+pub const SESSION_READ_BYTES_MIN: usize = 2 * 1024;
+
+/// Most that is read from a client at once while content arrives.
+pub const SESSION_READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Replies held back for pipelining before they are sent anyway.
+pub const SESSION_REPLY_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest reply line with CRLF (RFC 5321 §4.5.3.1.5).
+pub const REPLY_LINE_BYTES_MAX: usize = 512;
+
+/// Longest header block that is taken; it is buffered for fix-ups. Same as Exim's `header_maxsize`.
+pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
+
+/// A message with more `Received` fields than this loops (RFC 5321 §6.3: at least 100; Exim's own default is 30).
+pub const RECEIVED_FIELDS_MAX: u32 = 100;
+
+/// Longest local part (RFC 5321 §4.5.3.1.1).
+pub const LOCAL_PART_BYTES_MAX: usize = 64;
+
+/// Longest domain (RFC 5321 §4.5.3.1.2).
+pub const DOMAIN_BYTES_MAX: usize = 255;
+
+/// Longest ENVID (RFC 3461 §4.4).
+pub const ENVELOPE_ID_BYTES_MAX: usize = 100;
+
+/// Longest ORCPT (RFC 3461 §4.2).
+pub const ORIGINAL_RECIPIENT_BYTES_MAX: usize = 500;
+
+/// `Message-ID` value kept for the log.
+pub const MESSAGE_ID_FIELD_BYTES_MAX: usize = 256;
+
+// === smtp: listeners ===
+
+/// Connections that the kernel holds for us before `accept`.
+pub const LISTEN_BACKLOG: i32 = 1_024;
+
+/// Wait after `accept` fails for want of file descriptors or memory, so that the failure is no hot loop.
+pub const ACCEPT_BACK_OFF: Duration = Duration::from_millis(200);
+
+/// Time for the PROXY header of a balancer (HAProxy's specification asks for at least 3 s).
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest PROXY v2 header that is taken: addresses and some TLVs.
+pub const PROXY_HEADER_BYTES_MAX: usize = 1_024;
+
+/// Connections that may wait for their PROXY header at once.
+pub const PROXY_HEADERS_PENDING_MAX: usize = 256;
+// === deliver ===
+
+/// Messages taken from the queue at once on a node: those that transmit and those that wait for a place in their
+/// destination's queue. Bounds memory (a few KiB each) and what a crash may have had in flight.
+pub const MESSAGES_TAKEN_MAX: usize = 2_000;
+
+/// Transactions with other servers at once on a node: bounds sockets.
+pub const TRANSACTIONS_MAX: usize = 200;
+
+/// Transactions at once with one destination: enough to be fast, few enough to be polite.
+pub const TRANSACTIONS_PER_DESTINATION_MAX: usize = 20;
+
+/// Messages that wait for a place at one destination. More stay in the queue, so that a slow destination cannot
+/// fill [`MESSAGES_TAKEN_MAX`].
+pub const WAITING_PER_DESTINATION_MAX: usize = 100;
+
+/// How long a message whose destination is full is left alone.
+pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(1);
+
+/// Messages remembered as left alone: beyond, none is taken until some of the delays are over.
+pub const POSTPONED_MAX: usize = 100_000;
+
+/// Messages asked of a partition at once: the queue's lock is held for that long.
+pub const DUE_BATCH: usize = 100;
+
+/// The queue is looked at at least this often, whatever its watch says.
+pub const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Wake-ups closer together than this are one: a scan of the queue is not free, a message a millisecond is nothing.
+pub const SCAN_COALESCE: Duration = Duration::from_millis(2);
+
+/// How often a waiting attempt asks whether the partition may still deliver.
+pub const FENCE_POLL: Duration = Duration::from_millis(200);
+
+/// Recipients per transaction: RFC 5321 §4.5.3.1.8 lets every server take 100.
+pub const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
+
+/// Addresses tried for one transaction (Exim's `hosts_max_try`).
+pub const HOSTS_TRIED_MAX: usize = 5;
+
+/// Time to connect; a live host answers in a few seconds, and there may be others to try.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for greeting, and for replies to EHLO, MAIL, RCPT (RFC 5321 §4.5.3.2.1-3).
+pub const REMOTE_REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time for the reply to DATA (RFC 5321 §4.5.3.2.4).
+pub const DATA_REPLY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Time for one write of data (RFC 5321 §4.5.3.2.5).
+pub const DATA_WRITE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Time for the reply to the final dot (RFC 5321 §4.5.3.2.6: shorter makes duplicates).
+pub const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Destinations with a queue of their own; those without a transaction are forgotten first.
+pub const DESTINATIONS_MAX: usize = 4_000;
+
+/// Time for QUIT and for a last look at what a server said before it closed: nothing depends on it.
+pub const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest reply line taken; RFC 5321 §4.5.3.1.5 allows 512, some servers send more.
+pub const REMOTE_REPLY_LINE_BYTES_MAX: usize = 4_096;
+
+/// Lines of one reply (an EHLO reply has some 20).
+pub const REMOTE_REPLY_LINES_MAX: usize = 128;
+
+/// Text of a reply or a reason that is kept and logged (the queue keeps no more).
+pub const REASON_BYTES_MAX: usize = 1_024;
+
+/// Idle connections kept on a node for the next message to the same address.
+pub const IDLE_CONNECTIONS_MAX: usize = 100;
+
+/// How long an idle connection is kept: a burst reuses it, and the other side's slots are not held for nothing.
+pub const IDLE_CONNECTION_TIME: Duration = Duration::from_secs(5);
+
+/// Messages over one connection: some servers count, and a balancer behind it wants its turn.
+pub const MESSAGES_PER_CONNECTION_MAX: u32 = 100;
+
+/// A host that could not be reached is left alone for this long, so that not each message of a queue run waits for
+/// it; short, so that a repaired host gets mail when an operator asks for it.
+pub const HOST_DOWN_TIME: Duration = Duration::from_secs(10);
+
+/// Hosts remembered as down: beyond, the oldest are forgotten, which costs a connection attempt.
+pub const HOSTS_DOWN_MAX: usize = 10_000;
+
+/// Time for a majority to record an outcome before it is proposed again.
+pub const RECORD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause between attempts to record or forward an outcome.
+pub const RECORD_PAUSE: Duration = Duration::from_millis(200);
+
+/// Attempts to bring an outcome to a partition's new leader: with the pause and the deadline, time for an election
+/// and more. After that, a duplicate is possible, and counted.
+pub const FORWARD_TRIES_MAX: u32 = 100;
+
+/// Steps of one retry rule: nobody needs more, and a scan of it is per attempt.
+pub const RETRY_STEPS_MAX: usize = 32;
+
+/// Shortest and longest interval of a retry rule (Exim's `retry_interval_max` is 24h).
+pub const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// See [`RETRY_INTERVAL_MIN`].
+pub const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes of a bounce or warning: it travels inside an outcome's log entry, which has this place for it.
+pub const BOUNCE_BYTES_MAX: usize = 64 * 1024;
+
+/// Part of [`BOUNCE_BYTES_MAX`] for the original; the paper returns 10K.
+pub const BOUNCE_RETURN_BYTES_MAX: usize = 24 * 1024;
+
+/// Part of [`BOUNCE_BYTES_MAX`] for the failed recipients; with more of them there are several bounces.
+pub const BOUNCE_RECIPIENTS_BYTES_MAX: usize = 32 * 1024;
+
+// === maillog ===
+
+/// Events that wait for the log's writer: a slow disk must not stop mail; what does not fit is counted.
+pub const LOG_QUEUE_MAX: usize = 8_192;
+
+/// Longest field of a log line (an address has at most 320 bytes, a reply 1 KiB, a list of recipients is cut).
+pub const LOG_FIELD_BYTES_MAX: usize = 4_096;
+
+/// How often the writer looks whether its files have been renamed.
+pub const LOG_REOPEN_INTERVAL: Duration = Duration::from_secs(1);

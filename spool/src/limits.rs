@@ -12,12 +12,12 @@ pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 pub const INLINE_BODY_BYTES_MAX: usize = 64 * 1024;
 
 /// Smallest and largest segment of the log: two flushes must fit, and offsets are 32 bits.
-pub const SEGMENT_BYTES_MIN: u64 = 4 * 1024 * 1024;
+pub const SEGMENT_BYTES_MIN: u64 = 8 * 1024 * 1024;
 /// See [`SEGMENT_BYTES_MIN`].
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Longest payload of a log record: a chunk or an `Accept` with 1,000 recipients fit well.
-pub const LOG_RECORD_BYTES_MAX: usize = 1024 * 1024;
+/// Longest payload of a log record: a chunk or an `Accept` with 1,000 recipients fit well: the queue's own limit of an entry is below.
+pub const LOG_RECORD_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes that may wait for the log's writer; beyond, appending waits for the disk.
 pub const LOG_QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -80,9 +80,37 @@ pub const VOLUME_MARKS_MAX: usize = 64 * 1024;
 /// The highest node number that fits the two base 62 digits of a message id.
 pub const NODE_IN_ID_MAX: u64 = 62 * 62 - 1;
 
-/// Texts of an outcome whose entry would be longer than `ENTRY_BYTES_MAX` (thousands of recipients that failed in
-/// one attempt) are cut to this.
-pub const LONG_OUTCOME_TEXT_BYTES_MAX: usize = 128;
+/// Results in one part of an outcome that is too long for one entry (thousands of recipients in one attempt): with
+/// their addresses and texts, some 1.3 KiB each.
+pub const OUTCOME_PART_RESULTS: usize = 1000;
+
+/// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
+pub const OUTCOME_PART_CREATES: usize = 16;
 
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);
+const _: () = assert!(ENTRY_BYTES_MAX < LOG_RECORD_BYTES_MAX);
+
+// ---- group ----
+
+/// Entries of one append request, in payload bytes: a slow peer gets pieces that it can answer soon.
+pub const APPEND_BYTES_MAX: usize = 1024 * 1024;
+
+/// Largest message between nodes: an append request with one entry of the largest size.
+pub const RPC_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// An append stream with requests in flight and no answer for so long is given up: the peer hangs, or the
+/// connection is dead without telling.
+pub const APPEND_IDLE_MAX: Duration = Duration::from_secs(2);
+
+/// A heartbeat, vote or checkpoint that is not answered for so long counts as lost.
+pub const RPC_ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Entries that a successor may lack when leadership is handed over: it has them within milliseconds.
+pub const TRANSFER_LAG_MAX: u64 = 2_000;
+
+/// A transfer that has not moved leadership after so long is aborted by a second one (measured: 3 ms is normal).
+pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
+
+/// What is taken off a lease for the time between looking at it and acting.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

@@ -13,6 +13,7 @@
 pub mod client;
 pub mod cluster;
 pub mod corpus;
+pub mod dialogue;
 pub mod load;
 pub mod process;
 pub mod sink;

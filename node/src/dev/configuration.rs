@@ -168,7 +168,11 @@ fn each_node(document: &mut KdlDocument, change: &mut dyn FnMut(&mut KdlNode)) {
 
 fn replace(entry: &mut KdlEntry, value: KdlValue) {
     if let Some(format) = entry.format_mut() {
-        format.value_repr = value.to_string();
+        // In quotes, as the rest of the file has its texts.
+        format.value_repr = match &value {
+            KdlValue::String(text) => format!("{text:?}"),
+            value => value.to_string(),
+        };
     }
     entry.set_value(value);
 }

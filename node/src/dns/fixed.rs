@@ -24,28 +24,28 @@ struct Records {
 impl FixedDns {
     /// Adds an MX record.
     #[must_use]
-    pub fn mx(mut self, domain: &str, preference: u16, host: &str) -> Self {
+    pub fn with_mx(mut self, domain: &str, preference: u16, host: &str) -> Self {
         self.records(domain).mx.push(Mx { preference, host: host.to_owned() });
         self
     }
 
     /// Adds an address record.
     #[must_use]
-    pub fn address(mut self, host: &str, address: IpAddr) -> Self {
+    pub fn with_address(mut self, host: &str, address: IpAddr) -> Self {
         self.records(host).addresses.push(address);
         self
     }
 
     /// Adds a PTR record, and the address record that it needs to be believed.
     #[must_use]
-    pub fn host(mut self, host: &str, address: IpAddr) -> Self {
+    pub fn with_host(mut self, host: &str, address: IpAddr) -> Self {
         self.reverse.entry(address).or_default().push(host.to_owned());
-        self.address(host, address)
+        self.with_address(host, address)
     }
 
     /// Adds a TXT record.
     #[must_use]
-    pub fn text(mut self, name: &str, text: &str) -> Self {
+    pub fn with_text(mut self, name: &str, text: &str) -> Self {
         self.records(name).texts.push(text.to_owned());
         self
     }

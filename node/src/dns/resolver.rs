@@ -191,3 +191,89 @@ impl Dns for Resolver {
         Ok(texts.collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::{
+        op::{Message, OpCode},
+        rr::{
+            Record,
+            rdata::{A, MX, PTR, TXT},
+        },
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// Answers that a name server gives to one question.
+    fn answers(name: &str, kind: RecordType) -> Result<Vec<RData>, ResponseCode> {
+        let name_of = |text: &str| Name::from_ascii(text).unwrap();
+        Ok(match (name, kind) {
+            ("example.org.", RecordType::MX) => vec![
+                RData::MX(MX::new(20, name_of("B.example.org."))),
+                RData::MX(MX::new(10, name_of("a.example.org."))),
+            ],
+            ("null.example.org.", RecordType::MX) => vec![RData::MX(MX::new(0, Name::root()))],
+            ("a.example.org.", RecordType::A) => vec![RData::A(A::new(192, 0, 2, 1))],
+            ("a.example.org.", RecordType::TXT) => {
+                vec![RData::TXT(TXT::new(vec!["one ".to_owned(), "text".to_owned()]))]
+            }
+            ("1.2.0.192.in-addr.arpa.", RecordType::PTR) => {
+                vec![RData::PTR(PTR(name_of("a.example.org.")))]
+            }
+            ("a.example.org.", _) => vec![],
+            ("broken.example.org.", _) => return Err(ResponseCode::ServFail),
+            _ => return Err(ResponseCode::NXDomain),
+        })
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a name server for this test")]
+    async fn name_server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut buffer = [0; 4_096];
+            while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+                let Ok(question) = Message::from_vec(&buffer[..length]) else { continue };
+                let query = question.queries[0].clone();
+                let mut answer = Message::response(question.metadata.id, OpCode::Query);
+                match answers(&query.name().to_string().to_ascii_lowercase(), query.query_type()) {
+                    Ok(data) => {
+                        for data in data {
+                            answer.add_answer(Record::from_rdata(query.name().clone(), 60, data));
+                        }
+                    }
+                    Err(code) => answer.metadata.response_code = code,
+                }
+                answer.queries.push(query);
+                let _ = socket.send_to(&answer.to_vec().unwrap(), client).await;
+            }
+        });
+        (address, task)
+    }
+
+    #[tokio::test]
+    async fn a_real_name_server_is_understood() {
+        let (server, task) = name_server().await;
+        let dns = Resolver::new(&[server]).unwrap();
+        let mx = |preference, host: &str| Mx { preference, host: host.to_owned() };
+        let found = dns.mx("Example.org").await.unwrap();
+        assert_eq!(found, [mx(10, "a.example.org"), mx(20, "b.example.org")]);
+        assert_eq!(dns.mx("null.example.org").await.unwrap(), [mx(0, "")]);
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(dns.addresses("a.example.org.").await.unwrap(), [address]);
+        assert_eq!(dns.names(address).await.unwrap(), ["a.example.org"]);
+        assert_eq!(dns.texts("a.example.org").await.unwrap(), ["one text"]);
+        assert_eq!(dns.mx("a.example.org").await, Err(DnsError::NoRecord));
+        assert_eq!(dns.mx("nosuch.example.org").await, Err(DnsError::NoName));
+        assert_eq!(dns.addresses("nosuch.example.org").await, Err(DnsError::NoName));
+        for bad in ["", ".", "a..b", &"x".repeat(300)] {
+            assert_eq!(dns.addresses(bad).await, Err(DnsError::NoName), "{bad:?}");
+        }
+        let broken = dns.mx("broken.example.org").await;
+        assert!(matches!(broken, Err(DnsError::Temporary(_))), "{broken:?}");
+        task.abort();
+        // Still in the cache.
+        assert_eq!(dns.texts("a.example.org").await.unwrap(), ["one text"]);
+    }
+}

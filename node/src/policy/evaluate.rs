@@ -379,7 +379,7 @@ impl Evaluation<'_> {
     }
 
     /// The client's own literal, its verified name, or a name with its address.
-    async fn helo(&mut self) -> Truth {
+    async fn helo(&self) -> Truth {
         let client = self.connection.client.ip().to_canonical();
         let Some(helo) = self.connection.helo.clone() else { return Truth::No };
         if let Some(address) = domain_literal(&helo) {

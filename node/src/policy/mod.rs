@@ -293,4 +293,6 @@ pub struct Options {
 }
 
 #[cfg(test)]
+pub(crate) mod golden;
+#[cfg(test)]
 mod tests;

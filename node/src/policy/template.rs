@@ -137,7 +137,7 @@ impl Template {
                 _ => out.push_str(&single.fill(facts).unwrap_or_default().replace('\n', " ")),
             }
         }
-        bounded(&out)
+        bounded(out.trim_end())
     }
 
     /// The names of tables that the template asks for and that do not depend on fields.
@@ -293,8 +293,8 @@ mod tests {
         assert_eq!(fill("[{table:users/t:{local_part}}]").as_deref(), Some("[v]"));
         assert_eq!(fill("{table:users/t:{domain}}"), None);
         assert_eq!(fill("{param:absent}"), None);
-        let reply = Template::parse("x {table:users/t:no} {reason}\n", Scope::Rule).unwrap();
-        assert_eq!(reply.fill_reply(&facts), "x  <Reason>\n");
+        let reply = Template::parse("x {table:users/t:no} {reason}\n ", Scope::Rule).unwrap();
+        assert_eq!(reply.fill_reply(&facts), "x  <Reason>");
     }
 
     #[test]

@@ -142,7 +142,7 @@ enum Table {
 struct Map {
     entries: HashMap<Box<str>, Entry>,
     /// The same by network, if every key is one.
-    nets: Option<JointPrefixMap<IpNet, Box<str>>>,
+    nets: Option<Box<JointPrefixMap<IpNet, Box<str>>>>,
 }
 
 impl Map {

@@ -113,7 +113,7 @@ impl File<'_> {
             }
         }
         entries.shrink_to_fit();
-        let nets = self.nets(&entries);
+        let nets = self.nets(&entries).map(Box::new);
         Map { entries, nets }
     }
 

@@ -1,16 +1,25 @@
 //! Raft groups on the node's log. The only module that knows openraft.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+mod groups;
+mod handle;
+mod leadership;
+mod machine;
+mod network;
+mod service;
+mod store;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use self::{groups::Groups, handle::Group};
+use crate::NodeId;
 pub use crate::log::{GroupId, Position};
-use crate::{
-    NodeId,
-    env::Clock,
-    log::{Log, LogError},
-};
 
 /// The deterministic state machine of one group. Volatile: rebuilt at start from the checkpoint and the log.
 pub trait Machine: Send + Sync + 'static {
@@ -133,123 +142,4 @@ pub struct GroupStatus {
     pub matched: BTreeMap<NodeId, Option<u64>>,
     /// On the leader: milliseconds since a majority last answered; `None`: never, or not leading.
     pub quorum_age_ms: Option<u64>,
-}
-
-/// All groups of this node.
-#[derive(Clone)]
-pub struct Groups {
-    _inner: Arc<()>,
-}
-
-/// One replica of one group. Clones share it.
-#[derive(Clone)]
-pub struct Group {
-    _inner: Arc<()>,
-}
-
-#[allow(
-    unused_variables,
-    clippy::todo,
-    clippy::unused_async,
-    reason = "skeleton: replaced by the real groups"
-)]
-impl Groups {
-    /// Groups of node `node` on `log`; none runs yet.
-    pub fn new(
-        node: NodeId,
-        log: Log,
-        clock: Arc<dyn Clock>,
-        dial: Arc<dyn Dial>,
-        timing: Timing,
-    ) -> Self {
-        todo!()
-    }
-    /// Starts this node's replica of a group (idempotent).
-    ///
-    /// # Errors
-    /// What the log says.
-    pub async fn open(&self, id: GroupId, machine: Arc<dyn Machine>) -> Result<Group, LogError> {
-        todo!()
-    }
-    /// A group that runs here.
-    pub fn get(&self, id: GroupId) -> Option<Group> {
-        todo!()
-    }
-    /// Stops this node's replica of a group and forgets its records.
-    pub async fn close(&self, id: GroupId) -> Result<(), LogError> {
-        todo!()
-    }
-    /// The gRPC service that serves the other nodes. Mount it behind a check that the peer is a node of the cluster.
-    pub fn service(&self) -> tonic::service::Routes {
-        todo!()
-    }
-    /// Resolves when a group or the log has failed for good: the process must end.
-    pub async fn failed(&self) -> String {
-        todo!()
-    }
-    /// Stops all groups in an orderly way.
-    pub async fn shutdown(&self) {
-        todo!()
-    }
-}
-
-#[allow(
-    unused_variables,
-    clippy::todo,
-    clippy::unused_async,
-    reason = "skeleton: replaced by the real groups"
-)]
-impl Group {
-    pub fn id(&self) -> GroupId {
-        todo!()
-    }
-    /// Makes a new group with these voters. Only for a group that nobody has initialised; done once ever.
-    /// Does nothing if this replica already has log or vote.
-    pub async fn initialise(&self, voters: &[NodeId]) -> Result<(), ChangeError> {
-        todo!()
-    }
-    /// Proposes an entry and waits until it is applied here.
-    pub async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
-        todo!()
-    }
-    /// The leader known to this replica.
-    pub fn leader(&self) -> Option<NodeId> {
-        todo!()
-    }
-    /// This replica leads, has applied an entry of its term, is not handing over, and a majority answered less
-    /// than one lease ago. What the deliverer asks before each attempt and before each final dot. Cheap.
-    pub fn has_lease(&self) -> bool {
-        todo!()
-    }
-    /// This replica leads (perhaps without a majority now).
-    pub fn leads(&self) -> bool {
-        todo!()
-    }
-    pub fn status(&self) -> GroupStatus {
-        todo!()
-    }
-    /// Adds a voter: first as learner until it has caught up, then as voter. Returns when committed.
-    pub async fn add_voter(&self, node: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        todo!()
-    }
-    /// Removes a voter or learner.
-    pub async fn remove_voter(&self, node: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        todo!()
-    }
-    /// Hands leadership to `to`; checks its lag first, aborts by a second transfer (to another voter) when stuck.
-    pub async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        todo!()
-    }
-    /// The voter (not this one) that has the most entries and answers; candidate for `transfer`.
-    pub fn best_successor(&self) -> Option<NodeId> {
-        todo!()
-    }
-    /// Takes a checkpoint from the machine, saves it, and purges the log up to it.
-    pub async fn checkpoint(&self) -> Result<(), ChangeError> {
-        todo!()
-    }
-    /// Reads one entry's payload of this group (CRC checked). For bodies.
-    pub async fn read(&self, index: u64) -> Result<Bytes, LogError> {
-        todo!()
-    }
 }

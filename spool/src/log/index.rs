@@ -44,6 +44,7 @@ impl GroupIndex {
         GroupState {
             vote: self.vote.clone(),
             purged: self.purged,
+            first: self.first(),
             last: self.last().or(self.purged),
             checkpoint: self.checkpoint.clone(),
         }

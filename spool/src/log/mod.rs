@@ -47,7 +47,9 @@ pub struct GroupState {
     pub vote: Option<Bytes>,
     /// The last entry that was purged; entries begin behind it.
     pub purged: Option<Position>,
-    /// The last entry.
+    /// Index of the first entry that is there.
+    pub first: Option<u64>,
+    /// The last entry; the last purged one if nothing came after it.
     pub last: Option<Position>,
     /// The last saved checkpoint (small: what a Raft snapshot holds), in the encoding of [`crate::group`].
     pub checkpoint: Option<Bytes>,

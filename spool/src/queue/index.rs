@@ -658,3 +658,44 @@ fn created_ids(outcome: &Outcome) -> Vec<MessageId> {
 fn unknown(id: MessageId) -> Refusal {
     format!("{id} is not in the queue")
 }
+
+/// Everything about a queue that replicas must agree on.
+#[cfg(test)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct View {
+    messages: BTreeMap<MessageId, (QueuedMessage, bool)>,
+    uploads: BTreeMap<MessageId, BTreeMap<u32, (u64, u64)>>,
+    due: BTreeSet<(UnixMs, MessageId)>,
+    bytes: u64,
+    held: usize,
+}
+
+#[cfg(test)]
+impl View {
+    /// All but where bytes lie.
+    pub(super) fn but_places(mut self) -> Self {
+        self.uploads.clear();
+        for (message, _) in self.messages.values_mut() {
+            message.body = Body::Inline { index: 0 };
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+impl Index {
+    pub(super) fn with_history(entries: u64) -> Self {
+        Self { history: History::new(entries), ..Self::default() }
+    }
+
+    pub(super) fn view(&self) -> View {
+        let message = |slot: &Slot| (QueuedMessage::clone(&slot.message), slot.tried);
+        View {
+            messages: self.messages.iter().map(|(id, slot)| (*id, message(slot))).collect(),
+            uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
+            due: self.due.clone(),
+            bytes: self.bytes,
+            held: self.held,
+        }
+    }
+}

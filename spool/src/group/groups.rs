@@ -1,0 +1,174 @@
+//! The groups that a node carries: starting, serving and stopping them.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ppsw_proto::raft::raft_server::RaftServer;
+use tokio::sync::watch;
+
+use super::{
+    Dial, Group, GroupId, Machine, Timing, leadership, machine::Adapter, network::Factory,
+    service::Service, store::Store, types::Raft,
+};
+use crate::{
+    NodeId,
+    env::Clock,
+    limits,
+    log::{Log, LogError},
+};
+
+/// All groups of this node. Clones share them.
+#[derive(Clone)]
+pub struct Groups {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: NodeId,
+    log: Log,
+    clock: Arc<dyn Clock>,
+    dial: Arc<dyn Dial>,
+    timing: Timing,
+    groups: Mutex<BTreeMap<GroupId, Group>>,
+    /// One group at a time is opened or closed.
+    changing: tokio::sync::Mutex<()>,
+    failure: watch::Sender<Option<String>>,
+}
+
+impl Groups {
+    /// Groups of node `node` on `log`; none runs yet.
+    #[must_use]
+    pub fn new(
+        node: NodeId,
+        log: Log,
+        clock: Arc<dyn Clock>,
+        dial: Arc<dyn Dial>,
+        timing: Timing,
+    ) -> Self {
+        let (failure, _) = watch::channel(None);
+        let tell = failure.clone();
+        log.on_failure(Box::new(move |why| fail(&tell, why)));
+        let groups = Mutex::default();
+        let changing = tokio::sync::Mutex::new(());
+        let inner = Inner { node, log, clock, dial, timing, groups, changing, failure };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Starts this node's replica of a group (idempotent).
+    ///
+    /// # Errors
+    /// What the log says.
+    pub async fn open(&self, id: GroupId, machine: Arc<dyn Machine>) -> Result<Group, LogError> {
+        let _one = self.inner.changing.lock().await;
+        if let Some(group) = self.get(id) {
+            return Ok(group);
+        }
+        let inner = &self.inner;
+        let store = Store::new(inner.log.clone(), id);
+        let adapter = Adapter::new(machine.clone(), store.clone())?;
+        let config = Arc::new(config(id, inner.timing)?);
+        let factory = Factory { dial: inner.dial.clone(), group: id };
+        let raft = Raft::new(inner.node, config, factory, store.clone(), adapter)
+            .await
+            .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
+        let group =
+            Group::new(inner.node, id, raft.clone(), store, inner.clock.clone(), inner.timing);
+        let failure = inner.failure.clone();
+        let watcher = leadership::watch(group.clone(), machine, move |why| {
+            fail(&failure, format!("group {id}: {why}"));
+        });
+        group.set_watcher(watcher);
+        self.groups().insert(id, group.clone());
+        Ok(group)
+    }
+
+    /// A group that runs here.
+    #[must_use]
+    pub fn get(&self, id: GroupId) -> Option<Group> {
+        self.groups().get(&id).cloned()
+    }
+
+    /// Stops this node's replica of a group and forgets its records.
+    ///
+    /// # Errors
+    /// What the log says.
+    pub async fn close(&self, id: GroupId) -> Result<(), LogError> {
+        let _one = self.inner.changing.lock().await;
+        let Some(group) = self.groups().remove(&id) else { return Ok(()) };
+        group.stop().await;
+        let store = Store::new(self.inner.log.clone(), id);
+        store.forget().await.map_err(|e| LogError::Disk(e.to_string()))
+    }
+
+    /// The gRPC service that serves the other nodes. Mount it behind a check that the peer is a node of the cluster.
+    #[must_use]
+    pub fn service(&self) -> tonic::service::Routes {
+        let server = RaftServer::new(Service::new(self.clone()))
+            .max_decoding_message_size(limits::RPC_BYTES_MAX)
+            .max_encoding_message_size(limits::RPC_BYTES_MAX);
+        tonic::service::Routes::new(server)
+    }
+
+    /// Resolves when a group or the log has failed for good: the process must end.
+    pub async fn failed(&self) -> String {
+        let mut failure = self.inner.failure.subscribe();
+        let seen = failure.wait_for(Option::is_some).await;
+        // The sender lives in `self`, so waiting cannot end otherwise.
+        seen.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+
+    /// Stops all groups in an orderly way.
+    pub async fn shutdown(&self) {
+        let groups = std::mem::take(&mut *self.groups());
+        for group in groups.into_values() {
+            group.stop().await;
+        }
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.inner.node
+    }
+
+    pub(super) fn raft(&self, id: GroupId) -> Option<Raft> {
+        self.groups().get(&id).map(|group| group.raft().clone())
+    }
+
+    fn groups(&self) -> MutexGuard<'_, BTreeMap<GroupId, Group>> {
+        self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The first reason is the one that counts.
+fn fail(failure: &watch::Sender<Option<String>>, why: String) {
+    failure.send_if_modified(|before| {
+        let first = before.is_none();
+        if first {
+            *before = Some(why);
+        }
+        first
+    });
+}
+
+fn config(id: GroupId, timing: Timing) -> Result<openraft::Config, LogError> {
+    let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    openraft::Config {
+        cluster_name: format!("group-{id}"),
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
+        enable_pre_vote: Some(true),
+        // Its own documentation forbids it with a volatile state machine.
+        enable_leader_restore: Some(false),
+        // Checkpoints are taken when the machine can give something up, not by count.
+        snapshot_policy: openraft::SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        replication_lag_threshold: u64::MAX,
+        install_snapshot_timeout: 5_000,
+        max_payload_entries: 300,
+        ..openraft::Config::default()
+    }
+    .validate()
+    .map_err(|e| LogError::Misuse(format!("timing of group {id}: {e}")))
+}

@@ -1,0 +1,317 @@
+//! The sending side: one [`Peer`] per group, target and purpose.
+//!
+//! Entries go through a bidirectional stream on the bulk connection; heartbeats, votes and transfers are single calls
+//! on the control connection, which entries cannot delay.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use openraft::{
+    AnyError, OptionalSend,
+    base::{BoxFuture, BoxStream},
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{RPCOption, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+        StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
+        VoteRequest, VoteResponse,
+    },
+};
+use ppsw_proto::raft::{self as wire, raft_client::RaftClient};
+use tokio::time::timeout;
+use tonic::transport::Channel;
+
+use super::{
+    Dial, GroupId, Lane,
+    types::{
+        self, Snapshot, TypeConfig, Vote, log_id_from_wire, log_id_to_wire, vote_from_wire,
+        vote_to_wire,
+    },
+};
+use crate::{NodeId, limits};
+
+/// Version of the protocol between nodes.
+pub(super) const PROTOCOL_VERSION: u32 = 1;
+
+/// Makes [`Peer`]s.
+#[derive(Clone)]
+pub(crate) struct Factory {
+    pub(super) dial: Arc<dyn Dial>,
+    pub(super) group: GroupId,
+}
+
+/// The way to one node's replica of one group.
+pub(crate) struct Peer {
+    dial: Arc<dyn Dial>,
+    group: GroupId,
+    node: NodeId,
+    /// Heartbeats are sent one by one: a stream for each would be made and thrown away.
+    heartbeats: bool,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Factory {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
+        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: false }
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
+        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: true }
+    }
+}
+
+type Answer<T> = Result<T, RPCError<TypeConfig>>;
+
+impl Peer {
+    fn client(&self, lane: Lane) -> Answer<RaftClient<Channel>> {
+        let channel = self
+            .dial
+            .channel(self.node, lane)
+            .ok_or_else(|| unreachable(format!("node {} has no known address", self.node)))?;
+        Ok(RaftClient::new(channel)
+            .max_decoding_message_size(limits::RPC_BYTES_MAX)
+            .max_encoding_message_size(limits::RPC_BYTES_MAX))
+    }
+
+    fn target(&self) -> Option<wire::Target> {
+        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.group })
+    }
+
+    /// Waits for an answer, not for ever.
+    async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Answer<T> {
+        match timeout(limits::RPC_ANSWER_MAX, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refused(&status)),
+            Err(_) => Err(unreachable(format!("node {} does not answer", self.node))),
+        }
+    }
+
+    async fn ask_for_vote(
+        &self,
+        rpc: VoteRequest<TypeConfig>,
+        pre_vote: bool,
+    ) -> Answer<VoteResponse<TypeConfig>> {
+        let request = wire::VoteRequest {
+            target: self.target(),
+            vote: Some(vote_to_wire(&rpc.vote)),
+            last: rpc.last_log_id.as_ref().map(log_id_to_wire),
+            leadership_transfer: rpc.leadership_transfer,
+            pre_vote,
+        };
+        let mut client = self.client(Lane::Control)?;
+        let reply = self.answer(client.vote(request)).await?;
+        let vote = reply.vote.as_ref().map(vote_from_wire).ok_or_else(nonsense)?;
+        Ok(VoteResponse::new(vote, reply.last.as_ref().map(log_id_from_wire), reply.granted))
+    }
+
+    async fn stream<'s, S>(
+        &'s self,
+        mut input: S,
+    ) -> Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>>
+            + OptionalSend
+            + Unpin
+            + 'static,
+    {
+        // The input waits out openraft's back-off: a connection made before asking it for the first request would be
+        // tried again at once when it fails, for ever.
+        let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
+        let in_flight = Arc::new(AtomicI64::new(0));
+        let (sent, target) = (in_flight.clone(), self.target());
+        let requests = stream::iter([first]).chain(input).map(move |request| {
+            sent.fetch_add(1, Ordering::Relaxed);
+            append_to_wire(target, request)
+        });
+        let mut client = self.client(Lane::Bulk)?;
+        let replies = self.answer(client.append(requests)).await?;
+        let node = self.node;
+        let answers = stream::unfold(Some(replies), move |replies| {
+            let in_flight = in_flight.clone();
+            async move {
+                let mut replies = replies?;
+                loop {
+                    return match timeout(limits::APPEND_IDLE_MAX, replies.message()).await {
+                        Ok(Ok(Some(reply))) => {
+                            in_flight.fetch_sub(1, Ordering::Relaxed);
+                            Some((reply_from_wire(&reply), Some(replies)))
+                        }
+                        Ok(Ok(None)) => None,
+                        Ok(Err(status)) => Some((Err(refused(&status)), None)),
+                        Err(_) if in_flight.load(Ordering::Relaxed) <= 0 => continue,
+                        Err(_) => {
+                            Some((Err(unreachable(format!("node {node} does not answer"))), None))
+                        }
+                    };
+                }
+            }
+        });
+        Ok(Box::pin(answers))
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Peer {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Answer<AppendEntriesResponse<TypeConfig>> {
+        let last = rpc.entries.last().map(|e| e.log_id.clone()).or_else(|| rpc.prev_log_id.clone());
+        let mut client = self.client(Lane::Control)?;
+        let request = append_to_wire(self.target(), rpc);
+        let reply = self.answer(client.heartbeat(request)).await?;
+        Ok(match reply_from_wire(&reply)? {
+            Ok(matched) if matched == last => AppendEntriesResponse::Success,
+            Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
+            Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
+            Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
+        })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Answer<BoxStream<'s, Answer<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>>
+            + OptionalSend
+            + Unpin
+            + 'static,
+    {
+        if self.heartbeats {
+            return stream_append_sequential(self, input, option);
+        }
+        Box::pin(self.stream(input))
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Answer<VoteResponse<TypeConfig>> {
+        self.ask_for_vote(rpc, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Answer<VoteResponse<TypeConfig>> {
+        self.ask_for_vote(rpc, true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        _: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let request = wire::CheckpointRequest {
+            target: self.target(),
+            vote: Some(vote_to_wire(&vote)),
+            checkpoint: Some(types::checkpoint_to_wire(&snapshot.meta, snapshot.snapshot)),
+        };
+        let sent = async {
+            let mut client = self.client(Lane::Bulk)?;
+            self.answer(client.checkpoint(request)).await
+        };
+        let reply = sent.await.map_err(|e| {
+            StreamingError::Unreachable(Unreachable::new(&AnyError::error(e.to_string())))
+        })?;
+        let vote = reply.vote.as_ref().map(vote_from_wire);
+        let nonsense = || StreamingError::Network(NetworkError::new(&AnyError::error(NONSENSE)));
+        Ok(SnapshotResponse::new(vote.ok_or_else(nonsense)?))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        _: RPCOption,
+    ) -> Answer<TransferLeaderResponse<TypeConfig>> {
+        let request = wire::TransferRequest {
+            target: self.target(),
+            from: Some(vote_to_wire(req.from_leader())),
+            to: *req.to_node_id(),
+            last: req.last_log_id().map(log_id_to_wire),
+        };
+        let mut client = self.client(Lane::Control)?;
+        let reply = self.answer(client.transfer(request)).await?;
+        Ok(match reply.kind() {
+            wire::transfer_reply::Kind::Accepted => Ok(()),
+            wire::transfer_reply::Kind::VoteChanged => Err(TransferLeaderError::VoteChanged {
+                expected: *req.from_leader(),
+                actual: reply.actual_vote.as_ref().map(vote_from_wire).ok_or_else(nonsense)?,
+            }),
+            wire::transfer_reply::Kind::LogNotFlushed => Err(TransferLeaderError::LogNotFlushed {
+                expected: req.last_log_id().cloned(),
+                actual: reply.actual_log.as_ref().map(log_id_from_wire),
+            }),
+            wire::transfer_reply::Kind::Unknown => return Err(nonsense()),
+        })
+    }
+}
+
+fn append_to_wire(
+    target: Option<wire::Target>,
+    request: AppendEntriesRequest<TypeConfig>,
+) -> wire::AppendRequest {
+    wire::AppendRequest {
+        target,
+        vote: Some(vote_to_wire(&request.vote)),
+        previous: request.prev_log_id.as_ref().map(log_id_to_wire),
+        entries: request
+            .entries
+            .iter()
+            .map(|e| wire::Entry {
+                log_id: Some(log_id_to_wire(&e.log_id)),
+                payload: types::encode_payload(&e.payload),
+            })
+            .collect(),
+        leader_commit: request.leader_commit.as_ref().map(log_id_to_wire),
+    }
+}
+
+fn reply_from_wire(reply: &wire::AppendReply) -> Answer<StreamAppendResult<TypeConfig>> {
+    let log_id = reply.log_id.as_ref().map(log_id_from_wire);
+    match reply.kind() {
+        wire::append_reply::Kind::Matched => Ok(Ok(log_id)),
+        wire::append_reply::Kind::Conflict => {
+            Ok(Err(StreamAppendError::Conflict(log_id.ok_or_else(nonsense)?)))
+        }
+        wire::append_reply::Kind::HigherVote => {
+            let vote = reply.vote.as_ref().map(vote_from_wire).ok_or_else(nonsense)?;
+            Ok(Err(StreamAppendError::HigherVote(vote)))
+        }
+        wire::append_reply::Kind::Unknown => Err(nonsense()),
+    }
+}
+
+const NONSENSE: &str = "the answer lacks a part that this version needs";
+
+fn nonsense() -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(&AnyError::error(NONSENSE)))
+}
+
+fn unreachable(why: String) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(&AnyError::error(why)))
+}
+
+/// Any refusal is a reason to wait before trying again.
+fn refused(status: &tonic::Status) -> RPCError<TypeConfig> {
+    unreachable(format!("{}: {}", status.code(), status.message()))
+}

@@ -1,0 +1,193 @@
+//! A group's log for openraft, on the node's log.
+
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Bound, RangeBounds},
+};
+
+use openraft::{
+    OptionalSend, RaftLogReader,
+    storage::{IOFlushed, LogState, RaftLogStorage},
+};
+use ppsw_proto::raft as wire;
+use prost::Message;
+use tokio::sync::oneshot;
+
+use super::types::{
+    self, Entry, LogId, TypeConfig, Vote, encode_payload, vote_from_wire, vote_to_wire,
+};
+use crate::{
+    limits,
+    log::{self, Done, GroupId, Log, LogError},
+};
+
+/// One group's part of the log. Clones share it.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    log: Log,
+    group: GroupId,
+}
+
+impl Store {
+    pub(crate) fn new(log: Log, group: GroupId) -> Self {
+        Self { log, group }
+    }
+
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    pub(crate) fn group(&self) -> GroupId {
+        self.group
+    }
+
+    /// Reads without keeping other tasks of this thread waiting for the disk.
+    pub(crate) async fn read(
+        &self,
+        start: u64,
+        end: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<log::Entry>, LogError> {
+        if self.log.is_cached(self.group, start..end, bytes_max) {
+            return self.log.read(self.group, start..end, bytes_max);
+        }
+        let (log, group) = (self.log.clone(), self.group);
+        tokio::task::spawn_blocking(move || log.read(group, start..end, bytes_max))
+            .await
+            .unwrap_or_else(|e| Err(LogError::Disk(format!("reading was cancelled: {e}"))))
+    }
+
+    fn entries(read: Vec<log::Entry>) -> io::Result<Vec<Entry>> {
+        read.iter()
+            .map(|e| types::entry(e.position, &e.payload).map_err(io::Error::other))
+            .collect()
+    }
+
+    fn vote(&self) -> io::Result<Option<Vote>> {
+        let Some(bytes) = self.log.state(self.group).vote else { return Ok(None) };
+        let vote = wire::Ballot::decode(bytes).map_err(io::Error::other)?;
+        Ok(Some(vote_from_wire(&vote)))
+    }
+
+    /// Runs a write and waits until it is durable.
+    async fn durable(&self, write: impl FnOnce(Done)) -> io::Result<()> {
+        let (tell, told) = oneshot::channel();
+        write(Box::new(move |result| {
+            // Nobody waits any longer if the group was stopped.
+            let _ = tell.send(result);
+        }));
+        match told.await {
+            Ok(result) => result.map_err(io::Error::other),
+            Err(_) => Err(io::Error::other("the log has stopped")),
+        }
+    }
+
+    /// Saves a checkpoint; it is durable when this returns.
+    pub(crate) async fn save_checkpoint(
+        &self,
+        checkpoint: &wire::StoredCheckpoint,
+    ) -> io::Result<()> {
+        let bytes = checkpoint.encode_to_vec().into();
+        self.durable(|done| self.log.save_checkpoint(self.group, bytes, done)).await
+    }
+
+    /// Forgets the group.
+    pub(crate) async fn forget(&self) -> io::Result<()> {
+        self.durable(|done| self.log.forget(self.group, done)).await
+    }
+}
+
+impl RaftLogReader<TypeConfig> for Store {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let state = self.log.state(self.group);
+        let Some(first) = state.first else { return Ok(Vec::new()) };
+        let next = state.last.map_or(0, |p| p.index + 1);
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => first,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => next,
+        };
+        let (start, end) = (start.max(first), end.min(next));
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        let read = self.read(start, end, usize::MAX).await.map_err(io::Error::other)?;
+        Self::entries(read)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        self.vote()
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let read =
+            self.read(start, end, limits::APPEND_BYTES_MAX).await.map_err(io::Error::other)?;
+        Self::entries(read)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Store {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let state = self.log.state(self.group);
+        Ok(LogState {
+            last_purged_log_id: state.purged.map(types::log_id),
+            last_log_id: state.last.map(types::log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let bytes = vote_to_wire(vote).encode_to_vec().into();
+        self.durable(|done| self.log.save_vote(self.group, bytes, done)).await
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries
+            .into_iter()
+            .map(|e| log::Entry {
+                position: types::position(&e.log_id),
+                payload: encode_payload(&e.payload),
+            })
+            .collect();
+        let done: Done =
+            Box::new(move |result| callback.io_completed(result.map_err(io::Error::other)));
+        self.log.append(self.group, entries, done);
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        let last = last_log_id.as_ref().map(types::position);
+        self.durable(|done| self.log.truncate_after(self.group, last, done)).await
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        let upto = types::position(&log_id);
+        self.durable(|done| self.log.purge(self.group, upto, done)).await
+    }
+}
