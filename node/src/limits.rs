@@ -141,7 +141,7 @@ pub const DNS_ATTEMPTS: usize = 2;
 /// Time for one question with all its attempts; then it is answered "try again later".
 pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longest domain name (RFC 1035 §2.3.4).
+/// Longest domain name (RFC 1035 §2.3.4, RFC 5321 §4.5.3.1.2).
 pub const DOMAIN_BYTES_MAX: usize = 255;
 // === smtp: sessions ===
 
@@ -225,9 +225,6 @@ pub const RECEIVED_FIELDS_MAX: u32 = 100;
 
 /// Longest local part (RFC 5321 §4.5.3.1.1).
 pub const LOCAL_PART_BYTES_MAX: usize = 64;
-
-/// Longest domain (RFC 5321 §4.5.3.1.2).
-pub const DOMAIN_BYTES_MAX: usize = 255;
 
 /// Longest ENVID (RFC 3461 §4.4).
 pub const ENVELOPE_ID_BYTES_MAX: usize = 100;

@@ -1,5 +1,7 @@
 //! What we write into messages ourselves.
 
+pub mod bounce;
+pub mod date;
 mod fixups;
 mod received;
 
