@@ -26,7 +26,7 @@ use tokio::{
 use crate::{
     config::NodeConfig,
     deliver::{ConfiguredRouter, Deliverer},
-    dns::ResolverDns,
+    dns::Resolver,
     http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts},
@@ -75,11 +75,14 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     let configuration = load(&config)?;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
-    let dns = Arc::new(ResolverDns::new(&config.dns)?);
-    let log = Arc::new(MailLog::open(&config.log, Arc::new(SystemClock))?);
+    let dns = Arc::new(match config.dns.as_slice() {
+        [] => Resolver::system()?,
+        servers => Resolver::new(servers)?,
+    });
     let hooks = Arc::new(Hooks::default());
     let plane = start_plane(&config, hooks.clone()).await?;
     let spool = plane.spool();
+    let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
     let router = ConfiguredRouter::new(current.clone(), dns.clone());
     let deliverer = Deliverer::start(
@@ -96,7 +99,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         dns,
         facts: Arc::new(Facts(spool.clone())),
         intake: Arc::new(spool),
-        events: log.clone(),
+        events: Arc::new(log),
         certificates: Certificates::load(&config.certificates)?,
         clock: Arc::new(SystemClock),
         dsn: false,
@@ -106,8 +109,12 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
-        let listener = Listener::bind(listener.address, listener.service, Vec::new(), front.clone())?;
-        tasks.spawn(async move { Err(listener.run().await.into()) });
+        let listener = Listener::open(listener.address, listener.service)?;
+        let front = front.clone();
+        tasks.spawn(async move {
+            listener.run(front).await;
+            Ok(())
+        });
     }
     let ready: http::Readiness = {
         let plane = plane.clone();
@@ -124,7 +131,9 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
 
     let ended = serve(&config, &switch, &plane, &mut tasks).await;
     stop(&front, &deliverer, &plane).await;
-    log.flush().await;
+    drop((front, deliverer, hooks));
+    // The last lines; whoever still holds the log at this point has nothing more to say.
+    let _ = tokio::time::timeout(limits::STOP_PATIENCE, tokio::task::spawn_blocking(|| log_thread.join())).await;
     ended
 }
 

@@ -8,6 +8,7 @@
 
 mod event;
 mod line;
+mod sessions;
 mod writer;
 
 use std::{io, path::Path, sync::Arc, sync::atomic::Ordering, thread, time::Duration};

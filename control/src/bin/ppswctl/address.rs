@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ppsw_control::client;
+use ppsw_control::client::{Credentials, Operator};
 use ppsw_proto::control::admin_client::AdminClient;
 use serde::Deserialize;
 use tonic::transport::Channel;
@@ -78,14 +78,13 @@ pub(crate) fn find(args: &Args) -> Result<Cluster, Failure> {
 
 /// Connects to the first node that answers.
 pub(crate) async fn connect(cluster: &Cluster) -> Result<Admin, Failure> {
+    let credentials = Credentials::load(&cluster.credentials)
+        .map_err(|error| Failure::Usage(error.to_string()))?;
     let mut reasons = Vec::new();
     for address in &cluster.addresses {
-        match client::connect(address, &cluster.credentials).await {
-            Ok(channel) => {
-                let max = ppsw_control::limits::MESSAGE_BYTES_MAX;
-                return Ok(AdminClient::new(channel).max_decoding_message_size(max));
-            }
-            Err(error) => reasons.push(format!("{address}: {error}")),
+        match Operator::connect(address, &credentials).await {
+            Ok(operator) => return Ok(operator.admin()),
+            Err(error) => reasons.push(error.to_string()),
         }
     }
     Err(Failure::Silent(reasons.join("; ")))

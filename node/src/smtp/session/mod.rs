@@ -307,6 +307,8 @@ impl Session {
             verdict: Verdict::Defer("Checks take too long, try again later".into()),
             delay: Default::default(),
             submission: None,
+            enforce_sync_off: false,
+            pipelining_off: false,
             log: vec![format!("rules of {stage:?} took too long")],
         });
         for line in &decision.log {
