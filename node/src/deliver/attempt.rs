@@ -100,7 +100,8 @@ impl Workshop {
         fence: &Lease<'_>,
     ) -> LegResult {
         let fenced = || {
-            let sent = Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
+            let sent =
+                Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
             LegResult::Sent(vec![sent; leg.addresses.len()])
         };
         let place = tokio::select! {
@@ -146,12 +147,8 @@ impl Workshop {
         plan: &Plan,
         legs: Vec<LegResult>,
     ) {
-        let attempted = Attempted {
-            message,
-            routing,
-            now: self.parts.clock.now(),
-            name: &self.parts.name,
-        };
+        let attempted =
+            Attempted { message, routing, now: self.parts.clock.now(), name: &self.parts.name };
         let results = results(&attempted, plan, legs);
         self.log(&attempted, &results);
         let mut outcome = attempted.outcome(plan, &results);
@@ -234,10 +231,8 @@ impl Workshop {
         let limit = usize::try_from(routing.options().bounce_return_size_limit)
             .unwrap_or(usize::MAX)
             .min(BOUNCE_RETURN_BYTES_MAX);
-        let mut excerpt = Excerpt {
-            headers_only: message.envelope.return_headers_only,
-            ..Excerpt::default()
-        };
+        let mut excerpt =
+            Excerpt { headers_only: message.envelope.return_headers_only, ..Excerpt::default() };
         let mut body = source.body(message);
         while excerpt.bytes.len() <= limit {
             match body.next().await {

@@ -245,4 +245,3 @@ impl Drop for Token {
         self.shared.changed.notify_one();
     }
 }
-
