@@ -1,5 +1,11 @@
 //! Three nodes in one process on loopback, with real logs, real Raft groups and real TLS; `ppswctl` as a program.
-#![allow(clippy::disallowed_methods, reason = "a test")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test"
+)]
 
 mod ppswctl;
 mod support;

@@ -72,7 +72,7 @@ async fn an_operator_looks_drains_and_lists() {
     assert_eq!(list[0]["received"], "2026-09-21T14:13:20.000Z");
     assert_eq!(list[0]["expires"], "2026-09-26T14:13:20.000Z");
     assert_ne!(list[0]["node"], 1);
-    assert_eq!(json(&cluster, "queue list --json --age <1h").await, Value::Array(Vec::new()));
+    assert_eq!(json(&cluster, "queue list --json --age -1h").await, Value::Array(Vec::new()));
     assert_eq!(json(&cluster, "queue summary --json").await["messages"], 1);
     assert!(run(&cluster, &format!("queue show {id}")).await.status.success());
 
@@ -87,7 +87,7 @@ async fn an_operator_looks_drains_and_lists() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exit_codes_are_as_documented() {
     let cluster = Cluster::start(1).await;
-    let token = run(&cluster, "token create --ttl 5m").await;
+    let token = run(&cluster, "token create --expires 5m").await;
     let text = String::from_utf8(token.stdout).unwrap();
     assert!(text.starts_with("ppsw1-") && text.lines().count() == 1, "{text}");
     assert_eq!(json(&cluster, "token list --json").await.as_array().unwrap().len(), 2);
@@ -96,7 +96,7 @@ async fn exit_codes_are_as_documented() {
     assert_eq!(code(&run(&cluster, "drain 7").await), 1);
     assert_eq!(code(&run(&cluster, "drain 1").await), 1);
     assert_eq!(code(&run(&cluster, "drain 1 --timeout soon").await), 2);
-    assert_eq!(code(&run(&cluster, "queue list --state stuck").await), 1);
+    assert_eq!(code(&run(&cluster, "queue list --state stuck").await), 2);
     assert_eq!(code(&run(&cluster, "queue show 1vN3kq-000001-02").await), 1);
     // By force, and with nobody to take over: the wait ends.
     let late = run(&cluster, "drain 1 --force --timeout 1s").await;

@@ -1,133 +1,130 @@
-//! `ppswctl queue`.
+//! `queue summary|list|show`.
 
-use ppsw_proto::control::{
-    QueueFilter as WireFilter, QueueItem, QueueRequest, QueueSummary, admin_client::AdminClient,
-};
+use comfy_table::{Table, presets};
+use ppsw_proto::control::{QueueFilter, QueueItem, QueueRequest, QueueSummary};
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use crate::{
-    QueueFilter,
-    session::{Failure, Session},
-    show::{self, Age},
+    Failure,
+    address::Admin,
+    age::{Age, rfc3339, span},
+    args::Filter,
+    status,
 };
 
 pub(crate) async fn summary(
-    session: &mut Session,
-    json: bool,
-    filter: QueueFilter,
+    admin: &mut Admin,
+    filter: Filter,
+    as_json: bool,
 ) -> Result<(), Failure> {
-    let request = request(session, filter).await?;
-    let summary = session
-        .call(|mut client: AdminClient<Channel>| {
-            let request = request.clone();
-            async move { client.summarise(request).await }
-        })
-        .await?;
-    show::warn_of_silent(&summary.silent);
-    if json {
-        show::json(&summary_json(&summary));
-    } else {
-        print_summary(&summary);
-    }
-    Ok(())
-}
-
-pub(crate) async fn list(
-    session: &mut Session,
-    json: bool,
-    filter: QueueFilter,
-) -> Result<(), Failure> {
-    let items = fetch(session, filter).await?;
-    if json {
-        show::json(&items.iter().map(item_json).collect());
+    let request = request(admin, filter).await?;
+    let summary = admin.summarise(request).await?.into_inner();
+    warn_of_silent(&summary.silent);
+    if as_json {
+        println!("{}", summary_json(&summary));
         return Ok(());
     }
-    let head = ["ID", "AGE", "SIZE", "STATE", "NEXT", "NODE", "SENDER", "RECIPIENTS"];
-    let mut table = show::table(&head);
-    for item in &items {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["domain", "recipients", "deferred", "oldest"]);
+    let now = now_ms();
+    for domain in &summary.domains {
         table.add_row([
-            item.id.clone(),
-            show::ago(item.received_ms),
-            show::size(item.size),
-            item.state.clone(),
-            show::until(item.next_retry_ms),
-            item.node.to_string(),
-            sender(item),
-            recipients_in_short(item),
+            domain.domain.clone(),
+            domain.recipients.to_string(),
+            domain.deferred.to_string(),
+            span(now.saturating_sub(domain.oldest_ms)),
         ]);
     }
-    if items.is_empty() {
-        show::line("no messages");
-    } else {
-        show::print(&table);
+    println!("{table}");
+    println!(
+        "{} messages, {} recipients, {} bytes",
+        summary.messages, summary.recipients, summary.bytes
+    );
+    Ok(())
+}
+
+pub(crate) async fn list(admin: &mut Admin, filter: Filter, as_json: bool) -> Result<(), Failure> {
+    let items = fetch(admin, filter).await?;
+    if as_json {
+        println!("{}", Value::from_iter(items.iter().map(item_json)));
+        return Ok(());
+    }
+    let now = now_ms();
+    for item in &items {
+        println!(
+            "{:>7} {:>9} {} <{}>{}",
+            span(now.saturating_sub(item.received_ms)),
+            item.size,
+            item.id,
+            item.sender,
+            if item.state == "held" { " *** held ***" } else { "" }
+        );
+        for recipient in item.recipients.iter().filter(|r| r.state != "delivered") {
+            println!("{:>18} {}", recipient.state, recipient.address);
+        }
     }
     Ok(())
 }
 
-pub(crate) async fn show(
-    session: &mut Session,
-    json: bool,
-    filter: QueueFilter,
-) -> Result<(), Failure> {
-    let wanted = filter.ids.clone();
-    let items = fetch(session, filter).await?;
-    if json {
-        show::json(&items.iter().map(item_json).collect());
-    } else {
-        items.iter().for_each(print_item);
-    }
-    let missing: Vec<_> =
-        wanted.into_iter().filter(|id| !items.iter().any(|item| item.id == *id)).collect();
-    if missing.is_empty() {
+pub(crate) async fn show(admin: &mut Admin, id: &str, as_json: bool) -> Result<(), Failure> {
+    let filter = Filter { ids: vec![id.to_owned()], ..Filter::default() };
+    let items = fetch(admin, filter).await?;
+    let Some(item) = items.first() else {
+        return Err(Failure::Refused(format!("no message {id} in the queue")));
+    };
+    if as_json {
+        println!("{}", item_json(item));
         return Ok(());
     }
-    Err(Failure::Refused(format!(
-        "not in the queue (delivered, bounced, or never here): {}",
-        missing.join(", ")
-    )))
-}
-
-async fn fetch(session: &mut Session, filter: QueueFilter) -> Result<Vec<QueueItem>, Failure> {
-    let request = request(session, filter).await?;
-    let mut pages = session
-        .call(|mut client: AdminClient<Channel>| {
-            let request = request.clone();
-            async move { client.queue(request).await }
-        })
-        .await?;
-    let mut items = Vec::new();
-    loop {
-        match pages.message().await {
-            Ok(Some(page)) => {
-                show::warn_of_silent(&page.silent);
-                items.extend(page.items);
-            }
-            Ok(None) => break,
-            Err(status) => {
-                return Err(Failure::Refused(format!(
-                    "the listing broke off ({}): ask again",
-                    status.message()
-                )));
-            }
+    let text = |ms| rfc3339(ms).as_str().unwrap_or("-").to_owned();
+    let origin = item.origin.clone().unwrap_or_default();
+    println!("{}: {} on node {}, partition {}", item.id, item.state, item.node, item.partition);
+    println!("  sender     <{}>", item.sender);
+    println!("  size       {} bytes", item.size);
+    println!(
+        "  received   {} from {} [{}] by {}",
+        text(item.received_ms),
+        origin.helo,
+        origin.client,
+        origin.personality
+    );
+    println!("  next retry {}", text(item.next_retry_ms));
+    println!("  expires    {}", text(item.expires_ms));
+    for recipient in &item.recipients {
+        println!("  {} {}, {} attempts", recipient.address, recipient.state, recipient.attempts);
+        if !recipient.last_error.is_empty() {
+            println!("      {}", recipient.last_error);
         }
     }
-    items.sort_by(|a, b| a.received_ms.cmp(&b.received_ms).then_with(|| a.id.cmp(&b.id)));
+    Ok(())
+}
+
+async fn fetch(admin: &mut Admin, filter: Filter) -> Result<Vec<QueueItem>, Failure> {
+    let request = request(admin, filter).await?;
+    let mut pages = admin.queue(request).await?.into_inner();
+    let mut items = Vec::new();
+    while let Some(page) = pages.message().await? {
+        warn_of_silent(&page.silent);
+        items.extend(page.items);
+    }
+    // Oldest first; an id sorts by time.
+    items.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(items)
 }
 
-async fn request(session: &mut Session, filter: QueueFilter) -> Result<QueueRequest, Failure> {
+async fn request(admin: &mut Admin, filter: Filter) -> Result<QueueRequest, Failure> {
     let node = match &filter.node {
-        Some(name) => session.find(name).await?.member.unwrap_or_default().id,
+        Some(given) => status::find_node(&status::ask(admin).await?, given)?,
         None => 0,
     };
-    let ms = |time: std::time::Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let (older_than_ms, younger_than_ms) = match filter.age {
-        Some(Age::AtLeast(age)) => (ms(age), 0),
-        Some(Age::AtMost(age)) => (0, ms(age)),
+        Some(Age::Older(age)) => (ms(age), 0),
+        Some(Age::Younger(age)) => (0, ms(age)),
         None => (0, 0),
     };
-    let filter = WireFilter {
+    let filter = QueueFilter {
         sender: filter.sender.unwrap_or_default(),
         recipient: filter.recipient.unwrap_or_default(),
         domain: filter.domain.unwrap_or_default(),
@@ -141,124 +138,59 @@ async fn request(session: &mut Session, filter: QueueFilter) -> Result<QueueRequ
 }
 
 fn item_json(item: &QueueItem) -> Value {
-    let recipients: Vec<Value> = item
-        .recipients
-        .iter()
-        .map(|recipient| {
-            json!({
-                "address": recipient.address,
-                "state": recipient.state,
-                "attempts": recipient.attempts,
-                "last_error":
-                    (!recipient.last_error.is_empty()).then_some(&recipient.last_error),
-                "next_retry": show::time(recipient.next_due_ms),
-            })
+    let recipients = item.recipients.iter().map(|r| {
+        json!({
+            "address": r.address,
+            "state": r.state,
+            "attempts": r.attempts,
+            "last_error": (!r.last_error.is_empty()).then_some(&r.last_error),
+            "next_retry": rfc3339(r.next_due_ms),
         })
-        .collect();
-    let origin = item.origin.clone().unwrap_or_default();
+    });
     json!({
         "id": item.id,
         "sender": item.sender,
-        "recipients": recipients,
-        "received": show::time(item.received_ms),
-        "next_retry": show::time(item.next_retry_ms),
-        "expires": show::time(item.expires_ms),
+        "recipients": Value::from_iter(recipients),
+        "received": rfc3339(item.received_ms),
+        "next_retry": rfc3339(item.next_retry_ms),
+        "expires": rfc3339(item.expires_ms),
         "size": item.size,
         "state": item.state,
         "node": item.node,
         "partition": item.partition,
-        "warned": item.warned,
-        "client": origin.client,
-        "protocol": origin.protocol,
-        "personality": origin.personality,
-        "authenticated": (!origin.authenticated.is_empty()).then_some(origin.authenticated),
     })
 }
 
 fn summary_json(summary: &QueueSummary) -> Value {
-    let domains: Vec<Value> = summary
-        .domains
-        .iter()
-        .map(|domain| {
-            json!({
-                "domain": domain.domain,
-                "recipients": domain.recipients,
-                "deferred": domain.deferred,
-                "oldest": show::time(domain.oldest_ms),
-            })
+    let domains = summary.domains.iter().map(|d| {
+        json!({
+            "domain": d.domain,
+            "recipients": d.recipients,
+            "deferred": d.deferred,
+            "oldest": rfc3339(d.oldest_ms),
         })
-        .collect();
+    });
     json!({
         "messages": summary.messages,
         "recipients": summary.recipients,
         "bytes": summary.bytes,
-        "oldest": show::time(summary.oldest_ms),
-        "domains": domains,
+        "oldest": rfc3339(summary.oldest_ms),
+        "domains": Value::from_iter(domains),
         "silent": summary.silent,
     })
 }
 
-fn print_summary(summary: &QueueSummary) {
-    show::line(&format!(
-        "{} for {}, {} bytes, oldest {}",
-        show::count(summary.messages, "message"),
-        show::count(summary.recipients, "recipient"),
-        show::size(summary.bytes),
-        show::ago(summary.oldest_ms)
-    ));
-    if summary.domains.is_empty() {
-        return;
-    }
-    let mut table = show::table(&["DOMAIN", "RECIPIENTS", "DEFERRED", "OLDEST"]);
-    for domain in &summary.domains {
-        table.add_row([
-            domain.domain.clone(),
-            domain.recipients.to_string(),
-            domain.deferred.to_string(),
-            show::ago(domain.oldest_ms),
-        ]);
-    }
-    show::print(&table);
-}
-
-fn print_item(item: &QueueItem) {
-    let origin = item.origin.clone().unwrap_or_default();
-    let stamp = |ms| show::time(ms).as_str().unwrap_or("-").to_owned();
-    show::line(&item.id);
-    show::line(&format!("  from       {}", sender(item)));
-    show::line(&format!("  received   {} by {}", stamp(item.received_ms), origin.protocol));
-    show::line(&format!("  client     {} {}", origin.client, origin.client_name));
-    show::line(&format!("  size       {} bytes", item.size));
-    show::line(&format!(
-        "  state      {}, on node {}, partition {}",
-        item.state, item.node, item.partition
-    ));
-    show::line(&format!("  next try   {}", stamp(item.next_retry_ms)));
-    show::line(&format!("  expires    {}", stamp(item.expires_ms)));
-    for recipient in &item.recipients {
-        show::line(&format!(
-            "  to         {} {}, {}",
-            recipient.address,
-            recipient.state,
-            show::count(u64::from(recipient.attempts), "attempt")
-        ));
-        if !recipient.last_error.is_empty() {
-            show::line(&format!(
-                "             {}",
-                recipient.last_error.replace(['\r', '\n'], " ")
-            ));
-        }
+fn warn_of_silent(silent: &[u64]) {
+    if !silent.is_empty() {
+        let nodes: Vec<String> = silent.iter().map(u64::to_string).collect();
+        eprintln!(
+            "ppswctl: no answer from node {}: their messages are missing here",
+            nodes.join(", ")
+        );
     }
 }
 
-fn sender(item: &QueueItem) -> String {
-    format!("<{}>", item.sender)
-}
-
-/// The first address that still waits, and how many more.
-fn recipients_in_short(item: &QueueItem) -> String {
-    let waiting = item.recipients.iter().filter(|r| r.next_due_ms > 0);
-    let more = waiting.clone().count().saturating_sub(1);
-    let first = waiting.map(|r| r.address.as_str()).next().unwrap_or("-");
-    if more == 0 { first.to_owned() } else { format!("{first} and {more} more") }
+fn now_ms() -> u64 {
+    use ppsw_spool::env::{Clock, SystemClock};
+    SystemClock.now().0
 }

@@ -1,115 +1,129 @@
-//! `ppswctl status`.
+//! `status` and `node list`.
 
-use ppsw_proto::control::{GroupStatus, NodeStatus, StatusReply};
+use comfy_table::{Table, presets};
+use ppsw_proto::control::{GroupStatus, NodeStatus, StatusReply, StatusRequest};
 use serde_json::{Value, json};
 
-use crate::{
-    session::{Failure, Session},
-    show,
-};
+use crate::{Failure, address::Admin};
 
-pub(crate) async fn run(session: &mut Session, json: bool) -> Result<(), Failure> {
-    let status = session.status().await?;
-    if json {
-        show::json(&to_json(&status));
+pub(crate) async fn status(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
+    let status = ask(admin).await?;
+    if as_json {
+        println!("{}", to_json(&status));
+        return Ok(());
+    }
+    println!("cluster {}, asked node {}", status.cluster, status.asked);
+    println!("{}", node_table(&status.nodes));
+    println!("{}", group_table(&status));
+    Ok(())
+}
+
+pub(crate) async fn nodes(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
+    let status = ask(admin).await?;
+    if as_json {
+        println!("{}", Value::from_iter(status.nodes.iter().map(node_json)));
     } else {
-        print(&status);
+        println!("{}", node_table(&status.nodes));
     }
     Ok(())
 }
 
-/// A node as `status` and `node list` show it.
-pub(crate) fn node_json(node: &NodeStatus) -> Value {
+/// The state of the cluster as the node at the other end sees it.
+pub(crate) async fn ask(admin: &mut Admin) -> Result<StatusReply, Failure> {
+    Ok(admin.status(StatusRequest {}).await?.into_inner())
+}
+
+/// The number of a node that is given by number or name.
+pub(crate) fn find_node(status: &StatusReply, given: &str) -> Result<u64, Failure> {
+    let members = status.nodes.iter().filter_map(|node| node.member.as_ref());
+    let found = members
+        .clone()
+        .find(|member| given.parse() == Ok(member.id) || member.name == given)
+        .map(|member| member.id);
+    found.ok_or_else(|| {
+        let known: Vec<String> = members.map(|member| member.id.to_string()).collect();
+        Failure::Refused(format!(
+            "no node {given:?} in this cluster; there are {}",
+            known.join(", ")
+        ))
+    })
+}
+
+fn to_json(status: &StatusReply) -> Value {
+    json!({
+        "cluster": status.cluster,
+        "asked": status.asked,
+        "nodes": status.nodes.iter().map(node_json).collect::<Value>(),
+        "partitions": status.partitions.iter().map(group_json).collect::<Value>(),
+        "control": status.control.as_ref().map(group_json),
+    })
+}
+
+fn node_json(node: &NodeStatus) -> Value {
     let member = node.member.clone().unwrap_or_default();
-    let drain = node
-        .drain
-        .as_ref()
-        .map(|drain| json!({ "since": show::time(drain.since_ms), "by": drain.by }));
+    let report = node.report.as_ref();
     json!({
         "id": member.id,
         "name": member.name,
         "state": node.state,
         "control": member.control,
-        "http": (!member.http.is_empty()).then_some(member.http),
-        "joined": show::time(member.joined_ms),
-        "version": node.report.as_ref().map(|report| &report.version),
-        "ready": node.report.as_ref().is_some_and(|report| report.not_ready.is_empty()),
-        "not_ready": node.report.as_ref().map(|report| &report.not_ready),
-        "drain": drain,
+        "http": member.http,
+        "version": report.map(|r| r.version.clone()),
+        "not_ready": report.map(|r| r.not_ready.clone()),
     })
 }
 
-fn to_json(status: &StatusReply) -> Value {
-    let group = |group: &GroupStatus| {
-        json!({
-            "id": group.id,
-            "leader": show::number(group.leader),
-            "voters": group.voters,
-            "learners": group.learners,
-            "wanted": group.wanted,
-            "term": group.term,
-            "messages": group.messages,
-        })
-    };
-    let control = status.control.clone().unwrap_or_default();
-    let messages: u64 = status.partitions.iter().map(|partition| partition.messages).sum();
+fn group_json(group: &GroupStatus) -> Value {
     json!({
-        "cluster": status.cluster,
-        "asked": status.asked,
-        "control": {
-            "leader": show::number(control.leader),
-            "voters": control.voters,
-            "term": control.term,
-        },
-        "nodes": status.nodes.iter().map(node_json).collect::<Vec<_>>(),
-        "partitions": status.partitions.iter().map(group).collect::<Vec<_>>(),
-        "queue": { "messages": messages },
+        "id": group.id,
+        "leader": (group.leader != 0).then_some(group.leader),
+        "voters": group.voters,
+        "learners": group.learners,
+        "wanted": group.wanted,
+        "term": group.term,
+        "messages": group.messages,
     })
 }
 
-fn print(status: &StatusReply) {
-    let control = status.control.clone().unwrap_or_default();
-    let leader = |node: u64| if node == 0 { "nobody".to_owned() } else { node.to_string() };
-    show::line(&format!(
-        "cluster {}, control group led by {} (voters {})",
-        status.cluster,
-        leader(control.leader),
-        show::list(&control.voters)
-    ));
-    let mut nodes = show::table(&["NODE", "NAME", "STATE", "CONTROL", "LEADS", "NOTE"]);
-    for node in &status.nodes {
+fn node_table(nodes: &[NodeStatus]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["node", "state", "control", "http", "not ready because"]);
+    for node in nodes {
         let member = node.member.clone().unwrap_or_default();
-        let led = status.partitions.iter().filter(|p| p.leader == member.id);
-        let leads: Vec<u64> = led.map(|p| u64::from(p.id)).collect();
-        nodes.add_row([
-            member.id.to_string(),
-            member.name,
+        let reasons = node.report.as_ref().map(|r| r.not_ready.join("; ")).unwrap_or_default();
+        table.add_row([
+            format!("{} {}", member.id, member.name),
             node.state.clone(),
             member.control,
-            show::list(&leads),
-            node.report.as_ref().map(|r| r.not_ready.join("; ")).unwrap_or_default(),
+            member.http,
+            reasons,
         ]);
     }
-    show::print(&nodes);
-    let mut partitions =
-        show::table(&["PARTITION", "LEADER", "VOTERS", "TERM", "MESSAGES", "NOTE"]);
-    for group in &status.partitions {
-        let (mut voters, mut wanted) = (group.voters.clone(), group.wanted.clone());
-        voters.sort_unstable();
-        wanted.sort_unstable();
-        let note = if voters == wanted {
-            String::new()
-        } else {
-            format!("wanted {}", show::list(&wanted))
-        };
-        partitions.add_row([
-            group.id.to_string(),
-            leader(group.leader),
-            show::list(&group.voters),
+    table
+}
+
+fn group_table(status: &StatusReply) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["group", "leader", "voters", "wanted", "term", "messages"]);
+    let groups = status.control.iter().map(|group| ("control".to_owned(), group));
+    let partitions =
+        status.partitions.iter().map(|group| (format!("partition {}", group.id), group));
+    for (name, group) in groups.chain(partitions) {
+        let leader = if group.leader == 0 { "none".to_owned() } else { group.leader.to_string() };
+        table.add_row([
+            name,
+            leader,
+            numbers(&group.voters),
+            numbers(&group.wanted),
             group.term.to_string(),
             group.messages.to_string(),
-            note,
         ]);
     }
-    show::print(&partitions);
+    table
+}
+
+fn numbers(all: &[u64]) -> String {
+    all.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
 }

@@ -1,93 +1,58 @@
-//! `ppswctl token`.
+//! `token create|list|revoke`.
 
 use std::time::Duration;
 
-use ppsw_proto::control::{
-    DropTokenRequest, ListTokensRequest, MakeTokenRequest, admin_client::AdminClient,
-};
-use serde_json::json;
-use tonic::transport::Channel;
+use comfy_table::{Table, presets};
+use ppsw_proto::control::{DropTokenRequest, ListTokensRequest, MakeTokenRequest};
+use serde_json::{Value, json};
 
-use crate::{
-    session::{Failure, Session},
-    show,
-};
+use crate::{Failure, address::Admin, age::rfc3339};
 
 pub(crate) async fn create(
-    session: &mut Session,
-    json: bool,
-    ttl: Duration,
+    admin: &mut Admin,
+    expires: Duration,
+    as_json: bool,
 ) -> Result<(), Failure> {
-    if ttl.is_zero() {
-        return Err(Failure::Usage("expected --ttl above zero".to_owned()));
-    }
-    let lifetime_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    let reply = session
-        .call(async |mut client: AdminClient<Channel>| {
-            client.make_token(MakeTokenRequest { lifetime_ms }).await
-        })
-        .await?;
-    if json {
-        show::json(&json!({
-            "id": reply.id,
-            "token": reply.token,
-            "expires": show::time(reply.expires_ms),
-        }));
+    let lifetime_ms = u64::try_from(expires.as_millis()).unwrap_or(u64::MAX);
+    let made = admin.make_token(MakeTokenRequest { lifetime_ms }).await?.into_inner();
+    if as_json {
+        let expires = rfc3339(made.expires_ms);
+        println!("{}", json!({ "id": made.id, "token": made.token, "expires": expires }));
     } else {
-        show::line(&reply.token);
+        println!("{}", made.token);
     }
     Ok(())
 }
 
-pub(crate) async fn list(session: &mut Session, json: bool) -> Result<(), Failure> {
-    let tokens = session
-        .call(async |mut client: AdminClient<Channel>| {
-            client.list_tokens(ListTokensRequest {}).await
-        })
-        .await?
-        .tokens;
-    if json {
-        let rows = tokens.iter().map(|token| {
+pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
+    let tokens = admin.list_tokens(ListTokensRequest {}).await?.into_inner().tokens;
+    if as_json {
+        let all = tokens.iter().map(|t| {
             json!({
-                "id": token.id,
-                "created": show::time(token.created_ms),
-                "expires": show::time(token.expires_ms),
-                "by": token.by,
-                "expired": token.expired,
+                "id": t.id,
+                "created": rfc3339(t.created_ms),
+                "expires": rfc3339(t.expires_ms),
+                "by": t.by,
+                "expired": t.expired,
             })
         });
-        show::json(&rows.collect());
+        println!("{}", Value::from_iter(all));
         return Ok(());
     }
-    let mut table = show::table(&["ID", "BY", "CREATED", "EXPIRES"]);
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["id", "created", "expires", "by"]);
     for token in tokens {
-        let expires = if token.expired {
-            "expired".to_owned()
-        } else {
-            format!("in {}", show::until(token.expires_ms))
-        };
-        table.add_row([
-            token.id,
-            token.by,
-            format!("{} ago", show::ago(token.created_ms)),
-            expires,
-        ]);
+        let text = |value: Value| value.as_str().unwrap_or("-").to_owned();
+        let expires = text(rfc3339(token.expires_ms));
+        let expires = if token.expired { format!("{expires} (over)") } else { expires };
+        table.add_row([token.id, text(rfc3339(token.created_ms)), expires, token.by]);
     }
-    show::print(&table);
+    println!("{table}");
     Ok(())
 }
 
-pub(crate) async fn revoke(session: &mut Session, json: bool, id: String) -> Result<(), Failure> {
-    session
-        .call(|mut client: AdminClient<Channel>| {
-            let id = id.clone();
-            async move { client.drop_token(DropTokenRequest { id }).await }
-        })
-        .await?;
-    if json {
-        show::json(&json!({ "id": id, "revoked": true }));
-    } else {
-        show::line(&format!("token {id} is revoked"));
-    }
+pub(crate) async fn revoke(admin: &mut Admin, id: &str) -> Result<(), Failure> {
+    admin.drop_token(DropTokenRequest { id: id.to_owned() }).await?;
     Ok(())
 }
