@@ -81,6 +81,17 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
         .map_err(|error| named(to, &error))
 }
 
+/// Removes a file, if it is there.
+///
+/// # Errors
+/// All but `NotFound`.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(named(path, &error)),
+        _ => Ok(()),
+    }
+}
+
 /// Whether something has this name.
 #[must_use]
 pub(crate) fn exists(path: &Path) -> bool {

@@ -112,5 +112,21 @@ pub const TRANSFER_LAG_MAX: u64 = 2_000;
 /// A transfer that has not moved leadership after so long is aborted by a second one (measured: 3 ms is normal).
 pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
 
-/// What is taken off a lease for the time between looking at it and acting.
+/// Longest proposal: one record of the log, less the byte of its kind. A longer one is refused before it is written,
+/// because the log would end the group over it, on every replica.
+pub const PROPOSAL_BYTES_MAX: usize = LOG_RECORD_BYTES_MAX - 1;
+
+/// Longest state of a checkpoint: one record of the log, less what stands around it (a membership of thousands).
+pub const CHECKPOINT_BYTES_MAX: usize = LOG_RECORD_BYTES_MAX - 64 * 1024;
+
+/// How long taking a checkpoint may last: one small write; a disk that needs longer is about to fail.
+pub const CHECKPOINT_TAKE_MAX: Duration = Duration::from_secs(30);
+
+/// How long a checkpoint that was asked for is waited for before asking again; taking one is a matter of milliseconds.
+pub const CHECKPOINT_ASK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Entries that a learner may lack when it becomes a voter: from then on commits may have to wait for it.
+pub const LEARNER_LAG_MAX: u64 = 2_000;
+
+/// What is taken off a lease for the time between looking at it and acting, and for clocks that run unequally.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

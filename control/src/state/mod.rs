@@ -46,7 +46,13 @@ pub enum StateError {
 /// Wraps a change as an entry of the log.
 #[must_use]
 pub fn encode_command(change: Change) -> Bytes {
-    pb::Command { version: VERSION, change: Some(change) }.encode_to_vec().into()
+    command(change).encode_to_vec().into()
+}
+
+/// A change with the version of its format.
+#[must_use]
+pub const fn command(change: Change) -> pb::Command {
+    pb::Command { version: VERSION, change: Some(change) }
 }
 
 impl State {
@@ -247,6 +253,10 @@ impl State {
             ));
         }
         let id = token::id(&create.hash);
+        if self.tokens.get(&id).is_some_and(|token| token.hash == create.hash) {
+            // Asked again after a lost answer.
+            return Ok(());
+        }
         if create.hash.len() != 32 || self.tokens.contains_key(&id) {
             return Err("this token cannot be used; make another".to_owned());
         }

@@ -102,7 +102,7 @@ fn options() -> ResolverOpts {
 /// An absolute name, so that no search list is tried. A text that is no name exists nowhere.
 fn name(text: &str) -> Result<Name, DnsError> {
     let text = text.strip_suffix('.').unwrap_or(text);
-    if text.is_empty() || text.len() > limits::DOMAIN_BYTES_MAX {
+    if text.is_empty() || text.len() > limits::DNS_NAME_BYTES_MAX {
         return Err(DnsError::NoName);
     }
     let mut name = Name::from_utf8(text).map_err(|_| DnsError::NoName)?;

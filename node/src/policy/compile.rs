@@ -16,7 +16,7 @@ use super::{
     template::{Scope, Template},
 };
 use crate::{
-    route::router::{self, Routing},
+    route::{self, router::Routing},
     tables::Tables,
 };
 
@@ -151,7 +151,7 @@ impl<'t> Compiler<'t> {
         }
         let acls: Vec<Acl> = acls.iter().map(|node| rule::compile_acl(node, self)).collect();
         rule::refuse_cycles(&acls, &mut self.errors);
-        let routing = router::compile(routers, transports, self);
+        let routing = route::compile::compile(routers, transports, self);
         Compiled {
             options: self.options.clone(),
             lists: compiled_lists,

@@ -1,27 +1,21 @@
 //! Running rules.
 
+mod verify;
+
 use std::{borrow::Cow, net::IpAddr, time::Duration};
 
-use futures::{
-    FutureExt,
-    future::{BoxFuture, join_all},
-};
+use futures::{FutureExt, future::BoxFuture};
 
 use super::{
     Configuration, Connection, Decision, NodeFacts, Personality, Stage, Submission, Transaction,
     Verdict,
-    condition::{Condition, DnsList, Verify},
-    list::{List, Subject, World, domain_literal},
+    condition::Condition,
+    list::{List, Subject, World},
     rule::{Body, Control, Rule, Step, Test, Verb},
     source::parse_duration,
     template::{Facts, Field, bounded},
 };
-use crate::{
-    dns::{Dns, DnsError},
-    limits,
-    route::{self, Verified},
-    tables::Tables,
-};
+use crate::{dns::Dns, limits, tables::Tables};
 
 /// What a client hears when neither rule nor verification has a text.
 const PROHIBITED: &str = "Administrative prohibition";
@@ -345,117 +339,6 @@ impl Evaluation<'_> {
             }
         }
     }
-
-    async fn verify(&mut self, verify: Verify) -> Truth {
-        match verify {
-            Verify::Sender => {
-                let sender = self.transaction.sender.clone();
-                if sender.is_empty() {
-                    return Truth::Yes;
-                }
-                let truth = self.address(&sender).await;
-                self.reason = self.reason.take().map(|reason| {
-                    format!("Verification failed for <{sender}>\n{reason}\nSender verify failed")
-                });
-                truth
-            }
-            Verify::Recipient => match self.transaction.recipient.clone() {
-                Some(recipient) => self.address(&recipient).await,
-                None => Truth::Later,
-            },
-            Verify::Helo => self.helo().await,
-            Verify::ReverseHost => self.reverse_host().await,
-        }
-    }
-
-    async fn address(&mut self, address: &str) -> Truth {
-        let (truth, reason) = match route::verify(self.configuration, self.dns, address).await {
-            Verified::Yes => (Truth::Yes, None),
-            Verified::No(reason) => (Truth::No, Some(reason)),
-            Verified::Later(reason) => (Truth::Later, Some(reason)),
-        };
-        self.reason = reason;
-        truth
-    }
-
-    /// The client's own literal, its verified name, or a name with its address.
-    async fn helo(&self) -> Truth {
-        let client = self.connection.client.ip().to_canonical();
-        let Some(helo) = self.connection.helo.clone() else { return Truth::No };
-        if let Some(address) = domain_literal(&helo) {
-            return Truth::of(address.to_canonical() == client);
-        }
-        let name = self.connection.client_name.as_deref();
-        if name.is_some_and(|name| name.eq_ignore_ascii_case(&helo)) {
-            return Truth::Yes;
-        }
-        // A name that cannot be looked up now counts as wrong: no mail is refused for that alone.
-        let known = self.dns.addresses(&helo).await.unwrap_or_default();
-        Truth::of(known.iter().any(|address| address.to_canonical() == client))
-    }
-
-    async fn reverse_host(&mut self) -> Truth {
-        if self.connection.client_name.is_some() {
-            return Truth::Yes;
-        }
-        let client = self.connection.client.ip().to_canonical();
-        let names = match self.dns.names(client).await {
-            Ok(names) => names,
-            Err(DnsError::NoName | DnsError::NoRecord) => return Truth::No,
-            Err(DnsError::Temporary(_)) => return Truth::Later,
-        };
-        let mut truth = Truth::No;
-        for name in names.into_iter().take(limits::HOST_ADDRESSES_MAX) {
-            match self.dns.addresses(&name).await {
-                Ok(found) if found.iter().any(|a| a.to_canonical() == client) => {
-                    self.connection.client_name = Some(name);
-                    return Truth::Yes;
-                }
-                Err(DnsError::Temporary(_)) => truth = Truth::Later,
-                Ok(_) | Err(_) => {}
-            }
-        }
-        truth
-    }
-
-    /// Asks all lists at once; the first in the order of the text that lists the client counts. A list that does not
-    /// answer lists nobody.
-    async fn dns_lists(&mut self, lists: &[DnsList]) -> Truth {
-        let client = self.connection.client.ip();
-        let questions: Vec<Option<String>> = lists
-            .iter()
-            .map(|list| match &list.subject {
-                None => Some(format!("{}.{}", reversed(client), list.zone)),
-                Some(subject) => subject
-                    .fill(self)
-                    .filter(|subject| !subject.is_empty() && !subject.starts_with('['))
-                    .map(|subject| format!("{subject}.{}", list.zone)),
-            })
-            .collect();
-        let dns = self.dns;
-        let answers = join_all(questions.iter().map(|question| async move {
-            match question {
-                Some(name) => dns.addresses(name).await.unwrap_or_default(),
-                None => Vec::new(),
-            }
-        }))
-        .await;
-        for ((list, question), answers) in lists.iter().zip(questions).zip(answers) {
-            // Other answers come from a wildcard of somebody who took over the domain (RFC 5782 §2.1).
-            let counts = |answer: &IpAddr| match answer {
-                IpAddr::V4(v4) if list.answers.is_empty() => v4.is_loopback(),
-                IpAddr::V4(v4) => list.answers.contains(v4),
-                IpAddr::V6(_) => false,
-            };
-            let Some(name) = question.filter(|_| answers.iter().any(counts)) else { continue };
-            let texts = dns.texts(&name).await.unwrap_or_default();
-            let zone = list.zone.to_string();
-            self.reason = Some(format!("listed at {zone}"));
-            self.listed = Some((zone, texts.join(" ")));
-            return Truth::Yes;
-        }
-        Truth::No
-    }
 }
 
 impl Facts for Evaluation<'_> {
@@ -510,18 +393,4 @@ pub(crate) fn found(text: &str) -> bool {
 
 fn says_yes(text: &str) -> bool {
     found(text) && !text.trim().is_empty()
-}
-
-/// As DNS lists want it: `2.66.200.127`, or the 32 digits of an IPv6 address (RFC 5782 §2.1, §2.4).
-fn reversed(address: IpAddr) -> String {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            let [a, b, c, d] = v4.octets();
-            format!("{d}.{c}.{b}.{a}")
-        }
-        IpAddr::V6(v6) => {
-            let digits = v6.octets().into_iter().rev().flat_map(|o| [o & 15, o >> 4]);
-            digits.map(|digit| format!("{digit:x}")).collect::<Vec<_>>().join(".")
-        }
-    }
 }

@@ -2,6 +2,7 @@
 //! [`Configuration`] and [`Dns`].
 
 mod address;
+pub(crate) mod compile;
 mod hosts;
 mod redirect;
 pub(crate) mod router;

@@ -9,8 +9,8 @@ use ppsw_proto::raft::raft_server::RaftServer;
 use tokio::sync::watch;
 
 use super::{
-    Dial, Group, GroupId, Machine, Timing, leadership, machine::Adapter, network::Factory,
-    service::Service, store::Store, types::Raft,
+    Dial, Group, GroupId, Machine, Timing, handle::Parts, leadership, lease::Probation,
+    machine::Adapter, network::Factory, service::Service, store::Store, types::Raft,
 };
 use crate::{
     NodeId,
@@ -67,14 +67,24 @@ impl Groups {
         }
         let inner = &self.inner;
         let store = Store::new(inner.log.clone(), id);
+        let probation = Probation::new(store.has_vote(), inner.clock.instant(), inner.timing);
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
         let factory = Factory { dial: inner.dial.clone(), group: id };
-        let raft = Raft::new(inner.node, config, factory, store.clone(), adapter)
+        let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await
             .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
-        let group =
-            Group::new(inner.node, id, raft.clone(), store, inner.clock.clone(), inner.timing);
+        let group = Group::new(Parts {
+            node: inner.node,
+            id,
+            raft,
+            store,
+            adapter,
+            clock: inner.clock.clone(),
+            timing: inner.timing,
+            probation,
+        });
+        self.run(&group, probation);
         let failure = inner.failure.clone();
         let watcher = leadership::watch(group.clone(), machine, move |why| {
             fail(&failure, format!("group {id}: {why}"));
@@ -96,8 +106,11 @@ impl Groups {
     /// What the log says.
     pub async fn close(&self, id: GroupId) -> Result<(), LogError> {
         let _one = self.inner.changing.lock().await;
-        let Some(group) = self.groups().remove(&id) else { return Ok(()) };
-        group.stop().await;
+        // Not in the match: the lock must not be held while the group stops.
+        let group = self.groups().remove(&id);
+        if let Some(group) = group {
+            group.stop().await;
+        }
         let store = Store::new(self.inner.log.clone(), id);
         store.forget().await.map_err(|e| LogError::Disk(e.to_string()))
     }
@@ -131,8 +144,25 @@ impl Groups {
         self.inner.node
     }
 
-    pub(super) fn raft(&self, id: GroupId) -> Option<Raft> {
-        self.groups().get(&id).map(|group| group.raft().clone())
+    /// Starts a replica. It does not campaign before its probation is over, unless it is the only voter; and not at
+    /// the same moment as others that were started together with it.
+    fn run(&self, group: &Group, probation: Probation) {
+        let raft = group.raft().clone();
+        let left = probation.left(self.inner.clock.instant());
+        raft.runtime_config().elect(left.is_none());
+        raft.run();
+        let Some(left) = left else { return };
+        let (node, spread) = (self.inner.node, self.inner.timing.election_min);
+        tokio::spawn(async move {
+            let alone = raft.with_raft_state(move |state| {
+                let mut voters = state.membership_state.effective().voter_ids();
+                voters.next() == Some(node) && voters.next().is_none()
+            });
+            if !alone.await.unwrap_or(false) {
+                tokio::time::sleep(left + spread.mul_f64(rand::random())).await;
+            }
+            raft.runtime_config().elect(true);
+        });
     }
 
     fn groups(&self) -> MutexGuard<'_, BTreeMap<GroupId, Group>> {

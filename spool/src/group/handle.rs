@@ -11,24 +11,21 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
-    ChangeMembers, Instant,
+    ChangeMembers, Instant, RaftMetrics,
+    alias::WatchReceiverOf,
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
-use tokio::{
-    task::JoinHandle,
-    time::{sleep, timeout},
-};
+use tokio::{task::JoinHandle, time::timeout};
 
 use super::{
     ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
+    lease::{self, Claim, Probation},
+    machine::Adapter,
     store::Store,
     types::{Proposal, Raft, TypeConfig, proposal_of},
 };
 use crate::{NodeId, env::Clock, limits, log::LogError};
-
-/// How often a condition that openraft does not announce is looked at.
-const POLL: Duration = Duration::from_millis(10);
 
 /// One replica of one group. Clones share it.
 #[derive(Clone)]
@@ -36,46 +33,49 @@ pub struct Group {
     inner: Arc<Inner>,
 }
 
+/// What a replica is made of.
+pub(super) struct Parts {
+    pub(super) node: NodeId,
+    pub(super) id: GroupId,
+    pub(super) raft: Raft,
+    pub(super) store: Store,
+    pub(super) adapter: Adapter,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) timing: Timing,
+    pub(super) probation: Probation,
+}
+
 struct Inner {
-    node: NodeId,
-    id: GroupId,
-    raft: Raft,
-    store: Store,
-    clock: Arc<dyn Clock>,
-    timing: Timing,
+    parts: Parts,
+    metrics: WatchReceiverOf<TypeConfig, RaftMetrics<TypeConfig>>,
     /// The term in which the machine was told that it leads; 0: it does not.
     led_term: AtomicU64,
-    /// Set before a transfer begins: the followers' promise to this leader ends with it.
-    handing_over: AtomicBool,
+    /// The newest term in which this replica began to hand over: the followers' promise to it ended with that.
+    handed_over: AtomicU64,
     stopping: AtomicBool,
+    /// Held by the transfer under way.
+    transferring: tokio::sync::Mutex<()>,
+    /// Held by the checkpoint under way.
+    checkpointing: tokio::sync::Mutex<()>,
     watcher: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group").field("id", &self.inner.id).finish_non_exhaustive()
+        f.debug_struct("Group").field("id", &self.id()).finish_non_exhaustive()
     }
 }
 
 impl Group {
-    pub(super) fn new(
-        node: NodeId,
-        id: GroupId,
-        raft: Raft,
-        store: Store,
-        clock: Arc<dyn Clock>,
-        timing: Timing,
-    ) -> Self {
+    pub(super) fn new(parts: Parts) -> Self {
         let inner = Inner {
-            node,
-            id,
-            raft,
-            store,
-            clock,
-            timing,
+            metrics: parts.raft.metrics(),
+            parts,
             led_term: AtomicU64::new(0),
-            handing_over: AtomicBool::new(false),
+            handed_over: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            transferring: tokio::sync::Mutex::default(),
+            checkpointing: tokio::sync::Mutex::default(),
             watcher: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
@@ -83,7 +83,7 @@ impl Group {
 
     #[must_use]
     pub fn id(&self) -> GroupId {
-        self.inner.id
+        self.inner.parts.id
     }
 
     /// Makes a new group with these voters. Only for a group that nobody has initialised; done once ever.
@@ -92,7 +92,7 @@ impl Group {
     /// # Errors
     /// `NotNow` if openraft refuses.
     pub async fn initialise(&self, voters: &[NodeId]) -> Result<(), ChangeError> {
-        let raft = &self.inner.raft;
+        let raft = self.raft();
         let stopped = |e: &dyn std::fmt::Display| ProposeError::Stopped(e.to_string());
         if raft.is_initialized().await.map_err(|e| stopped(&e))? {
             return Ok(());
@@ -101,20 +101,32 @@ impl Group {
         raft.initialize(voters).await.map_err(|e| ChangeError::NotNow(e.to_string()))
     }
 
-    /// Proposes an entry and waits until it is applied here.
+    /// Proposes an entry and waits until it is applied here. One of more than [`limits::PROPOSAL_BYTES_MAX`] bytes is
+    /// refused without being written.
     ///
     /// # Errors
     /// See [`ProposeError`]; only `NotLeader` says that nothing was written.
     pub async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
-        let began = self.inner.clock.instant();
-        let proposed = timeout(deadline, self.inner.raft.client_write(Proposal(payload))).await;
-        match proposed {
+        if payload.len() > limits::PROPOSAL_BYTES_MAX {
+            return Ok(Reply::Refused(format!(
+                "an entry of {} bytes; at most {} are taken",
+                payload.len(),
+                limits::PROPOSAL_BYTES_MAX
+            )));
+        }
+        let clock = &self.inner.parts.clock;
+        let began = clock.instant();
+        let proposal = Proposal::new(&payload);
+        match timeout(deadline, self.raft().client_write(proposal)).await {
             Ok(Ok(response)) => {
-                let took = self.inner.clock.instant().saturating_duration_since(began);
+                let took = clock.instant().saturating_duration_since(began);
                 metrics::histogram!("ppsw_raft_commit_seconds").record(took.as_secs_f64());
                 Ok(response.data)
             }
-            Ok(Err(error)) => Err(propose_error(error)),
+            Ok(Err(error)) => {
+                let after = clock.instant().saturating_duration_since(began);
+                Err(propose_error(error, after))
+            }
             Err(_) => Err(ProposeError::Timeout(deadline)),
         }
     }
@@ -122,7 +134,7 @@ impl Group {
     /// The leader known to this replica.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
-        self.inner.raft.metrics().borrow_watched().current_leader
+        self.inner.metrics.borrow_watched().current_leader
     }
 
     /// This replica leads, has applied an entry of its term, is not handing over, and a majority answered less
@@ -130,38 +142,33 @@ impl Group {
     #[must_use]
     pub fn has_lease(&self) -> bool {
         let inner = &self.inner;
-        let Ok(leader) = inner.raft.as_leader() else { return false };
-        let led = inner.led_term.load(Ordering::Acquire);
-        if led == 0 || leader.leader_id().term != led || inner.handing_over.load(Ordering::Acquire)
-        {
-            return false;
-        }
-        if self.is_only_voter() {
-            return true;
-        }
-        let lease = inner.timing.election_max.saturating_sub(limits::LEASE_MARGIN);
-        // After a restart a former leader has no answer yet: no lease. The time is that of openraft's own clock.
-        leader.last_quorum_acked().is_some_and(|at| at.elapsed() < lease)
+        let claim = Claim {
+            led_term: inner.led_term.load(Ordering::Acquire),
+            handed_over: inner.handed_over.load(Ordering::Acquire),
+        };
+        claim.led_term != 0
+            && !self.is_stopping()
+            && lease::holds(&inner.metrics.borrow_watched(), claim, inner.parts.timing)
     }
 
     /// This replica leads (perhaps without a majority now).
     #[must_use]
     pub fn leads(&self) -> bool {
         let led = self.inner.led_term.load(Ordering::Acquire);
-        led != 0 && self.inner.raft.metrics().borrow_watched().current_term == led
+        led != 0 && !self.is_stopping() && self.inner.metrics.borrow_watched().current_term == led
     }
 
+    /// What an operator wants to know.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let metrics = self.inner.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let replication = metrics.replication.as_ref();
         let age = metrics
             .last_quorum_acked
             .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
         GroupStatus {
-            id: self.inner.id,
+            id: self.id(),
             term: metrics.current_term,
             leader: metrics.current_leader,
             voters: membership.voter_ids().collect(),
@@ -178,10 +185,11 @@ impl Group {
         }
     }
 
-    /// Adds a voter: first as learner until it has caught up, then as voter. Returns when committed.
+    /// Adds a voter: first as learner until it has caught up, then as voter. Returns when committed. Doing it again
+    /// after an error continues where it stopped.
     ///
     /// # Errors
-    /// `Unfit` if it does not catch up in time; `Propose`.
+    /// `Unfit` if it does not catch up in time; `NotNow` if another change is under way; `Propose`.
     pub async fn add_voter(&self, node: NodeId, deadline: Duration) -> Result<(), ChangeError> {
         let status = self.status();
         if status.voters.contains(&node) {
@@ -189,35 +197,37 @@ impl Group {
         }
         let work = async {
             if !status.learners.contains(&node) {
-                let added = self.inner.raft.add_learner(node, openraft::EmptyNode {}, false).await;
-                added.map_err(propose_error)?;
+                // Not `blocking`: openraft would wait by `replication_lag_threshold`, which is without limit here.
+                let added = self.raft().add_learner(node, openraft::EmptyNode {}, false).await;
+                added.map_err(|e| change_error(e, deadline))?;
             }
-            loop {
-                let status = self.status();
-                let matched = status.matched.get(&node).copied().flatten();
-                if matched
-                    .is_some_and(|m| m + limits::TRANSFER_LAG_MAX > status.last_index.unwrap_or(0))
-                {
-                    break;
-                }
-                sleep(POLL).await;
-            }
+            self.caught_up(node).await?;
             let voters = ChangeMembers::AddVoterIds(BTreeSet::from([node]));
-            let changed = self.inner.raft.change_membership(voters, false).await;
-            changed.map_err(propose_error)?;
+            let changed = self.raft().change_membership(voters, false).await;
+            changed.map_err(|e| change_error(e, deadline))?;
             Ok(())
         };
         timeout(deadline, work).await.unwrap_or_else(|_| {
-            let why = format!("it has not caught up within {deadline:?}; it goes on as a learner");
+            let status = self.status();
+            let matched = status.matched.get(&node).copied().flatten();
+            let why = format!(
+                "it has entry {matched:?} of {:?} after {deadline:?}; it goes on as a learner",
+                status.last_index
+            );
             Err(ChangeError::Unfit { node, why })
         })
     }
 
-    /// Removes a voter or learner.
+    /// Removes a voter or learner. The leader does not remove itself: it would go on leading without a vote, and
+    /// then hand over in the middle of deliveries.
     ///
     /// # Errors
-    /// `Propose`; `NotNow` if no majority committed it in time.
+    /// `Unfit` for this replica itself; `NotNow` if another change is under way; `Propose`.
     pub async fn remove_voter(&self, node: NodeId, deadline: Duration) -> Result<(), ChangeError> {
+        if node == self.node() {
+            let why = "it asks for its own removal; hand leadership over first".to_owned();
+            return Err(ChangeError::Unfit { node, why });
+        }
         let status = self.status();
         let nodes = BTreeSet::from([node]);
         let change = if status.voters.contains(&node) {
@@ -227,54 +237,37 @@ impl Group {
         } else {
             return Ok(());
         };
-        match timeout(deadline, self.inner.raft.change_membership(change, false)).await {
+        match timeout(deadline, self.raft().change_membership(change, false)).await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(propose_error(error).into()),
+            Ok(Err(error)) => Err(change_error(error, deadline)),
             Err(_) => Err(ProposeError::Timeout(deadline).into()),
         }
     }
 
-    /// Hands leadership to `to`; checks its lag first. A transfer that is stuck is aborted by a second one, to
-    /// another voter: until then this leader would refuse writes and send no heartbeats.
+    /// Takes a checkpoint from the machine and saves it durably, if the machine has a later one than the last. The
+    /// log is purged up to it then: at once, or as soon as no follower is being sent what goes.
     ///
     /// # Errors
-    /// `Unfit` if `to` is no voter or lags; `NotNow` if leadership did not move.
-    pub async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError> {
-        self.check_successor(to)?;
-        self.inner.handing_over.store(true, Ordering::Release);
-        let moved = timeout(deadline, self.transfer_or_abort(to)).await;
-        self.inner.handing_over.store(false, Ordering::Release);
-        moved.unwrap_or_else(|_| {
-            Err(ChangeError::NotNow(format!("leadership has not moved within {deadline:?}")))
-        })
-    }
-
-    /// The voter (not this one) that has the most entries and answers; candidate for `transfer`.
-    #[must_use]
-    pub fn best_successor(&self) -> Option<NodeId> {
-        let status = self.status();
-        status
-            .voters
-            .iter()
-            .filter(|node| **node != self.inner.node)
-            .filter(|node| self.check_successor(**node).is_ok())
-            .max_by_key(|node| status.matched.get(*node).copied().flatten())
-            .copied()
-    }
-
-    /// Whether [`Group::transfer`] to this node would be tried now.
-    #[must_use]
-    pub fn transfer_is_possible(&self, to: NodeId) -> bool {
-        self.check_successor(to).is_ok()
-    }
-
-    /// Takes a checkpoint from the machine, saves it, and purges the log up to it.
-    ///
-    /// # Errors
-    /// `Propose(Stopped)`.
+    /// `Propose(Stopped)`; `NotNow` if the disk does not take it in [`limits::CHECKPOINT_TAKE_MAX`].
     pub async fn checkpoint(&self) -> Result<(), ChangeError> {
-        let triggered = self.inner.raft.trigger().snapshot().await;
-        triggered.map_err(|e| ProposeError::Stopped(e.to_string()).into())
+        let _one = self.inner.checkpointing.lock().await;
+        let mut taken = self.inner.parts.adapter.taken();
+        let work = async {
+            loop {
+                let triggered = self.raft().trigger().snapshot().await;
+                triggered.map_err(|e| ProposeError::Stopped(e.to_string()))?;
+                // Asked again, because openraft drops the question while it has not yet noted the end of the
+                // checkpoint before.
+                if timeout(limits::CHECKPOINT_ASK_AGAIN, taken.changed()).await.is_ok() {
+                    return Ok(());
+                }
+            }
+        };
+        timeout(limits::CHECKPOINT_TAKE_MAX, work).await.unwrap_or_else(|_| {
+            Err(ChangeError::NotNow(
+                "the checkpoint is not saved yet; is the disk slow?".to_owned(),
+            ))
+        })
     }
 
     /// Reads one proposal of this group back (CRC checked). For bodies.
@@ -282,17 +275,39 @@ impl Group {
     /// # Errors
     /// `Missing` if it was purged or is no proposal; `Damaged`, `Disk`.
     pub async fn read(&self, index: u64) -> Result<Bytes, LogError> {
-        let entries = self.inner.store.read(index, index + 1, 0).await?;
-        let missing = LogError::Missing { group: self.inner.id, index };
+        let entries = self.inner.parts.store.read(index, index + 1, 0).await?;
+        let missing = LogError::Missing { group: self.id(), index };
         entries.first().and_then(|entry| proposal_of(&entry.payload)).ok_or(missing)
     }
 
     pub(super) fn raft(&self) -> &Raft {
-        &self.inner.raft
+        &self.inner.parts.raft
+    }
+
+    pub(super) fn node(&self) -> NodeId {
+        self.inner.parts.node
+    }
+
+    pub(super) fn timing(&self) -> Timing {
+        self.inner.parts.timing
+    }
+
+    pub(super) fn transferring(&self) -> &tokio::sync::Mutex<()> {
+        &self.inner.transferring
+    }
+
+    /// Whether this replica must not vote yet.
+    pub(super) fn is_on_probation(&self) -> bool {
+        let parts = &self.inner.parts;
+        parts.probation.left(parts.clock.instant()).is_some()
     }
 
     pub(super) fn set_led_term(&self, term: u64) {
         self.inner.led_term.store(term, Ordering::Release);
+    }
+
+    pub(super) fn give_up_lease(&self, term: u64) {
+        self.inner.handed_over.fetch_max(term, Ordering::AcqRel);
     }
 
     pub(super) fn is_stopping(&self) -> bool {
@@ -303,92 +318,62 @@ impl Group {
         *self.inner.watcher.lock().unwrap_or_else(PoisonError::into_inner) = Some(watcher);
     }
 
-    /// Stops the replica; its records stay.
+    /// Stops the replica; its records stay. The machine has been told that it does not lead when this returns.
     pub(super) async fn stop(&self) {
         self.inner.stopping.store(true, Ordering::Release);
         // A replica that has failed cannot be joined; there is nothing left to stop.
-        let _ = self.inner.raft.shutdown().await;
+        let _ = self.raft().shutdown().await;
+        self.inner.parts.adapter.close().await;
         let watcher = self.inner.watcher.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(watcher) = watcher {
-            watcher.abort();
+            // Ends by itself: openraft has closed what it watches. An error is a panic of the machine's.
+            let _ = watcher.await;
         }
     }
 
-    fn is_only_voter(&self) -> bool {
-        let metrics = self.inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let mut voters = metrics.membership_config.voter_ids();
-        voters.next() == Some(self.inner.node) && voters.next().is_none()
-    }
-
-    fn check_successor(&self, to: NodeId) -> Result<(), ChangeError> {
-        let status = self.status();
-        let unfit = |why: &str| ChangeError::Unfit { node: to, why: why.to_owned() };
-        if status.leader != Some(self.inner.node) {
-            return Err(ProposeError::NotLeader { leader: status.leader }.into());
-        }
-        if !status.voters.contains(&to) {
-            return Err(unfit("it is no voter of this group"));
-        }
-        let matched = status.matched.get(&to).copied().flatten();
-        let last = status.last_index.unwrap_or(0);
-        if matched.is_none_or(|m| m + limits::TRANSFER_LAG_MAX < last) {
-            return Err(unfit("it lags behind; wait until it has caught up"));
-        }
-        let heard = self
-            .inner
-            .raft
-            .metrics()
-            .borrow_watched()
-            .heartbeat
-            .as_ref()
-            .and_then(|all| all.get(&to).copied().flatten().map(|at| at.elapsed()));
-        if heard.is_none_or(|silence| silence > self.inner.timing.election_min) {
-            return Err(unfit("it has not answered a heartbeat lately"));
-        }
-        Ok(())
-    }
-
-    async fn transfer_or_abort(&self, to: NodeId) -> Result<(), ChangeError> {
-        let stopped = |e: &dyn std::fmt::Display| ProposeError::Stopped(e.to_string());
-        let trigger = self.inner.raft.trigger();
-        trigger.transfer_leader(to).await.map_err(|e| stopped(&e))?;
-        if timeout(limits::TRANSFER_STUCK, self.led_by_another()).await.is_ok() {
-            return self.moved_to(to);
-        }
-        let other =
-            self.status().voters.into_iter().find(|node| *node != to && *node != self.inner.node);
-        if let Some(other) = other {
-            trigger.transfer_leader(other).await.map_err(|e| stopped(&e))?;
-        }
-        self.led_by_another().await;
-        self.moved_to(to)
-    }
-
-    async fn led_by_another(&self) {
+    /// Waits until a learner lacks little.
+    async fn caught_up(&self, node: NodeId) -> Result<(), ChangeError> {
+        let mut metrics = self.raft().metrics();
         loop {
-            if self.leader().is_some_and(|leader| leader != self.inner.node) {
-                return;
+            let status = self.status();
+            if status.leader != Some(self.node()) {
+                return Err(ProposeError::NotLeader { leader: status.leader }.into());
             }
-            sleep(POLL).await;
+            let matched = status.matched.get(&node).copied().flatten();
+            let last = status.last_index.unwrap_or(0);
+            if matched.is_some_and(|m| m + limits::LEARNER_LAG_MAX >= last) {
+                return Ok(());
+            }
+            if metrics.changed().await.is_err() {
+                return Err(ProposeError::Stopped("while a learner caught up".to_owned()).into());
+            }
         }
-    }
-
-    fn moved_to(&self, wanted: NodeId) -> Result<(), ChangeError> {
-        let leader = self.leader();
-        if leader == Some(wanted) {
-            return Ok(());
-        }
-        let why = format!("it did not take over in time; node {} leads now", leader.unwrap_or(0));
-        Err(ChangeError::Unfit { node: wanted, why })
     }
 }
 
-fn propose_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ProposeError {
+fn propose_error(
+    error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>,
+    after: Duration,
+) -> ProposeError {
     match error {
         RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
             ProposeError::NotLeader { leader: forward.leader_id }
         }
+        // Another leader's log has replaced it here, but it may have been committed elsewhere: unknown, like one
+        // that was not answered.
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => ProposeError::Timeout(after),
         other => ProposeError::Stopped(other.to_string()),
+    }
+}
+
+fn change_error(
+    error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>,
+    deadline: Duration,
+) -> ChangeError {
+    match error {
+        RaftError::APIError(ClientWriteError::ChangeMembershipError(refused)) => {
+            ChangeError::NotNow(refused.to_string())
+        }
+        other => propose_error(other, deadline).into(),
     }
 }

@@ -15,13 +15,14 @@ use openraft::{
 };
 use ppsw_proto::raft as wire;
 use prost::Message;
+use tokio::sync::watch;
 
 use super::{
-    Checkpoint, Machine, Reply,
+    Checkpoint, Machine, Position, Reply,
     store::Store,
     types::{self, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
-use crate::log::LogError;
+use crate::{limits, log::LogError};
 
 /// A machine with what openraft wants to know beside it. Clones share it.
 #[derive(Clone)]
@@ -29,6 +30,11 @@ pub(crate) struct Adapter {
     machine: Arc<dyn Machine>,
     store: Store,
     state: Arc<Mutex<State>>,
+    /// Held while a checkpoint is saved: one that is being built must not overwrite a later one that the leader
+    /// sends meanwhile, because the entries between them may be purged already.
+    saving: Arc<tokio::sync::Mutex<Saving>>,
+    /// Counts the times that a checkpoint was asked for and the answer is saved (or there was nothing to save).
+    taken: watch::Sender<u64>,
 }
 
 #[derive(Default)]
@@ -40,7 +46,34 @@ struct State {
     /// First applied index of each term: a checkpoint must carry the right term of its end.
     terms: BTreeMap<u64, u64>,
     /// What has been saved last.
-    checkpoint: Option<(SnapshotMeta, Bytes)>,
+    saved: Option<Saved>,
+}
+
+/// Whether checkpoints may still be saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Saving {
+    /// The group runs.
+    Open,
+    /// The group has stopped; its records may be forgotten at any moment.
+    Closed,
+}
+
+#[derive(Clone)]
+struct Saved {
+    meta: SnapshotMeta,
+    state: Bytes,
+}
+
+impl Saved {
+    fn index(&self) -> Option<u64> {
+        self.meta.last_log_id.as_ref().map(|id| id.index)
+    }
+}
+
+impl From<Saved> for Snapshot {
+    fn from(saved: Saved) -> Self {
+        Self { meta: saved.meta, snapshot: saved.state }
+    }
 }
 
 impl Adapter {
@@ -49,7 +82,13 @@ impl Adapter {
     /// # Errors
     /// `Damaged` if the checkpoint is not understood.
     pub(crate) fn new(machine: Arc<dyn Machine>, store: Store) -> Result<Self, LogError> {
-        let adapter = Self { machine, store, state: Arc::default() };
+        let adapter = Self {
+            machine,
+            store,
+            state: Arc::default(),
+            saving: Arc::new(tokio::sync::Mutex::new(Saving::Open)),
+            taken: watch::Sender::new(0),
+        };
         if let Some(bytes) = adapter.store.log().state(adapter.store.group()).checkpoint {
             let damaged = |what: String| LogError::Damaged {
                 file: "log".to_owned(),
@@ -60,9 +99,19 @@ impl Adapter {
                 wire::StoredCheckpoint::decode(bytes).map_err(|e| damaged(e.to_string()))?;
             let (meta, state) =
                 types::checkpoint_from_wire(stored).map_err(|e| damaged(e.to_string()))?;
-            adapter.take_over(meta, state);
+            adapter.take_over(Saved { meta, state });
         }
         Ok(adapter)
+    }
+
+    /// Changes whenever a checkpoint that was asked for has been dealt with.
+    pub(crate) fn taken(&self) -> watch::Receiver<u64> {
+        self.taken.subscribe()
+    }
+
+    /// Nothing is written any longer when this returns.
+    pub(crate) async fn close(&self) {
+        *self.saving.lock().await = Saving::Closed;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -70,27 +119,27 @@ impl Adapter {
     }
 
     /// Makes a checkpoint the whole state.
-    fn take_over(&self, meta: SnapshotMeta, bytes: Bytes) {
-        let upto = meta.last_log_id.as_ref().map(|id| id.index);
-        self.machine.restore(&Checkpoint { upto, state: bytes.clone() });
+    fn take_over(&self, saved: Saved) {
+        let upto = saved.index();
+        self.machine.restore(&Checkpoint { upto, state: saved.state.clone() });
         let mut state = self.state();
-        state.applied = meta.last_log_id.clone();
-        state.membership = meta.last_membership.clone();
+        state.applied = saved.meta.last_log_id;
+        state.membership = saved.meta.last_membership.clone();
         state.memberships.clear();
         state.terms.clear();
-        if let Some(id) = &meta.last_log_id {
+        if let Some(id) = &saved.meta.last_log_id {
             let position = types::position(id);
             state.terms.insert(position.index, position.term);
-            state.memberships.insert(position.index, meta.last_membership.clone());
+            state.memberships.insert(position.index, saved.meta.last_membership.clone());
         }
-        state.checkpoint = Some((meta, bytes));
+        state.saved = Some(saved);
     }
 
     fn apply_one(&self, entry: &types::Entry) -> Reply {
         let id = entry.log_id();
         let position = types::position(&id);
         let reply = match &entry.payload {
-            EntryPayload::Normal(proposal) => self.machine.apply(position, &proposal.0),
+            EntryPayload::Normal(proposal) => self.machine.apply(position, &proposal.payload()),
             EntryPayload::Blank | EntryPayload::Membership(_) => Reply::Done,
         };
         let mut state = self.state();
@@ -98,7 +147,7 @@ impl Adapter {
             state.terms.insert(position.index, position.term);
         }
         if let EntryPayload::Membership(membership) = &entry.payload {
-            state.membership = StoredMembership::new(Some(id.clone()), membership.clone());
+            state.membership = StoredMembership::new(Some(id), membership.clone());
             let membership = state.membership.clone();
             state.memberships.insert(position.index, membership);
         }
@@ -106,62 +155,91 @@ impl Adapter {
         reply
     }
 
-    /// The checkpoint that the machine offers now; `None` if there is none beyond the last.
-    fn offer(&self) -> Option<(SnapshotMeta, Bytes)> {
-        let applied = self.state().applied.clone()?;
+    /// The checkpoint that the machine offers now; `None` if there is none beyond the last. Must not run beside
+    /// `apply`: the machine's state would be newer than its end.
+    fn offer(&self) -> Option<Saved> {
+        let applied = self.state().applied?;
         let checkpoint = self.machine.checkpoint(types::position(&applied));
         let upto = checkpoint.upto?.min(applied.index);
+        if checkpoint.state.len() > limits::CHECKPOINT_BYTES_MAX {
+            // Going on without it costs disk space; trying to write it would cost the group.
+            tracing::error!(
+                group = self.store.group(),
+                bytes = checkpoint.state.len(),
+                limit = limits::CHECKPOINT_BYTES_MAX,
+                "the checkpoint is too long; the log is not trimmed"
+            );
+            return None;
+        }
         let state = self.state();
-        let before = state.checkpoint.as_ref().and_then(|(m, _)| m.last_log_id.as_ref());
-        if before.is_some_and(|id| id.index >= upto) {
+        if state.saved.as_ref().and_then(Saved::index).is_some_and(|index| index >= upto) {
             return None;
         }
         let (_, term) = state.terms.range(..=upto).next_back()?;
-        let membership = state
-            .memberships
-            .range(..=upto)
-            .next_back()
-            .map(|(_, m)| m.clone())
-            .unwrap_or_default();
-        let last = types::log_id(super::Position { term: *term, index: upto });
-        let meta = SnapshotMeta { last_log_id: Some(last), last_membership: membership };
-        Some((meta, checkpoint.state))
+        let in_force = state.memberships.range(..=upto).next_back();
+        let meta = SnapshotMeta {
+            last_log_id: Some(types::log_id(Position { term: *term, index: upto })),
+            last_membership: in_force.map(|(_, m)| m.clone()).unwrap_or_default(),
+        };
+        Some(Saved { meta, state: checkpoint.state })
+    }
+
+    /// Saves a checkpoint durably, unless a later one is there.
+    async fn save(&self, new: Saved) -> io::Result<()> {
+        let saving = self.saving.lock().await;
+        if *saving == Saving::Closed {
+            return Err(io::Error::other("the group has stopped"));
+        }
+        if self.state().saved.as_ref().is_some_and(|old| old.index() >= new.index()) {
+            return Ok(());
+        }
+        let stored = types::checkpoint_to_wire(&new.meta, new.state.clone());
+        self.store.save_checkpoint(&stored).await?;
+        let mut state = self.state();
+        if let Some(id) = &new.meta.last_log_id {
+            let Position { term, index } = types::position(id);
+            state.terms = state.terms.split_off(&index);
+            state.terms.insert(index, term);
+            state.memberships = state.memberships.split_off(&index);
+            state.memberships.insert(index, new.meta.last_membership.clone());
+        }
+        state.saved = Some(new);
+        Ok(())
     }
 }
 
-impl RaftSnapshotBuilder<TypeConfig> for Adapter {
+/// Saves what the machine offered at the moment it was asked, while entries are applied on.
+pub(crate) struct Builder {
+    adapter: Adapter,
+    offered: Option<Saved>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = Bytes;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        if let Some((meta, state)) = self.offer() {
-            let stored = types::checkpoint_to_wire(&meta, state.clone());
-            self.store.save_checkpoint(&stored).await?;
-            let mut kept = self.state();
-            if let Some(id) = &meta.last_log_id {
-                let (index, term) = (id.index, types::position(id).term);
-                kept.terms = kept.terms.split_off(&index);
-                kept.terms.insert(index, term);
-                kept.memberships = kept.memberships.split_off(&index);
-                kept.memberships.insert(index, meta.last_membership.clone());
-            }
-            kept.checkpoint = Some((meta, state));
+        if let Some(offered) = self.offered.take() {
+            self.adapter.save(offered).await?;
         }
-        let (meta, snapshot) = self.state().checkpoint.clone().unwrap_or_else(|| {
-            let meta =
-                SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
-            (meta, Bytes::new())
-        });
-        Ok(Snapshot { meta, snapshot })
+        self.adapter.taken.send_modify(|count| *count += 1);
+        // Nothing offered and nothing saved: a starting point before the first entry, which openraft ignores.
+        let saved = self.adapter.state().saved.clone();
+        Ok(saved.map_or_else(empty, Snapshot::from))
     }
+}
+
+fn empty() -> Snapshot {
+    let meta = SnapshotMeta { last_log_id: None, last_membership: StoredMembership::default() };
+    Snapshot { meta, snapshot: Bytes::new() }
 }
 
 impl RaftStateMachine<TypeConfig> for Adapter {
     type SnapshotData = Bytes;
-    type SnapshotBuilder = Self;
+    type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
         let state = self.state();
-        Ok((state.applied.clone(), state.membership.clone()))
+        Ok((state.applied, state.membership.clone()))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -178,8 +256,9 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
-        self.clone()
+    // Called in the task that applies, so the offer is of exactly what has been applied.
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { adapter: self.clone(), offered: self.offer() }
     }
 
     async fn install_snapshot(
@@ -187,14 +266,16 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         meta: &SnapshotMeta,
         snapshot: Bytes,
     ) -> Result<(), io::Error> {
-        let stored = types::checkpoint_to_wire(meta, snapshot.clone());
-        self.store.save_checkpoint(&stored).await?;
-        self.take_over(meta.clone(), snapshot);
+        let new = Saved { meta: meta.clone(), state: snapshot };
+        if self.state().saved.as_ref().is_some_and(|old| old.index() > new.index()) {
+            return Ok(());
+        }
+        self.save(new.clone()).await?;
+        self.take_over(new);
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        let checkpoint = self.state().checkpoint.clone();
-        Ok(checkpoint.map(|(meta, snapshot)| Snapshot { meta, snapshot }))
+        Ok(self.state().saved.clone().map(Snapshot::from))
     }
 }

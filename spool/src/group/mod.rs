@@ -3,10 +3,12 @@
 mod groups;
 mod handle;
 mod leadership;
+mod lease;
 mod machine;
 mod network;
 mod service;
 mod store;
+mod transfer;
 mod types;
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -16,7 +16,7 @@ use futures::{StreamExt, stream};
 use openraft::{
     AnyError, OptionalSend,
     base::{BoxFuture, BoxStream},
-    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{RPCOption, RaftNetworkFactory, RaftNetworkV2, stream_append_sequential},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
@@ -128,36 +128,53 @@ impl Peer {
         // The input waits out openraft's back-off: a connection made before asking it for the first request would be
         // tried again at once when it fails, for ever.
         let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
-        let in_flight = Arc::new(AtomicI64::new(0));
-        let (sent, target) = (in_flight.clone(), self.target());
+        let sent = Arc::new(AtomicU64::new(0));
+        let (sending, target) = (sent.clone(), self.target());
         let requests = stream::iter([first]).chain(input).map(move |request| {
-            sent.fetch_add(1, Ordering::Relaxed);
+            sending.fetch_add(1, Ordering::Relaxed);
             append_to_wire(target, request)
         });
         let mut client = self.client(Lane::Bulk)?;
         let replies = self.answer(client.append(requests)).await?;
-        let node = self.node;
-        let answers = stream::unfold(Some(replies), move |replies| {
-            let in_flight = in_flight.clone();
-            async move {
-                let mut replies = replies?;
-                loop {
-                    return match timeout(limits::APPEND_IDLE_MAX, replies.message()).await {
-                        Ok(Ok(Some(reply))) => {
-                            in_flight.fetch_sub(1, Ordering::Relaxed);
-                            Some((reply_from_wire(&reply), Some(replies)))
-                        }
-                        Ok(Ok(None)) => None,
-                        Ok(Err(status)) => Some((Err(refused(&status)), None)),
-                        Err(_) if in_flight.load(Ordering::Relaxed) <= 0 => continue,
-                        Err(_) => {
-                            Some((Err(unreachable(format!("node {node} does not answer"))), None))
-                        }
-                    };
-                }
-            }
+        let exchange = Exchange { node: self.node, replies, sent, answered: 0 };
+        let answers = stream::unfold(Some(exchange), |exchange| async {
+            let mut exchange = exchange?;
+            let answer = exchange.next().await?;
+            // After an error, a conflict or a higher vote the rest is worth nothing.
+            let goes_on = matches!(answer, Ok(Ok(_)));
+            Some((answer, goes_on.then_some(exchange)))
         });
         Ok(Box::pin(answers))
+    }
+}
+
+/// One stream of append requests, as its replies are read.
+struct Exchange {
+    node: NodeId,
+    replies: tonic::Streaming<wire::AppendReply>,
+    sent: Arc<AtomicU64>,
+    answered: u64,
+}
+
+impl Exchange {
+    /// The next reply; an error if a request has waited for one for too long. `None`: the peer has ended the stream.
+    async fn next(&mut self) -> Option<Answer<StreamAppendResult<TypeConfig>>> {
+        loop {
+            let sent_before = self.sent.load(Ordering::Relaxed);
+            match timeout(limits::APPEND_IDLE_MAX, self.replies.message()).await {
+                Ok(Ok(Some(reply))) => {
+                    self.answered += 1;
+                    return Some(reply_from_wire(&reply));
+                }
+                Ok(Ok(None)) => return None,
+                Ok(Err(status)) => return Some(Err(refused(&status))),
+                // What was sent during the wait has not waited so long.
+                Err(_) if sent_before <= self.answered => {}
+                Err(_) => {
+                    return Some(Err(unreachable(format!("node {} does not answer", self.node))));
+                }
+            }
+        }
     }
 }
 
@@ -230,11 +247,8 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             let mut client = self.client(Lane::Bulk)?;
             self.answer(client.checkpoint(request)).await
         };
-        let reply = sent.await.map_err(|e| {
-            StreamingError::Unreachable(Unreachable::new(&AnyError::error(e.to_string())))
-        })?;
+        let reply = sent.await?;
         let vote = reply.vote.as_ref().map(vote_from_wire);
-        let nonsense = || StreamingError::Network(NetworkError::new(&AnyError::error(NONSENSE)));
         Ok(SnapshotResponse::new(vote.ok_or_else(nonsense)?))
     }
 
@@ -303,8 +317,9 @@ fn reply_from_wire(reply: &wire::AppendReply) -> Answer<StreamAppendResult<TypeC
 
 const NONSENSE: &str = "the answer lacks a part that this version needs";
 
+/// Like a silent peer: a reason to wait, as it will not talk otherwise at once.
 fn nonsense() -> RPCError<TypeConfig> {
-    RPCError::Network(NetworkError::new(&AnyError::error(NONSENSE)))
+    unreachable(NONSENSE.to_owned())
 }
 
 fn unreachable(why: String) -> RPCError<TypeConfig> {

@@ -11,11 +11,10 @@ use ppsw_proto::raft::{self as wire, raft_server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Groups,
+    Group, Groups,
     network::PROTOCOL_VERSION,
     types::{
-        self, Raft, Snapshot, TypeConfig, log_id_from_wire, log_id_to_wire, vote_from_wire,
-        vote_to_wire,
+        self, Snapshot, TypeConfig, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
     },
 };
 
@@ -31,7 +30,7 @@ impl Service {
     }
 
     /// The replica that a request is for.
-    fn replica(&self, target: Option<wire::Target>) -> Result<Raft, Status> {
+    fn replica(&self, target: Option<wire::Target>) -> Result<Group, Status> {
         let target = target.ok_or_else(|| Status::invalid_argument("no target"))?;
         if target.version != PROTOCOL_VERSION {
             return Err(Status::failed_precondition(format!(
@@ -48,7 +47,7 @@ impl Service {
             )));
         }
         self.groups
-            .raft(target.group)
+            .get(target.group)
             .ok_or_else(|| Status::unavailable(format!("group {} does not run here", target.group)))
     }
 }
@@ -72,8 +71,8 @@ impl raft_server::Raft for Service {
                 Ok(None) | Err(_) => return,
             };
             let target = first.target;
-            let raft = match this.replica(target) {
-                Ok(raft) => raft,
+            let group = match this.replica(target) {
+                Ok(group) => group,
                 Err(status) => {
                     let _ = replies.send(Err(status)).await;
                     return;
@@ -84,11 +83,15 @@ impl raft_server::Raft for Service {
                 // Anything that is not understood ends the stream; the peer begins a new one.
                 .map(move |request: Result<wire::AppendRequest, Status>| {
                     let request = request.ok().filter(|request| request.target == target)?;
-                    append_from_wire(&request).ok()
+                    append_from_wire(&request)
+                        .inspect_err(
+                            |error| tracing::warn!(%error, "entries that are not understood"),
+                        )
+                        .ok()
                 })
                 .take_while(|request| futures::future::ready(request.is_some()))
                 .filter_map(futures::future::ready);
-            let mut results = Box::pin(raft.stream_append(Box::pin(entries)));
+            let mut results = Box::pin(group.raft().stream_append(Box::pin(entries)));
             while let Some(result) = results.next().await {
                 let reply = match result {
                     Ok(result) => Ok(reply_to_wire(result)),
@@ -108,7 +111,8 @@ impl raft_server::Raft for Service {
         request: Request<wire::AppendRequest>,
     ) -> Result<Response<wire::AppendReply>, Status> {
         let request = request.into_inner();
-        let raft = self.replica(request.target)?;
+        let group = self.replica(request.target)?;
+        let raft = group.raft();
         let rpc = append_from_wire(&request)?;
         let previous = rpc.prev_log_id.clone();
         let last = rpc.entries.last().map(|e| e.log_id.clone()).or_else(|| previous.clone());
@@ -131,10 +135,16 @@ impl raft_server::Raft for Service {
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteReply>, Status> {
         let request = request.into_inner();
-        let raft = self.replica(request.target)?;
+        let group = self.replica(request.target)?;
+        let raft = group.raft();
         let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;
         let mut rpc = VoteRequest::new(vote, request.last.as_ref().map(log_id_from_wire));
         rpc.leadership_transfer = request.leadership_transfer;
+        if group.is_on_probation() && !rpc.leadership_transfer {
+            return Err(Status::unavailable(
+                "just started: a leader may still count on this replica",
+            ));
+        }
         let answer = if request.pre_vote { raft.pre_vote(rpc).await } else { raft.vote(rpc).await };
         let answer = answer.map_err(unavailable)?;
         Ok(Response::new(wire::VoteReply {
@@ -149,7 +159,8 @@ impl raft_server::Raft for Service {
         request: Request<wire::TransferRequest>,
     ) -> Result<Response<wire::TransferReply>, Status> {
         let request = request.into_inner();
-        let raft = self.replica(request.target)?;
+        let group = self.replica(request.target)?;
+        let raft = group.raft();
         let from = request.from.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;
         let last = request.last.as_ref().map(log_id_from_wire);
         let answer = raft
@@ -176,7 +187,8 @@ impl raft_server::Raft for Service {
         request: Request<wire::CheckpointRequest>,
     ) -> Result<Response<wire::CheckpointReply>, Status> {
         let request = request.into_inner();
-        let raft = self.replica(request.target)?;
+        let group = self.replica(request.target)?;
+        let raft = group.raft();
         let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;
         let stored = request.checkpoint.ok_or_else(incomplete)?;
         let (meta, snapshot) = types::checkpoint_from_wire(stored)

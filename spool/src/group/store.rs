@@ -3,9 +3,10 @@
 use std::{
     fmt::Debug,
     io,
-    ops::{Bound, RangeBounds},
+    ops::{Bound, Range, RangeBounds},
 };
 
+use futures::{Stream, TryStreamExt, stream};
 use openraft::{
     OptionalSend, RaftLogReader,
     storage::{IOFlushed, LogState, RaftLogStorage},
@@ -83,6 +84,21 @@ impl Store {
         }
     }
 
+    /// Hands a write to the log and does not wait for the disk: openraft's core would stand still for a sync that
+    /// nothing depends on. The log keeps one order, so what is appended later becomes durable only together with
+    /// this; a disk that fails later ends the process.
+    fn queued(&self, write: impl FnOnce(Done)) -> io::Result<()> {
+        let (tell, mut told) = oneshot::channel();
+        write(Box::new(move |result| {
+            // Most often nobody looks.
+            let _ = tell.send(result);
+        }));
+        match told.try_recv() {
+            Ok(Err(refused)) => Err(io::Error::other(refused)),
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
     /// Saves a checkpoint; it is durable when this returns.
     pub(crate) async fn save_checkpoint(
         &self,
@@ -90,6 +106,29 @@ impl Store {
     ) -> io::Result<()> {
         let bytes = checkpoint.encode_to_vec().into();
         self.durable(|done| self.log.save_checkpoint(self.group, bytes, done)).await
+    }
+
+    /// Whether this replica has ever voted or followed.
+    pub(crate) fn has_vote(&self) -> bool {
+        self.log.state(self.group).vote.is_some()
+    }
+
+    /// The part of a range that the log has now.
+    fn present(&self, range: &impl RangeBounds<u64>) -> Range<u64> {
+        let state = self.log.state(self.group);
+        let Some(first) = state.first else { return 0..0 };
+        let next = state.last.map_or(0, |p| p.index + 1);
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start.saturating_add(1),
+            Bound::Unbounded => first,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end.saturating_add(1),
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => next,
+        };
+        start.max(first)..end.min(next)
     }
 
     /// Forgets the group.
@@ -103,20 +142,7 @@ impl RaftLogReader<TypeConfig> for Store {
         &mut self,
         range: RB,
     ) -> Result<Vec<Entry>, io::Error> {
-        let state = self.log.state(self.group);
-        let Some(first) = state.first else { return Ok(Vec::new()) };
-        let next = state.last.map_or(0, |p| p.index + 1);
-        let start = match range.start_bound() {
-            Bound::Included(start) => *start,
-            Bound::Excluded(start) => start + 1,
-            Bound::Unbounded => first,
-        };
-        let end = match range.end_bound() {
-            Bound::Included(end) => end + 1,
-            Bound::Excluded(end) => *end,
-            Bound::Unbounded => next,
-        };
-        let (start, end) = (start.max(first), end.min(next));
+        let Range { start, end } = self.present(&range);
         if start >= end {
             return Ok(Vec::new());
         }
@@ -126,6 +152,33 @@ impl RaftLogReader<TypeConfig> for Store {
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
         self.vote()
+    }
+
+    /// In pieces: after a start all of the log is applied, and it may be longer than memory.
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let store = self.clone();
+        let pieces = stream::try_unfold(self.present(&range), move |left: Range<u64>| {
+            let store = store.clone();
+            async move {
+                if left.is_empty() {
+                    return Ok(None);
+                }
+                let read = store.read(left.start, left.end, limits::APPEND_BYTES_MAX).await;
+                let entries = Self::entries(read.map_err(io::Error::other)?)?;
+                let next = left.start + entries.len() as u64;
+                Ok::<_, io::Error>(Some((
+                    stream::iter(entries.into_iter().map(Ok)),
+                    next..left.end,
+                )))
+            }
+        });
+        Box::pin(pieces.try_flatten())
     }
 
     async fn limited_get_log_entries(
@@ -183,11 +236,10 @@ impl RaftLogStorage<TypeConfig> for Store {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let last = last_log_id.as_ref().map(types::position);
-        self.durable(|done| self.log.truncate_after(self.group, last, done)).await
+        self.queued(|done| self.log.truncate_after(self.group, last, done))
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
-        let upto = types::position(&log_id);
-        self.durable(|done| self.log.purge(self.group, upto, done)).await
+        self.queued(|done| self.log.purge(self.group, types::position(&log_id), done))
     }
 }

@@ -28,13 +28,35 @@ pub(crate) type StoredMembership = openraft::type_config::alias::StoredMembershi
 pub(crate) type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
 pub(crate) type Snapshot = openraft::type_config::alias::SnapshotOf<TypeConfig, Bytes>;
 
-/// What a group's users propose: bytes whose meaning is theirs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Proposal(pub(crate) Bytes);
+/// What a group's users propose: bytes whose meaning is theirs. Kept as they stand in the log, behind the byte of
+/// their kind, so that log and network share one buffer instead of copying each body several times.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Proposal(Bytes);
+
+impl Proposal {
+    pub(crate) fn new(payload: &[u8]) -> Self {
+        let mut framed = BytesMut::with_capacity(payload.len() + 1);
+        framed.put_u8(NORMAL);
+        framed.extend_from_slice(payload);
+        Self(framed.freeze())
+    }
+
+    /// What was proposed.
+    pub(crate) fn payload(&self) -> Bytes {
+        self.0.slice(1..)
+    }
+}
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes", self.0.len())
+    }
+}
+
+/// Without the bytes: a log line must not carry a mail.
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proposal({self})")
     }
 }
 
@@ -62,12 +84,7 @@ const MEMBERSHIP: u8 = 0x12;
 pub(crate) fn encode_payload(payload: &EntryPayload<Proposal, u64, openraft::EmptyNode>) -> Bytes {
     match payload {
         EntryPayload::Blank => Bytes::from_static(&[BLANK]),
-        EntryPayload::Normal(Proposal(bytes)) => {
-            let mut out = BytesMut::with_capacity(bytes.len() + 1);
-            out.put_u8(NORMAL);
-            out.extend_from_slice(bytes);
-            out.freeze()
-        }
+        EntryPayload::Normal(Proposal(framed)) => framed.clone(),
         EntryPayload::Membership(membership) => {
             let mut out = vec![MEMBERSHIP];
             out.extend(membership_to_wire(membership).encode_to_vec());
@@ -82,7 +99,7 @@ pub(crate) fn decode_payload(
 ) -> Result<EntryPayload<Proposal, u64, openraft::EmptyNode>, BadForm> {
     match bytes.first() {
         Some(&BLANK) => Ok(EntryPayload::Blank),
-        Some(&NORMAL) => Ok(EntryPayload::Normal(Proposal(bytes.slice(1..)))),
+        Some(&NORMAL) => Ok(EntryPayload::Normal(Proposal(bytes.clone()))),
         Some(&MEMBERSHIP) => wire::Membership::decode(bytes.slice(1..))
             .map(|m| EntryPayload::Membership(membership_from_wire(&m)))
             .map_err(|e| BadForm(format!("membership: {e}"))),
@@ -193,11 +210,16 @@ mod tests {
         let membership = Membership::new_with_defaults(joint, [1, 2, 3]);
         for payload in [
             EntryPayload::Blank,
-            EntryPayload::Normal(Proposal(Bytes::from_static(b"x"))),
+            EntryPayload::Normal(Proposal::new(b"x")),
             EntryPayload::Membership(membership),
         ] {
             assert_eq!(decode_payload(&encode_payload(&payload)), Ok(payload));
         }
+        assert_eq!(
+            proposal_of(&encode_payload(&EntryPayload::Normal(Proposal::new(b"x")))).unwrap(),
+            "x"
+        );
+        assert_eq!(Proposal::new(b"x").payload(), "x");
         assert!(decode_payload(&Bytes::from_static(&[0x21])).is_err());
         assert!(decode_payload(&Bytes::new()).is_err());
     }
