@@ -23,6 +23,8 @@ pub mod retry;
 mod schedule;
 pub mod seams;
 mod session;
+#[cfg(test)]
+mod tests;
 mod transaction;
 mod transmit;
 
