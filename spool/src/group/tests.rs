@@ -55,7 +55,7 @@ impl Machine for Tape {
 }
 
 fn open_log(dir: &Path) -> Log {
-    let (dir, segment_bytes) = (dir.to_owned(), limits::SEGMENT_BYTES_MIN);
+    let (dir, segment_bytes) = (dir.to_owned(), limits::LOG_SEGMENT_BYTES);
     Log::open(Arc::new(SystemDisk), Options { dir, segment_bytes, cache_bytes: 1 << 20 }).unwrap()
 }
 
