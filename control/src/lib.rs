@@ -1,19 +1,35 @@
 //! The control plane: who is in the cluster, which node carries which partition, drains; mutual TLS between
 //! nodes; the gRPC services; `ppswctl`.
 //!
-//! [`Plane`] is what a node runs.
+//! [`Plane`] is what a node runs. Beneath it:
+//!
+//! * [`state`] is the control group's state machine; [`placement`] what follows from it; both pure;
+//! * [`pki`], [`token`] and [`identity`] are certificates, join tokens, and what a node has on disk of them;
+//! * [`client`] is for operators.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use async_trait::async_trait;
-use ppsw_spool::{
-    NodeId, PartitionId,
-    env::{Clock, Disk},
-    group::Timing,
-    queue::{Outcome, Spool},
-};
+use ppsw_spool::{NodeId, PartitionId, group::Timing, log::LogError};
 
+mod access;
+mod agent;
+pub mod client;
+mod dial;
+mod drain;
+mod enrol;
+mod files;
+pub mod identity;
 pub mod limits;
+pub mod pki;
+pub mod placement;
+mod plane;
+mod serve;
+pub mod state;
+pub mod token;
+
+pub use enrol::{init, join};
+pub use plane::Plane;
 
 /// What the control plane asks of the node that it runs in.
 #[async_trait]
@@ -44,81 +60,22 @@ pub struct PlaneOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlaneError {
+    /// This machine's files.
     #[error("{0}")]
-    Other(String),
-}
-
-/// The control plane of one node.
-#[derive(Clone)]
-pub struct Plane {
-    _inner: Arc<()>,
-}
-
-#[allow(unused_variables, clippy::todo, clippy::unused_async, reason = "skeleton")]
-impl Plane {
-    /// Opens log and groups, serves gRPC, and begins to follow the control group: starts the partitions that this
-    /// node is to carry, changes their voters step by step, hands partitions back home, follows drains.
-    pub async fn start(
-        options: PlaneOptions,
-        disk: Arc<dyn Disk>,
-        clock: Arc<dyn Clock>,
-        hooks: Arc<dyn NodeHooks>,
-    ) -> Result<Self, PlaneError> {
-        todo!()
-    }
-    pub fn node(&self) -> NodeId {
-        todo!()
-    }
-    pub fn spool(&self) -> Spool {
-        todo!()
-    }
-    /// This node is being drained (replicated state, so it survives restarts).
-    pub fn draining(&self) -> bool {
-        todo!()
-    }
-    /// Reasons why this node should not get new connections: no quorum, draining, does not lead its home
-    /// partition, still catching up. Empty: ready.
-    pub fn not_ready(&self) -> Vec<String> {
-        todo!()
-    }
-    /// Records an outcome with whoever leads the partition now (called when `Partition::record` said NotLeader).
-    pub async fn forward_outcome(
-        &self,
-        partition: PartitionId,
-        outcome: Outcome,
-        deadline: Duration,
-    ) -> Result<(), PlaneError> {
-        todo!()
-    }
-    /// Resolves when the process must end, with the reason.
-    pub async fn failed(&self) -> String {
-        todo!()
-    }
-    /// Stops serving and closes the groups.
-    pub async fn shutdown(&self) {
-        todo!()
-    }
-}
-
-/// `ppswd init`: makes a cluster of one node in `data`: CA, node certificate, node id 1, and an admin and a viewer
-/// credential in `admin` and `viewer`.
-#[allow(unused_variables, clippy::todo, clippy::unused_async, reason = "skeleton")]
-pub async fn init(
-    data: &std::path::Path,
-    listen: SocketAddr,
-    admin: &std::path::Path,
-    viewer: &std::path::Path,
-) -> Result<(), PlaneError> {
-    todo!()
-}
-
-/// `ppswd join`: checks the CA against the token, gets a certificate and a node id from the cluster.
-#[allow(unused_variables, clippy::todo, clippy::unused_async, reason = "skeleton")]
-pub async fn join(
-    data: &std::path::Path,
-    listen: SocketAddr,
-    token: &str,
-    peer: &str,
-) -> Result<NodeId, PlaneError> {
-    todo!()
+    Files(#[from] io::Error),
+    /// A certificate could not be made or read.
+    #[error(transparent)]
+    Pki(#[from] pki::PkiError),
+    /// This machine's log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The address to serve at.
+    #[error("cannot serve the control plane at {address}: {why}")]
+    Listen { address: SocketAddr, why: String },
+    /// The caller asked for what cannot be done; the text says why and what to do.
+    #[error("{0}")]
+    Refused(String),
+    /// Another node does not do its part (now).
+    #[error("{0}")]
+    Peer(String),
 }

@@ -1,1 +1,103 @@
 //! Every limit of this crate, with its reason.
+
+use std::time::Duration;
+
+/// Nodes that vote in the control group: more would only make its commits slower; five survive two losses.
+pub const CONTROL_VOTERS_MAX: usize = 5;
+
+/// Voters of a partition: survives the loss of one (design §4).
+pub const PARTITION_VOTERS: usize = 3;
+
+/// Members of a cluster: the node's number has two base-62 digits in a message id.
+pub const NODE_ID_MAX: u64 = 62 * 62 - 1;
+
+/// Tokens that are valid at one time; a bound on the control state.
+pub const TOKENS_MAX: usize = 1000;
+
+/// How long a join token is good if nobody says otherwise: long enough to set up a machine.
+pub const TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+
+/// The longest life of a token that may be asked for: a forgotten one must not stay a door.
+pub const TOKEN_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A message that is not delivered by then is given back to its sender (the paper's retry rules end at 5 days).
+pub const MESSAGE_LIFETIME: Duration = Duration::from_secs(5 * 24 * 3600);
+
+/// Life of the CA. Its certificate is on every node, so it must outlive the machines.
+pub const CA_YEARS: i16 = 30;
+
+/// Life of the certificates of nodes and operators. As long as nothing renews them, an expiry would stop mail.
+pub const CERTIFICATE_YEARS: i16 = 10;
+
+/// Certificates are valid from this long before they are made: clocks of new machines may be behind.
+pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// A proposal in the control group: several elections (2 s each) fit in.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Waiting for a report of another node: longer and `status` seems to hang when a node is down.
+pub const REPORT_PATIENCE: Duration = Duration::from_millis(1500);
+
+/// Waiting for one page of another node's queue.
+pub const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opening a connection to a peer, TLS included.
+pub const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A whole join, the election of a control leader included.
+pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);
+
+/// HTTP/2 keep-alive between nodes, and the wait for its answer: a dead peer is noticed within two seconds.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+
+/// HTTP/2 windows: the largest append in flight (4 × 256 KiB per message, several messages) must not wait.
+pub const WINDOW_BYTES: u32 = 8 << 20;
+
+/// HTTP/2 frames of up to this size: fewer wake-ups per append.
+pub const FRAME_BYTES: u32 = 1 << 20;
+
+/// The largest single gRPC message that is read: one queue item with thousands of recipients fits.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// A page of a queue listing is sent when it has this many bytes: bounded memory on both sides.
+pub const QUEUE_PAGE_BYTES: usize = 512 << 10;
+
+/// Domains that a queue summary tells apart; the rest are summed up as `*`.
+pub const SUMMARY_DOMAINS_MAX: usize = 10_000;
+
+/// A certificate request is smaller than this; anybody may send one.
+pub const CSR_BYTES_MAX: usize = 16 << 10;
+
+/// A name or address in the control group's state.
+pub const NAME_BYTES_MAX: usize = 255;
+
+/// How often the node compares what is with what should be, if nothing happens before.
+pub const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// One change of a group's voters; a new replica has to read the whole live log.
+pub const VOTER_CHANGE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// One transfer of leadership, a second try at another voter included.
+pub const HANDOVER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A partition goes home when its home node is at most this many entries behind.
+pub const HOME_LAG_ENTRIES: u64 = 100;
+
+/// Between two tries to hand a partition over, so that a failing one does not stop delivery all the time.
+pub const HANDOVER_RETRY: Duration = Duration::from_secs(3);
+
+/// A drain waits this long for SMTP transactions: the longest wait of RFC 5321 §4.5.3.2 would be 10 minutes, but a
+/// client that gets no answer tries again and nothing is lost.
+pub const DRAIN_TRANSACTIONS: Duration = Duration::from_secs(60);
+
+/// A drain waits this long for delivery attempts in flight; those that go on are counted as possible duplicates.
+pub const DRAIN_ATTEMPTS: Duration = Duration::from_secs(30);
+
+/// While stopping, leadership is given away within this time or not at all.
+pub const SHUTDOWN_HANDOVER: Duration = Duration::from_secs(3);
+
+/// The control group's log is cut when it has this many entries behind its checkpoint.
+pub const CONTROL_CHECKPOINT_ENTRIES: u64 = 512;
+
+const _: () = assert!(QUEUE_PAGE_BYTES < MESSAGE_BYTES_MAX);
+const _: () = assert!(PARTITION_VOTERS <= CONTROL_VOTERS_MAX);

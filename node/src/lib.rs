@@ -7,6 +7,7 @@
 pub mod deliver;
 pub mod dev;
 pub mod dns;
+pub mod files;
 pub mod http;
 pub mod limits;
 pub mod maillog;

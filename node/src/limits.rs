@@ -13,3 +13,367 @@ pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Time that a majority has to commit a message before the client hears `451 4.3.0` (design §3).
 pub const COMMIT_DEADLINE: Duration = Duration::from_secs(60);
+
+// ---- HTTP and `ppswd dev` ----
+
+/// Buckets of histograms of times, seconds: from one sync of a fast disk to the longest command time-out.
+pub const HISTOGRAM_SECONDS: &[f64] = &[
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 300.0,
+];
+
+/// Buckets of histograms of sizes, bytes: from a bare bounce to the largest message that the paper lets in.
+pub const HISTOGRAM_BYTES: &[f64] = &[
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    104_857_600.0,
+];
+
+/// How often histogram samples are moved into their buckets: they wait in memory until then.
+pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// Memory for one message in the sink; what is longer goes to its file in pieces of this size.
+pub const SINK_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Longest command line of the sink; more ends the connection.
+pub const SINK_LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Recipients of one transaction in the sink: more than any node sends at once.
+pub const SINK_RECIPIENTS_MAX: usize = 10_000;
+
+/// How long the sink waits for its client: longer than a node keeps an idle connection.
+pub const SINK_IDLE_MAX: Duration = Duration::from_secs(600);
+
+/// How often the DNS server of `dev` looks for changed zone files.
+pub const ZONE_POLL: Duration = Duration::from_secs(1);
+
+/// TTL of synthesised names: short, so that an edited zone file is seen soon.
+pub const ZONE_TTL_SECONDS: u32 = 5;
+
+/// Time for a DNS client of `dev` to send a question over TCP.
+pub const ZONE_TCP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest zone file that is read: a slip of the hand should not fill the memory.
+pub const ZONE_FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Nodes of a `dev` cluster: node N has the addresses 127.10.N.x, and 127.10.0.x belongs to the services.
+pub const DEV_NODES_MAX: u16 = 50;
+
+/// Time for a `dev` cluster to become ready; the usual time is a few seconds.
+pub const DEV_START_MAX: Duration = Duration::from_secs(120);
+
+/// Time that a node of a stopping `dev` cluster has to end its transactions before it is killed.
+pub const DEV_STOP_MAX: Duration = Duration::from_secs(10);
+// Policy, tables, routing and DNS.
+
+/// Levels of directories below a configuration's: `domains/DOMAIN/` is the deepest.
+pub const CONFIGURATION_DEPTH_MAX: usize = 2;
+
+/// Largest table file. A million entries of 64 bytes are 64 MB; beyond this it is the wrong file.
+pub const TABLE_BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Longest line of a table: an alias with some thousand recipients.
+pub const TABLE_LINE_BYTES_MAX: usize = 128 * 1024;
+
+/// Entries of one table: the largest that was asked for has a million; an index must stay below 2^32.
+pub const TABLE_ENTRIES_MAX: usize = 8_000_000;
+
+/// Longest table key: an address has at most 64 + 1 + 255 bytes (RFC 5321 §4.5.3.1), escapes added.
+pub const TABLE_KEY_BYTES_MAX: usize = 512;
+
+/// Errors of one kind of file that are reported at once; who has more reads no further anyway.
+pub const CONFIGURATION_ERRORS_MAX: usize = 200;
+
+/// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
+pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Nesting of `any`, `all`, `not` and of auxiliary ACLs: bounds the stack of an evaluation.
+pub const POLICY_DEPTH_MAX: usize = 16;
+
+/// Longest text that a template gives for a reply or a variable: 4 reply lines of 512 bytes (RFC 5321 §4.5.3.1.5).
+pub const POLICY_TEXT_BYTES_MAX: usize = 2_048;
+
+/// Longest delay that rules may add to one command: far below a client's own 5 minutes (RFC 5321 §4.5.3.2).
+pub const POLICY_DELAY_MAX: Duration = Duration::from_secs(60);
+
+/// Log lines of one evaluation.
+pub const POLICY_LOG_LINES_MAX: usize = 32;
+
+/// DNS lists of one condition: each is a question per connection.
+pub const DNS_LISTS_MAX: usize = 16;
+
+/// Redirections between a recipient and a final address: longer chains are loops in all but name.
+pub const ROUTE_DEPTH_MAX: usize = 30;
+
+/// Addresses that one recipient may lead to: the largest lists have some ten thousand members.
+pub const ROUTE_CHILDREN_MAX: usize = 50_000;
+
+/// Addresses of one recipient that are routed at the same time (each may wait for DNS).
+pub const ROUTE_CONCURRENT: usize = 32;
+
+/// MX hosts that are considered for a domain; large providers have five.
+pub const MX_HOSTS_MAX: usize = 25;
+
+/// Addresses that are kept of one host.
+pub const HOST_ADDRESSES_MAX: usize = 16;
+
+/// Questions to the DNS that are under way at once from one process.
+pub const DNS_QUESTIONS_MAX: usize = 512;
+
+/// Answers that the DNS cache keeps.
+pub const DNS_CACHE_ANSWERS: u64 = 65_536;
+
+/// Longest time that an answer is believed, whatever its TTL: operators expect changes within the hour.
+pub const DNS_TTL_MAX: Duration = Duration::from_secs(3_600);
+
+/// Time for one attempt with one server, and attempts: 3 × 3 s fit into a client's patience for RCPT.
+pub const DNS_ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// See [`DNS_ATTEMPT_TIMEOUT`].
+pub const DNS_ATTEMPTS: usize = 2;
+
+/// Time for one question with all its attempts; then it is answered "try again later".
+pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest domain name (RFC 1035 §2.3.4, RFC 5321 §4.5.3.1.2).
+pub const DOMAIN_BYTES_MAX: usize = 255;
+/// Longest name that is asked for (RFC 1035 §2.3.4).
+pub const DNS_NAME_BYTES_MAX: usize = 255;
+
+// === smtp: sessions ===
+
+/// Time for the next bytes of a message after `354` (RFC 5321 §4.5.3.2.5), and of a BDAT chunk.
+pub const DATA_BLOCK_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Time for one whole message: 100 MiB over a slow line (15 KiB/s) fits; a byte a minute does not go on for ever.
+pub const DATA_TIME_MAX: Duration = Duration::from_secs(2 * 3600);
+
+/// Life of a session: long enough for every message of a queue, short enough that nobody keeps a slot for days.
+pub const SESSION_TIME_MAX: Duration = Duration::from_secs(4 * 3600);
+
+/// Time for a client to take a reply off our hands (RFC 5321 §4.5.3.2 gives no server value; same as a command).
+pub const REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time for a client to see our last reply and close, and what it may still send meanwhile.
+pub const CLOSE_LINGER: Duration = Duration::from_secs(2);
+
+/// See [`CLOSE_LINGER`].
+pub const CLOSE_LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// Time for a TLS handshake: some round trips, and a slow phone.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Time that rules may take for one command, callouts included (4 minutes in the paper): a client waits 5 minutes.
+pub const RULES_DEADLINE: Duration = Duration::from_secs(285);
+
+/// Longest delay that rules may ask for; more, and the client gives up instead (RFC 5321 §4.5.3.2).
+pub const RULES_DELAY_MAX: Duration = Duration::from_secs(180);
+
+/// Time for the reverse name of a client and its verification: then it has none.
+pub const CLIENT_NAME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// PTR names of a client that are verified: more are a misconfiguration or an attack on our resolver.
+pub const CLIENT_NAMES_MAX: usize = 5;
+
+/// Time that the spool may take to say where a message will go, while a partition has no leader yet (failover: 2 s).
+pub const BEGIN_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Protocol errors (5xx for syntax or sequence) after which a session ends: honest clients make none.
+pub const SESSION_ERRORS_MAX: u32 = 20;
+
+/// Refused recipients after which a session ends: a list with some dead members passes, a dictionary doesn't.
+pub const SESSION_REFUSED_RECIPIENTS_MAX: u32 = 200;
+
+/// Commands in a row that neither begin nor advance a message (NOOP, RSET, HELO, VRFY …).
+pub const SESSION_IDLE_COMMANDS_MAX: u32 = 100;
+
+/// Messages of one session: nobody has a slot for ever; far above what a busy relay sends on one connection.
+pub const SESSION_MESSAGES_MAX: u32 = 100_000;
+
+/// Failed AUTH commands after which a session ends.
+pub const AUTH_FAILURES_MAX: u32 = 3;
+
+/// Wait before `535`: makes guessing slow.
+pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(2);
+
+/// Passwords hashed at the same time in a node: a few ms of CPU each, two cores stay for mail.
+pub const AUTH_CONCURRENT_MAX: usize = 4;
+
+/// Longest user name; it goes into logs and headers.
+pub const USER_BYTES_MAX: usize = 64;
+
+/// First size of a session's read buffer: 10,000 idle sessions cost 20 MB.
+pub const SESSION_READ_BYTES_MIN: usize = 2 * 1024;
+
+/// Most that is read from a client at once while content arrives.
+pub const SESSION_READ_BYTES_MAX: usize = 64 * 1024;
+
+/// Replies held back for pipelining before they are sent anyway.
+pub const SESSION_REPLY_BYTES_MAX: usize = 16 * 1024;
+
+/// Longest reply line with CRLF (RFC 5321 §4.5.3.1.5).
+pub const REPLY_LINE_BYTES_MAX: usize = 512;
+
+/// Longest header block that is taken; it is buffered for fix-ups. Same as Exim's `header_maxsize`.
+pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
+
+/// A message with more `Received` fields than this loops (RFC 5321 §6.3: at least 100; Exim's own default is 30).
+pub const RECEIVED_FIELDS_MAX: u32 = 100;
+
+/// Longest local part (RFC 5321 §4.5.3.1.1).
+pub const LOCAL_PART_BYTES_MAX: usize = 64;
+
+/// Longest ENVID (RFC 3461 §4.4).
+pub const ENVELOPE_ID_BYTES_MAX: usize = 100;
+
+/// Longest ORCPT (RFC 3461 §4.2).
+pub const ORIGINAL_RECIPIENT_BYTES_MAX: usize = 500;
+
+/// `Message-ID` value kept for the log.
+pub const MESSAGE_ID_FIELD_BYTES_MAX: usize = 256;
+
+// === smtp: listeners ===
+
+/// Connections that the kernel holds for us before `accept`.
+pub const LISTEN_BACKLOG: i32 = 1_024;
+
+/// Wait after `accept` fails for want of file descriptors or memory, so that the failure is no hot loop.
+pub const ACCEPT_BACK_OFF: Duration = Duration::from_millis(200);
+
+/// Time for the PROXY header of a balancer (HAProxy's specification asks for at least 3 s).
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest PROXY v2 header that is taken: addresses and some TLVs.
+pub const PROXY_HEADER_BYTES_MAX: usize = 1_024;
+
+/// Connections that may wait for their PROXY header at once.
+pub const PROXY_HEADERS_PENDING_MAX: usize = 256;
+// === deliver ===
+
+/// Messages taken from the queue at once on a node: those that transmit and those that wait for a place in their
+/// destination's queue. Bounds memory (a few KiB each) and what a crash may have had in flight.
+pub const MESSAGES_TAKEN_MAX: usize = 2_000;
+
+/// Transactions with other servers at once on a node: bounds sockets.
+pub const TRANSACTIONS_MAX: usize = 200;
+
+/// Transactions at once with one destination: enough to be fast, few enough to be polite.
+pub const TRANSACTIONS_PER_DESTINATION_MAX: usize = 20;
+
+/// Messages that wait for a place at one destination. More stay in the queue, so that a slow destination cannot
+/// fill [`MESSAGES_TAKEN_MAX`].
+pub const WAITING_PER_DESTINATION_MAX: usize = 100;
+
+/// How long a message whose destination is full is left alone.
+pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(1);
+
+/// Messages remembered as left alone: beyond, none is taken until some of the delays are over.
+pub const POSTPONED_MAX: usize = 100_000;
+
+/// Messages asked of a partition at once: the queue's lock is held for that long.
+pub const DUE_BATCH: usize = 100;
+
+/// The queue is looked at at least this often, whatever its watch says.
+pub const SCAN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Wake-ups closer together than this are one: a scan of the queue is not free, a message a millisecond is nothing.
+pub const SCAN_COALESCE: Duration = Duration::from_millis(2);
+
+/// How often a waiting attempt asks whether the partition may still deliver.
+pub const FENCE_POLL: Duration = Duration::from_millis(200);
+
+/// Recipients per transaction: RFC 5321 §4.5.3.1.8 lets every server take 100.
+pub const RECIPIENTS_PER_TRANSACTION_MAX: usize = 100;
+
+/// Addresses tried for one transaction (Exim's `hosts_max_try`).
+pub const HOSTS_TRIED_MAX: usize = 5;
+
+/// Time to connect; a live host answers in a few seconds, and there may be others to try.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for greeting, and for replies to EHLO, MAIL, RCPT (RFC 5321 §4.5.3.2.1-3).
+pub const REMOTE_REPLY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// Time for the reply to DATA (RFC 5321 §4.5.3.2.4).
+pub const DATA_REPLY_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Time for one write of data (RFC 5321 §4.5.3.2.5).
+pub const DATA_WRITE_TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Time for the reply to the final dot (RFC 5321 §4.5.3.2.6: shorter makes duplicates).
+pub const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Destinations with a queue of their own; those without a transaction are forgotten first.
+pub const DESTINATIONS_MAX: usize = 4_000;
+
+/// Time for QUIT and for a last look at what a server said before it closed: nothing depends on it.
+pub const QUIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Longest reply line taken; RFC 5321 §4.5.3.1.5 allows 512, some servers send more.
+pub const REMOTE_REPLY_LINE_BYTES_MAX: usize = 4_096;
+
+/// Lines of one reply (an EHLO reply has some 20).
+pub const REMOTE_REPLY_LINES_MAX: usize = 128;
+
+/// Text of a reply or a reason that is kept and logged (the queue keeps no more).
+pub const REASON_BYTES_MAX: usize = 1_024;
+
+/// Idle connections kept on a node for the next message to the same address.
+pub const IDLE_CONNECTIONS_MAX: usize = 100;
+
+/// How long an idle connection is kept: a burst reuses it, and the other side's slots are not held for nothing.
+pub const IDLE_CONNECTION_TIME: Duration = Duration::from_secs(5);
+
+/// Messages over one connection: some servers count, and a balancer behind it wants its turn.
+pub const MESSAGES_PER_CONNECTION_MAX: u32 = 100;
+
+/// A host that could not be reached is left alone for this long, so that not each message of a queue run waits for
+/// it; short, so that a repaired host gets mail when an operator asks for it.
+pub const HOST_DOWN_TIME: Duration = Duration::from_secs(10);
+
+/// Hosts remembered as down: beyond, the oldest are forgotten, which costs a connection attempt.
+pub const HOSTS_DOWN_MAX: usize = 10_000;
+
+/// Time for a majority to record an outcome before it is proposed again.
+pub const RECORD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Pause between attempts to record or forward an outcome.
+pub const RECORD_PAUSE: Duration = Duration::from_millis(200);
+
+/// Attempts to bring an outcome to a partition's new leader: with the pause and the deadline, time for an election
+/// and more. After that, a duplicate is possible, and counted.
+pub const FORWARD_TRIES_MAX: u32 = 100;
+
+/// Steps of one retry rule: nobody needs more, and a scan of it is per attempt.
+pub const RETRY_STEPS_MAX: usize = 32;
+
+/// Shortest and longest interval of a retry rule (Exim's `retry_interval_max` is 24h).
+pub const RETRY_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// See [`RETRY_INTERVAL_MIN`].
+pub const RETRY_INTERVAL_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Bytes of a bounce or warning: it travels inside an outcome's log entry, which has this place for it.
+pub const BOUNCE_BYTES_MAX: usize = 64 * 1024;
+
+/// Part of [`BOUNCE_BYTES_MAX`] for the original; the paper returns 10K.
+pub const BOUNCE_RETURN_BYTES_MAX: usize = 24 * 1024;
+
+/// Part of [`BOUNCE_BYTES_MAX`] for the failed recipients; with more of them there are several bounces.
+pub const BOUNCE_RECIPIENTS_BYTES_MAX: usize = 32 * 1024;
+
+// === maillog ===
+
+/// Events that wait for the log's writer: a slow disk must not stop mail; what does not fit is counted.
+pub const LOG_QUEUE_MAX: usize = 8_192;
+
+/// Longest field of a log line (an address has at most 320 bytes, a reply 1 KiB, a list of recipients is cut).
+pub const LOG_FIELD_BYTES_MAX: usize = 4_096;
+
+/// How often the writer looks whether its files have been renamed.
+pub const LOG_REOPEN_INTERVAL: Duration = Duration::from_secs(1);

@@ -11,3 +11,11 @@ pub mod queue {
 pub mod raft {
     tonic::include_proto!("ppsw.raft.v1");
 }
+
+/// The control plane: control group and services.
+pub mod control {
+    #![allow(clippy::all, unreachable_pub, unused_qualifications, reason = "generated code")]
+    #![allow(clippy::use_self, clippy::unwrap_used, reason = "generated code")]
+
+    tonic::include_proto!("ppsw.control.v1");
+}

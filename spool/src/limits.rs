@@ -80,9 +80,12 @@ pub const VOLUME_MARKS_MAX: usize = 64 * 1024;
 /// The highest node number that fits the two base 62 digits of a message id.
 pub const NODE_IN_ID_MAX: u64 = 62 * 62 - 1;
 
-/// Texts of an outcome whose entry would be longer than `ENTRY_BYTES_MAX` (thousands of recipients that failed in
-/// one attempt) are cut to this.
-pub const LONG_OUTCOME_TEXT_BYTES_MAX: usize = 128;
+/// Results in one part of an outcome that is too long for one entry (thousands of recipients in one attempt): with
+/// their addresses and texts, some 1.3 KiB each.
+pub const OUTCOME_PART_RESULTS: usize = 1000;
+
+/// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
+pub const OUTCOME_PART_CREATES: usize = 16;
 
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);

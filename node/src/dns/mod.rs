@@ -1,8 +1,14 @@
 //! Questions to the DNS.
 
+mod fixed;
+mod resolver;
+
 use std::net::IpAddr;
 
 use async_trait::async_trait;
+
+pub use fixed::FixedDns;
+pub use resolver::Resolver;
 
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -1,13 +1,44 @@
 //! Policy: `policy.kdl`, parsed and checked once per version, evaluated per SMTP command.
 
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+mod compile;
+mod condition;
+mod diagnostic;
+mod evaluate;
+pub(crate) mod list;
+mod options;
+pub(crate) mod personality;
+mod rule;
+pub(crate) mod source;
+pub(crate) mod template;
 
-use crate::{dns::Dns, tables::Tables};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+pub(crate) use compile::Compiler;
+pub use diagnostic::{PlainError, PolicyError};
+pub(crate) use evaluate::found;
+
+use crate::{
+    dns::Dns,
+    files, limits,
+    tables::{TableError, Tables},
+};
+use compile::Compiled;
+use list::{List, NoFacts, Subject, World};
+use personality::Personalities;
+use rule::{Acl, Body};
 
 /// Policy and tables of one version: what a node switches to at once. Immutable; sessions share it.
 #[derive(Debug)]
 pub struct Configuration {
     pub tables: Tables,
+    pub(crate) compiled: Compiled,
+    pub(crate) personalities: Personalities,
 }
 
 /// Which kind of port the client came to.
@@ -51,7 +82,7 @@ pub struct Connection {
     /// TLS version and cipher.
     pub tls: Option<String>,
     /// Set by rules.
-    pub variables: std::collections::BTreeMap<String, String>,
+    pub variables: BTreeMap<String, String>,
 }
 
 /// Message-scope facts.
@@ -66,7 +97,7 @@ pub struct Transaction {
 }
 
 /// When rules run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Stage {
     Connect,
     Helo,
@@ -102,6 +133,10 @@ pub struct Decision {
     pub delay: Duration,
     /// Fix up the header as for submission.
     pub submission: Option<Submission>,
+    /// Do not check whether the client waits for our replies.
+    pub enforce_sync_off: bool,
+    /// Do not offer PIPELINING on this connection.
+    pub pipelining_off: bool,
     /// Lines for the log.
     pub log: Vec<String>,
 }
@@ -121,16 +156,47 @@ pub trait NodeFacts: Send + Sync {
     fn queue_length(&self) -> u64;
 }
 
-#[allow(unused_variables, clippy::todo, clippy::unused_async, reason = "skeleton")]
+/// Name of the policy's file in a configuration's directory.
+pub const POLICY: &str = "policy.kdl";
+
 impl Configuration {
     /// Reads `policy.kdl` and the tables below `dir`. Every error found, with file, line and column.
     pub fn load(dir: &Path) -> Result<Arc<Self>, Vec<miette::Report>> {
-        todo!()
+        let files = files::read_tree(dir).map_err(|errors| {
+            errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect::<Vec<_>>()
+        })?;
+        Self::from_files(&files)
     }
+
+    /// Makes a configuration of files that were read already: path below its directory, and content.
+    pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Arc<Self>, Vec<miette::Report>> {
+        let plain = |what: String| vec![miette::Report::from(PlainError(what))];
+        let table_errors = |errors: Vec<TableError>| {
+            errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect::<Vec<_>>()
+        };
+        let tables = Tables::from_files(files).map_err(table_errors)?;
+        let policy =
+            files.get(POLICY).ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
+        if policy.len() as u64 > limits::POLICY_BYTES_MAX {
+            return Err(plain(format!("{POLICY}: at most {} bytes", limits::POLICY_BYTES_MAX)));
+        }
+        let policy =
+            std::str::from_utf8(policy).map_err(|e| plain(format!("{POLICY}: not UTF-8: {e}")))?;
+        let compiled = compile::compile(POLICY, policy, &tables)
+            .map_err(|errors| errors.into_iter().map(miette::Report::from).collect::<Vec<_>>())?;
+        let personalities =
+            Personalities::compile(&tables, &compiled.options).map_err(table_errors)?;
+        let configuration = Self { tables, compiled, personalities };
+        let missing = configuration.missing_acls();
+        if missing.is_empty() { Ok(Arc::new(configuration)) } else { Err(missing) }
+    }
+
     /// The personality of a server address.
-    pub fn personality(&self, server: std::net::IpAddr) -> Personality {
-        todo!()
+    pub fn personality(&self, server: IpAddr) -> Personality {
+        let known = self.personalities.of(server).cloned();
+        known.unwrap_or_else(|| personality::local(&self.compiled.options))
     }
+
     /// Runs the rules of the connection's personality for one stage.
     pub async fn check(
         &self,
@@ -140,17 +206,69 @@ impl Configuration {
         dns: &dyn Dns,
         facts: &dyn NodeFacts,
     ) -> Decision {
-        todo!()
+        evaluate::run(self, stage, connection, transaction, dns, facts).await
     }
+
     /// The crypt(3) hash of a user's password (`users/passwd`).
     pub fn password_hash(&self, user: &str) -> Option<&str> {
-        todo!()
+        self.tables.get("users/passwd", user).filter(|hash| !hash.is_empty())
     }
+
     /// Options outside ACLs: `smtp_accept_max`, `smtp_accept_max_per_host`, reserve and so on.
     pub fn options(&self) -> &Options {
-        todo!()
+        &self.compiled.options
+    }
+
+    /// Whether a client is one for whom connections are reserved (`smtp_reserve_hosts`).
+    pub fn is_reserve_host(&self, client: IpAddr) -> bool {
+        self.holds(&self.compiled.reserve_hosts, Subject::Host(client, None, None))
+    }
+
+    /// What `addrparams` says of an address: `benice`, `mua` and so on.
+    pub fn parameter(&self, address: IpAddr, name: &str) -> Option<&str> {
+        self.personalities.parameter(address, name)
+    }
+
+    /// Whether a list whose items need no facts of a session holds the subject.
+    pub(crate) fn holds(&self, list: &List, subject: Subject<'_>) -> bool {
+        list.holds(subject, &self.world(&NoFacts(&self.tables)))
+    }
+
+    pub(crate) fn world<'a>(&'a self, facts: &'a dyn template::Facts) -> World<'a> {
+        World {
+            lists: &self.compiled.lists,
+            tables: &self.tables,
+            personalities: &self.personalities,
+            facts,
+        }
+    }
+
+    fn acl(&self, name: &str) -> Option<&Acl> {
+        self.compiled.acls.iter().find(|acl| acl.name == name)
+    }
+
+    /// Personalities whose ACL does not exist or takes no recipients.
+    fn missing_acls(&self) -> Vec<miette::Report> {
+        let mut errors = Vec::new();
+        for (name, address) in self.personalities.acls().into_iter().chain([("local", LOOPBACK)]) {
+            let takes = |body: &Body| match body {
+                Body::Stages(stages) => stages.contains_key(&Stage::Rcpt),
+                Body::Rules(_) => false,
+            };
+            if !self.acl(name).is_some_and(|acl| takes(&acl.body)) {
+                let what = format!(
+                    "tables/addrparams: {address} has acl={name}, but {POLICY} has no acl {name:?} \
+                     with a block rcpt {{ … }}"
+                );
+                errors.push(PlainError(what).into());
+            }
+        }
+        errors
     }
 }
+
+/// Stands for every address without entry.
+const LOOPBACK: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// Options of `policy.kdl` outside ACLs and routers, with the paper's values as defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,4 +284,15 @@ pub struct Options {
     pub delay_warning: Duration,
     pub ignore_bounce_errors_after: Duration,
     pub auto_thaw: Duration,
+    /// Free bytes of the spool below which mail is answered `452`.
+    pub check_spool_space: u64,
+    /// Free inodes of the spool below which mail is answered `452`.
+    pub check_spool_inodes: u64,
+    /// `user@[192.0.2.1]` is routed to that address.
+    pub allow_domain_literals: bool,
 }
+
+#[cfg(test)]
+pub(crate) mod golden;
+#[cfg(test)]
+mod tests;

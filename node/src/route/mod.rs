@@ -1,6 +1,13 @@
 //! Routing: from a recipient to the addresses that it leads to, and for each the hosts to try. Pure logic over
 //! [`Configuration`] and [`Dns`].
 
+mod address;
+pub(crate) mod compile;
+mod hosts;
+mod redirect;
+pub(crate) mod router;
+mod walk;
+
 use std::net::IpAddr;
 
 use crate::{dns::Dns, policy::Configuration};
@@ -68,13 +75,14 @@ pub enum Verified {
 }
 
 /// Routes a recipient. Never empty; de-duplicated; bounded by `limits`.
-#[allow(unused_variables, clippy::todo, clippy::unused_async, reason = "skeleton")]
 pub async fn route(configuration: &Configuration, dns: &dyn Dns, address: &str) -> Vec<Target> {
-    todo!()
+    walk::route(configuration, dns, address).await
 }
 
 /// Whether mail for (or replies to) an address could be routed. Stops at the first address with several children.
-#[allow(unused_variables, clippy::todo, clippy::unused_async, reason = "skeleton")]
 pub async fn verify(configuration: &Configuration, dns: &dyn Dns, address: &str) -> Verified {
-    todo!()
+    walk::verify(configuration, dns, address).await
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,149 @@
-//! smtp: to be written.
+//! The SMTP front end: takes connections, speaks SMTP, asks the rules, and streams messages into the spool.
+//!
+//! [`Listener`] accepts and limits connections; each becomes a session: an enum state machine (`session`) over a
+//! `wire` that buffers lines and replies. What the session needs of the rest of the node comes through four
+//! traits, so that it is tested without them: [`Rules`] and [`Policy`] (decisions), [`Intake`] (the spool),
+//! [`Events`] (the log), and [`Dns`].
+
+mod address;
+mod admission;
+mod auth;
+mod client_name;
+mod command;
+mod content;
+mod data;
+mod events;
+mod intake;
+mod line;
+mod listener;
+mod proxy;
+pub mod reply;
+mod rules;
+mod session;
+mod tls;
+mod wire;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use ppsw_spool::env::Clock;
+use tokio::{
+    sync::{Semaphore, watch},
+    time::timeout,
+};
+use tokio_util::task::TaskTracker;
+
+pub use events::{Arrival, Events, Peer, Rejection};
+pub use intake::{Incoming, Intake};
+pub use listener::Listener;
+pub use rules::{Policy, Rules};
+pub use tls::{Certificates, TlsError};
+pub use wire::Transport;
+
+use admission::Admission;
+
+use crate::{
+    dns::Dns,
+    limits::{AUTH_CONCURRENT_MAX, PROXY_HEADERS_PENDING_MAX},
+    policy::NodeFacts,
+};
+
+/// What all sessions of a node share.
+pub struct FrontEnd {
+    /// This machine's own name: first word of the banner (RFC 5321 §4.2).
+    pub host_name: String,
+    pub rules: Arc<dyn Rules>,
+    pub dns: Arc<dyn Dns>,
+    pub facts: Arc<dyn NodeFacts>,
+    pub intake: Arc<dyn Intake>,
+    pub events: Arc<dyn Events>,
+    pub certificates: Certificates,
+    pub clock: Arc<dyn Clock>,
+    /// Delivery honours `NOTIFY`, `RET`, `ORCPT` and `ENVID`: then DSN is advertised and they are accepted
+    /// (RFC 3461 §4).
+    pub dsn: bool,
+    /// Sessions, transactions and drain of this node.
+    pub activity: Activity,
+}
+
+impl std::fmt::Debug for FrontEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FrontEnd").field("host_name", &self.host_name).finish_non_exhaustive()
+    }
+}
+
+/// Counts what runs, and ends it politely.
+#[derive(Debug)]
+pub struct Activity {
+    transactions: AtomicUsize,
+    draining: watch::Sender<bool>,
+    /// Bounds the CPU that password checks take.
+    hashing: Semaphore,
+    /// Bounds the connections of balancers that have not said yet whom they bring.
+    unnamed: Arc<Semaphore>,
+    admission: Arc<Admission>,
+    tasks: TaskTracker,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self {
+            transactions: AtomicUsize::new(0),
+            draining: watch::Sender::new(false),
+            hashing: Semaphore::new(AUTH_CONCURRENT_MAX),
+            unnamed: Arc::new(Semaphore::new(PROXY_HEADERS_PENDING_MAX)),
+            admission: Arc::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+}
+
+impl Activity {
+    /// With `true`: new connections hear `421 4.3.2`; sessions between two messages too, others after their message.
+    pub fn drain(&self, draining: bool) {
+        self.draining.send_replace(draining);
+    }
+
+    pub fn is_draining(&self) -> bool {
+        *self.draining.borrow()
+    }
+
+    /// Transactions that have begun (MAIL was accepted) and not ended. A drain waits until there are none.
+    pub fn open_transactions(&self) -> usize {
+        self.transactions.load(Ordering::Acquire)
+    }
+
+    /// Sessions that have a place.
+    pub fn sessions(&self) -> usize {
+        self.admission.sessions()
+    }
+
+    /// Drains, and waits up to `patience` for the sessions to end. True if all did.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        self.drain(true);
+        self.tasks.close();
+        timeout(patience, self.tasks.wait()).await.is_ok()
+    }
+}
+
+/// One open transaction in [`Activity`], for as long as it lives.
+#[derive(Debug)]
+struct OpenTransaction(Arc<FrontEnd>);
+
+impl OpenTransaction {
+    fn new(front: &Arc<FrontEnd>) -> Self {
+        front.activity.transactions.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(front))
+    }
+}
+
+impl Drop for OpenTransaction {
+    fn drop(&mut self) {
+        self.0.activity.transactions.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use bytes::Bytes;
 
-use crate::env::UnixMs;
+use crate::{
+    env::UnixMs,
+    limits::{OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
+};
 
 /// `tttttt-nnnnnn-pp`: second, counter within the second, node; base 62, unique in the cluster, never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -188,6 +191,48 @@ pub struct Outcome {
     pub creates: Vec<(MessageId, Envelope, Bytes)>,
     /// A delay warning is among `creates`.
     pub warned: bool,
+}
+
+impl Outcome {
+    /// The same in several parts, for when one entry cannot hold it. What it creates comes first, so that still no
+    /// failure is recorded without its bounce; a crash between two parts may create a message again.
+    pub(super) fn split(self) -> Vec<Self> {
+        let Self { message, results, finished, creates, warned } = self;
+        let empty = || Self {
+            message,
+            results: Vec::new(),
+            finished: Vec::new(),
+            creates: Vec::new(),
+            warned: false,
+        };
+        let mut parts = Vec::new();
+        for some in creates.chunks(OUTCOME_PART_CREATES) {
+            parts.push(Self { creates: some.to_vec(), warned, ..empty() });
+        }
+        // A recipient that is finished takes no more results: it finishes with its last one.
+        let mut finished: BTreeSet<u32> = finished.into_iter().collect();
+        let mut rest = &results[..];
+        while !rest.is_empty() {
+            let (some, later) = rest.split_at(rest.len().min(OUTCOME_PART_RESULTS));
+            let open: BTreeSet<u32> = later.iter().map(|result| result.recipient).collect();
+            let ends: BTreeSet<u32> = some
+                .iter()
+                .map(|result| result.recipient)
+                .filter(|number| finished.contains(number) && !open.contains(number))
+                .collect();
+            finished.retain(|number| !ends.contains(number));
+            parts.push(Self {
+                results: some.to_vec(),
+                finished: ends.into_iter().collect(),
+                ..empty()
+            });
+            rest = later;
+        }
+        if !finished.is_empty() || warned {
+            parts.push(Self { finished: finished.into_iter().collect(), warned, ..empty() });
+        }
+        parts
+    }
 }
 
 impl fmt::Display for MessageId {

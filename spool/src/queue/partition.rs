@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::{sync::watch, task::AbortHandle};
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{
     BodyReader, MessageWriter, Pulse, Summary,
@@ -17,7 +17,7 @@ use crate::{
     NodeId, PartitionId,
     env::UnixMs,
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::{ENTRY_BYTES_MAX, LONG_OUTCOME_TEXT_BYTES_MAX},
+    limits::ENTRY_BYTES_MAX,
     log::LogError,
 };
 
@@ -119,7 +119,7 @@ impl Partition {
     /// # Errors
     /// As of a proposal. `Ok` is the queue's answer: `Refused` if there is no such message.
     pub async fn hold(&self, id: MessageId, deadline: Duration) -> Result<Reply, ProposeError> {
-        self.replica.raft.propose(entry::hold(id), deadline).await
+        self.replica.propose(entry::hold(id), deadline).await
     }
 
     /// Ends a hold; with `due`, makes all unfinished recipients due then (also of a message that was not held).
@@ -132,7 +132,7 @@ impl Partition {
         due: Option<UnixMs>,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
-        self.replica.raft.propose(entry::release(id, due), deadline).await
+        self.replica.propose(entry::release(id, due), deadline).await
     }
 
     /// Redirects the unfinished recipient number `recipient` to `address`, due now.
@@ -147,7 +147,7 @@ impl Partition {
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
         let entry = entry::edit(id, recipient, address, self.replica.clock.now());
-        self.replica.raft.propose(entry, deadline).await
+        self.replica.propose(entry, deadline).await
     }
 
     /// Replaces the unfinished recipient number `recipient` by what it expands to, due now, once and for all.
@@ -162,7 +162,7 @@ impl Partition {
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
         let entry = entry::expand(id, recipient, into, self.replica.clock.now());
-        self.replica.raft.propose(entry, deadline).await
+        self.replica.propose(entry, deadline).await
     }
 
     /// Writes a message again at the head of the log, state intact, so that the log before it can be trimmed.
@@ -256,26 +256,21 @@ impl Replica {
 
     pub(super) async fn record(
         &self,
-        mut outcome: Outcome,
+        outcome: Outcome,
         deadline: Duration,
     ) -> Result<(), ProposeError> {
-        let mut payload = entry::outcome(&outcome);
-        if payload.len() > ENTRY_BYTES_MAX {
-            for result in &mut outcome.results {
-                let mut end = result.text.len().min(LONG_OUTCOME_TEXT_BYTES_MAX);
-                while !result.text.is_char_boundary(end) {
-                    end -= 1;
-                }
-                result.text.truncate(end);
+        let id = outcome.message;
+        let whole = entry::outcome(&outcome);
+        let payloads = if whole.len() > ENTRY_BYTES_MAX {
+            outcome.split().iter().map(entry::outcome).collect()
+        } else {
+            vec![whole]
+        };
+        for payload in payloads {
+            match self.propose(payload, deadline).await? {
+                Reply::Refused(why) => info!(%id, "outcome not recorded: {why}"),
+                Reply::Done | Reply::Value(_) => {}
             }
-            payload = entry::outcome(&outcome);
-        }
-        if payload.len() > ENTRY_BYTES_MAX {
-            warn!(id = %outcome.message, bytes = payload.len(), "an outcome is larger than an entry should be");
-        }
-        match self.raft.propose(payload, deadline).await? {
-            Reply::Refused(why) => info!(id = %outcome.message, "outcome not recorded: {why}"),
-            Reply::Done | Reply::Value(_) => {}
         }
         Ok(())
     }
@@ -296,7 +291,7 @@ impl Replica {
             if matches!(message.body, Body::Inline { .. }) {
                 whole = piece;
             } else {
-                let reply = self.raft.propose(entry::chunk(id, count, piece), deadline).await?;
+                let reply = self.propose(entry::chunk(id, count, piece), deadline).await?;
                 if let Reply::Refused(_) = reply {
                     return Ok(reply);
                 }
@@ -317,7 +312,7 @@ impl Replica {
                 _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),
             }
         };
-        Ok(self.raft.propose(record, deadline).await?)
+        Ok(self.propose(record, deadline).await?)
     }
 
     pub(super) async fn hand_over(
@@ -329,7 +324,7 @@ impl Replica {
         let undo = Undo { replica: self, armed: true };
         self.quiesce();
         let begun = self.clock.instant();
-        if let Reply::Refused(why) = self.raft.propose(entry::handover(to), deadline).await? {
+        if let Reply::Refused(why) = self.propose(entry::handover(to), deadline).await? {
             return Err(ChangeError::NotNow(why));
         }
         let waited = self.clock.instant().saturating_duration_since(begun);

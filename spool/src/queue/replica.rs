@@ -15,7 +15,7 @@ use crate::{
     NodeId,
     env::Clock,
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::DOOMED_MAX,
+    limits::{DOOMED_MAX, ENTRY_BYTES_MAX},
     log::LogError,
 };
 
@@ -83,6 +83,20 @@ impl Replica {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self { machine, raft, clock, sessions: Mutex::default() }
+    }
+
+    /// Proposes an entry. One that the log could not hold is refused here.
+    pub(super) async fn propose(
+        &self,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        if payload.len() > ENTRY_BYTES_MAX {
+            let bytes = payload.len();
+            let why = format!("an entry of {bytes} bytes; at most {ENTRY_BYTES_MAX} are possible");
+            return Ok(Reply::Refused(why));
+        }
+        self.raft.propose(payload, deadline).await
     }
 
     /// A writer begins.

@@ -1,5 +1,6 @@
 //! Tests of the queue as a whole; those of its parts stand with them.
 
+mod cluster;
 mod fake;
 mod leading;
 mod replay;

@@ -180,3 +180,35 @@ async fn a_checkpoint_keeps_ids_unique() {
     restarted.replica.machine.restore(&Checkpoint { upto: Some(5), ..checkpoint });
     assert!(restarted.ids.next(UnixMs(0)).unwrap() > id(77));
 }
+
+#[tokio::test]
+async fn an_outcome_too_long_for_an_entry_is_recorded_in_parts() {
+    let world = world();
+    world.fake.elect();
+    let id = accept(&world, 1, 4001);
+    let result = |recipient| Delivered {
+        recipient,
+        address: "x".repeat(300),
+        verdict: Verdict::Failed,
+        text: "y".repeat(1024),
+    };
+    let bounces = (2..42).map(|n| (super::id(n), envelope(1), Bytes::from(vec![b'z'; 60_000])));
+    let long = Outcome {
+        message: id,
+        results: (0..4000).map(result).collect(),
+        finished: (0..4000).collect(),
+        creates: bounces.collect(),
+        warned: false,
+    };
+    let deadline = std::time::Duration::from_secs(1);
+    world.replica.record(long.clone(), deadline).await.unwrap();
+    let open = |message: &QueuedMessage| message.recipients.iter().filter(|r| r.is_open()).count();
+    let message = world.get(id).unwrap();
+    assert_eq!(open(&message), 1);
+    assert_eq!(message.recipients[3999].state, RecipientState::Failed);
+    assert_eq!(world.summary().queued, 41);
+    let longest = world.fake.log.lock().unwrap().iter().map(Bytes::len).max();
+    assert!(longest < Some(crate::limits::ENTRY_BYTES_MAX));
+    world.replica.record(long, deadline).await.unwrap();
+    assert_eq!(world.summary().queued, 41, "once more changes nothing");
+}

@@ -1,0 +1,143 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+
+use crate::age;
+
+/// Operate a ppswitch cluster.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no node answered; 4 timed out.\n\
+                  Times are 30s, 5m, 2h, 1d or seconds. NODE is a number or a name.\n\
+                  Without --cluster or --address, ~/.config/ppswctl.toml is read: `address = [\"HOST:PORT\"]` and \
+                  `credentials = \"DIR\"`."
+)]
+pub(crate) struct Args {
+    /// The cluster.json of a development cluster.
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "address")]
+    pub(crate) cluster: Option<PathBuf>,
+    /// Control address of a node; may be given several times.
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub(crate) address: Vec<String>,
+    /// Directory with ca.pem, cert.pem and key.pem.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) credentials: Option<PathBuf>,
+    /// Use the cluster file's viewer credentials, which can only look.
+    #[arg(long, global = true)]
+    pub(crate) viewer: bool,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Nodes, partitions, and who leads them.
+    Status,
+    /// Members of the cluster.
+    Node {
+        #[command(subcommand)]
+        verb: NodeVerb,
+    },
+    /// Take a node out of service: no new mail, its queue handed over; ends when it is safe to stop.
+    Drain {
+        node: String,
+        /// Give up waiting after this time; the drain goes on.
+        #[arg(long, value_parser = age::duration, default_value = "5m")]
+        timeout: Duration,
+        /// Also when another node is drained already.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Take a drained node back into service; ends when it leads its queue again.
+    Undrain {
+        node: String,
+        #[arg(long, value_parser = age::duration, default_value = "2m")]
+        timeout: Duration,
+    },
+    /// What a machine needs to join.
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
+    /// Messages that wait, wherever they are.
+    Queue {
+        #[command(subcommand)]
+        verb: QueueVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeVerb {
+    /// All members.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenVerb {
+    /// Print a new token.
+    Create {
+        /// How long it can be used.
+        #[arg(long, value_parser = age::duration, default_value = "1h")]
+        expires: Duration,
+    },
+    /// Tokens that exist; never their secrets.
+    List,
+    /// Make a token useless.
+    Revoke { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum QueueVerb {
+    /// Recipients by domain.
+    Summary(Filter),
+    /// One line per message.
+    List(Filter),
+    /// Everything about one message.
+    Show { id: String },
+}
+
+/// Which messages. All conditions must hold.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct Filter {
+    /// Message ids.
+    pub(crate) ids: Vec<String>,
+    /// Reverse-path; `<>` for bounces.
+    #[arg(long)]
+    pub(crate) sender: Option<String>,
+    /// A forward-path.
+    #[arg(long)]
+    pub(crate) recipient: Option<String>,
+    /// Domain of a recipient.
+    #[arg(long)]
+    pub(crate) domain: Option<String>,
+    /// `new`, `deferred` or `held`.
+    #[arg(long, value_parser = ["new", "deferred", "held"])]
+    pub(crate) state: Option<String>,
+    /// Older than this: `2h`; or younger: `-5m`.
+    #[arg(long, allow_hyphen_values = true, value_parser = age::age)]
+    pub(crate) age: Option<age::Age>,
+    /// Of the partition led by this node.
+    #[arg(long)]
+    pub(crate) node: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_understood_before_and_after_the_verb() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+        for line in ["ppswctl --json queue list", "ppswctl queue list --json", "ppswctl queue --json list"] {
+            let args = Args::try_parse_from(line.split(' ')).unwrap();
+            assert!(args.json, "{line}");
+        }
+    }
+}

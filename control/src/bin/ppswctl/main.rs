@@ -1,0 +1,107 @@
+//! `ppswctl`: what operators and scripts ask of a cluster.
+
+mod address;
+mod age;
+mod args;
+mod drain;
+mod queue;
+mod status;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tonic::Code;
+
+use crate::args::{Args, NodeVerb, QueueVerb, TokenVerb, Verb};
+
+/// Why a verb did not do what it was asked; each kind has its exit code.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The cluster refused, or it failed there.
+    #[error("{0}")]
+    Refused(String),
+    /// The command line or a file that it names is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// No node of the cluster answered.
+    #[error("no node answered: {0}")]
+    Silent(String),
+    /// It is not done, and may still be.
+    #[error("{0}")]
+    TimedOut(String),
+}
+
+impl Failure {
+    const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Refused(_) => 1,
+            Self::Usage(_) => 2,
+            Self::Silent(_) => 3,
+            Self::TimedOut(_) => 4,
+        }
+    }
+}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        match status.code() {
+            Code::Unavailable => Self::Silent(status.message().to_owned()),
+            Code::DeadlineExceeded => Self::TimedOut(status.message().to_owned()),
+            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(format!(
+                "{}; give credentials of the right role",
+                status.message()
+            )),
+            _ => Self::Refused(status.message().to_owned()),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let json = args.json;
+    // Fails only if another provider was installed before; there is none in the tree.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("ppswctl: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if json {
+                let code = failure.exit_code();
+                println!("{}", serde_json::json!({ "error": failure.to_string(), "code": code }));
+            }
+            eprintln!("ppswctl: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), Failure> {
+    let cluster = address::find(&args)?;
+    let mut admin = address::connect(&cluster).await?;
+    let json = args.json;
+    match args.verb {
+        Verb::Status => status::status(&mut admin, json).await,
+        Verb::Node { verb: NodeVerb::List } => status::nodes(&mut admin, json).await,
+        Verb::Drain { node, timeout, force } => {
+            drain::drain(&cluster, &node, timeout, force, json).await
+        }
+        Verb::Undrain { node, timeout } => drain::undrain(&cluster, &node, timeout, json).await,
+        Verb::Token { verb } => match verb {
+            TokenVerb::Create { expires } => token::create(&mut admin, expires, json).await,
+            TokenVerb::List => token::list(&mut admin, json).await,
+            TokenVerb::Revoke { id } => token::revoke(&mut admin, &id).await,
+        },
+        Verb::Queue { verb } => match verb {
+            QueueVerb::Summary(filter) => queue::summary(&mut admin, filter, json).await,
+            QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
+            QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
+        },
+    }
+}

@@ -1,0 +1,125 @@
+//! `status` and `node list`.
+
+use comfy_table::{Table, presets};
+use ppsw_proto::control::{GroupStatus, NodeStatus, StatusReply, StatusRequest};
+use serde_json::{Value, json};
+
+use crate::{Failure, address::Admin};
+
+pub(crate) async fn status(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
+    let status = ask(admin).await?;
+    if as_json {
+        println!("{}", to_json(&status));
+        return Ok(());
+    }
+    println!("cluster {}, asked node {}", status.cluster, status.asked);
+    println!("{}", node_table(&status.nodes));
+    println!("{}", group_table(&status));
+    Ok(())
+}
+
+pub(crate) async fn nodes(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
+    let status = ask(admin).await?;
+    if as_json {
+        println!("{}", Value::from_iter(status.nodes.iter().map(node_json)));
+    } else {
+        println!("{}", node_table(&status.nodes));
+    }
+    Ok(())
+}
+
+/// The state of the cluster as the node at the other end sees it.
+pub(crate) async fn ask(admin: &mut Admin) -> Result<StatusReply, Failure> {
+    Ok(admin.status(StatusRequest {}).await?.into_inner())
+}
+
+/// The number of a node that is given by number or name.
+pub(crate) fn find_node(status: &StatusReply, given: &str) -> Result<u64, Failure> {
+    let members = status.nodes.iter().filter_map(|node| node.member.as_ref());
+    let found = members
+        .clone()
+        .find(|member| given.parse() == Ok(member.id) || member.name == given)
+        .map(|member| member.id);
+    found.ok_or_else(|| {
+        let known: Vec<String> = members.map(|member| member.id.to_string()).collect();
+        Failure::Refused(format!("no node {given:?} in this cluster; there are {}", known.join(", ")))
+    })
+}
+
+fn to_json(status: &StatusReply) -> Value {
+    json!({
+        "cluster": status.cluster,
+        "asked": status.asked,
+        "nodes": status.nodes.iter().map(node_json).collect::<Value>(),
+        "partitions": status.partitions.iter().map(group_json).collect::<Value>(),
+        "control": status.control.as_ref().map(group_json),
+    })
+}
+
+fn node_json(node: &NodeStatus) -> Value {
+    let member = node.member.clone().unwrap_or_default();
+    let report = node.report.as_ref();
+    json!({
+        "id": member.id,
+        "name": member.name,
+        "state": node.state,
+        "control": member.control,
+        "http": member.http,
+        "version": report.map(|r| r.version.clone()),
+        "not_ready": report.map(|r| r.not_ready.clone()),
+    })
+}
+
+fn group_json(group: &GroupStatus) -> Value {
+    json!({
+        "id": group.id,
+        "leader": (group.leader != 0).then_some(group.leader),
+        "voters": group.voters,
+        "learners": group.learners,
+        "wanted": group.wanted,
+        "term": group.term,
+        "messages": group.messages,
+    })
+}
+
+fn node_table(nodes: &[NodeStatus]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["node", "state", "control", "http", "not ready because"]);
+    for node in nodes {
+        let member = node.member.clone().unwrap_or_default();
+        let reasons = node.report.as_ref().map(|r| r.not_ready.join("; ")).unwrap_or_default();
+        table.add_row([
+            format!("{} {}", member.id, member.name),
+            node.state.clone(),
+            member.control,
+            member.http,
+            reasons,
+        ]);
+    }
+    table
+}
+
+fn group_table(status: &StatusReply) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.set_header(["group", "leader", "voters", "wanted", "term", "messages"]);
+    let groups = status.control.iter().map(|group| ("control".to_owned(), group));
+    let partitions = status.partitions.iter().map(|group| (format!("partition {}", group.id), group));
+    for (name, group) in groups.chain(partitions) {
+        let leader = if group.leader == 0 { "none".to_owned() } else { group.leader.to_string() };
+        table.add_row([
+            name,
+            leader,
+            numbers(&group.voters),
+            numbers(&group.wanted),
+            group.term.to_string(),
+            group.messages.to_string(),
+        ]);
+    }
+    table
+}
+
+fn numbers(all: &[u64]) -> String {
+    all.iter().map(u64::to_string).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,319 @@
+//! The control plane of one node: what its parts share, and the public handle.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::join_all;
+use ppsw_proto::control::{self as pb, command::Change};
+use ppsw_spool::{
+    NodeId, PartitionId,
+    env::{Clock, Disk, UnixMs},
+    group::{Group, Groups},
+    log::{Log, Options},
+    queue::{Outcome, Partition, Spool},
+};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    NodeHooks, PlaneError, PlaneOptions,
+    agent::Agent,
+    dial::Dialer,
+    identity::{AddressBook, Identity},
+    limits, serve,
+    state::{ControlMachine, State},
+};
+
+mod command;
+mod outcome;
+
+pub(crate) use outcome::{from_proto as outcome_from_proto, write_origin};
+
+/// The control group's number.
+pub(crate) const CONTROL: u32 = 0;
+
+/// The control plane of one node. Clones share it.
+#[derive(Clone)]
+pub struct Plane {
+    shared: Arc<Shared>,
+    tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
+}
+
+/// What the agent, the drain and the services work on.
+pub(crate) struct Shared {
+    pub(crate) node: NodeId,
+    pub(crate) identity: Identity,
+    pub(crate) options: PlaneOptions,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) hooks: Arc<dyn NodeHooks>,
+    pub(crate) dialer: Arc<Dialer>,
+    pub(crate) groups: Groups,
+    pub(crate) spool: Spool,
+    pub(crate) control: Group,
+    pub(crate) machine: Arc<ControlMachine>,
+    /// The control state that this node acts on: never one of the past that a replay passes through.
+    pub(crate) view: watch::Sender<Arc<State>>,
+    /// This node was drained when it stopped, and has heard nothing else since.
+    pub(crate) was_drained: AtomicBool,
+    pub(crate) progress: watch::Sender<pb::DrainProgress>,
+    pub(crate) stop: CancellationToken,
+}
+
+impl Plane {
+    /// Opens log and groups, serves gRPC, and begins to follow the control group: starts the partitions that this
+    /// node is to carry, changes their voters step by step, hands partitions back home, follows drains.
+    ///
+    /// # Errors
+    /// If this machine is in no cluster, its log cannot be read, or the address is taken.
+    pub async fn start(
+        options: PlaneOptions,
+        disk: Arc<dyn Disk>,
+        clock: Arc<dyn Clock>,
+        hooks: Arc<dyn NodeHooks>,
+    ) -> Result<Self, PlaneError> {
+        let identity = Identity::load(&options.data)?;
+        let book = AddressBook::load(&options.data)?;
+        let dialer = Arc::new(Dialer::new(&identity));
+        dialer.update(book.members.iter().map(|m| (m.id, m.control.clone())).collect());
+        let log = open_log(&options, disk).await?;
+        let carried = log.groups();
+        let node = identity.node;
+        let groups =
+            Groups::new(node, log, Arc::clone(&clock), Arc::clone(&dialer) as _, options.timing);
+        // Bound before any group runs: a node that nobody can answer must not stand for election.
+        let listener = serve::listen(options.listen)?;
+        let machine = Arc::new(ControlMachine::default());
+        let control = groups.open(CONTROL, Arc::clone(&machine) as _).await?;
+        let spool = Spool::new(node, groups.clone(), Arc::clone(&clock));
+        // At once, so that the partitions have their majority although the control group is not heard yet.
+        for id in carried.into_iter().filter(|id| *id != CONTROL) {
+            spool.open(id).await?;
+        }
+        if book.drained {
+            hooks.set_draining(true);
+        }
+        let shared = Arc::new(Shared {
+            node,
+            identity,
+            options,
+            clock,
+            hooks,
+            dialer,
+            groups,
+            spool,
+            control,
+            machine,
+            view: watch::Sender::default(),
+            was_drained: AtomicBool::new(book.drained),
+            progress: watch::Sender::default(),
+            stop: CancellationToken::new(),
+        });
+        let served = tokio::spawn(serve::run(Arc::clone(&shared), listener)?);
+        if shared.identity.founder
+            && let Err(error) = shared.control.initialise(&[node]).await
+        {
+            return Err(PlaneError::Refused(format!("the control group cannot start: {error}")));
+        }
+        let agent = tokio::spawn(Agent::new(Arc::clone(&shared), book).run());
+        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, served])) })
+    }
+
+    /// This node's number.
+    #[must_use]
+    pub fn node(&self) -> NodeId {
+        self.shared.node
+    }
+
+    /// The partitions that this node carries.
+    #[must_use]
+    pub fn spool(&self) -> Spool {
+        self.shared.spool.clone()
+    }
+
+    /// This node is being drained (replicated state, so it survives restarts).
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.shared.draining()
+    }
+
+    /// Reasons why this node should not get new connections: no quorum, draining, does not lead its home
+    /// partition, still catching up. Empty: ready.
+    #[must_use]
+    pub fn not_ready(&self) -> Vec<String> {
+        self.shared.not_ready()
+    }
+
+    /// Records an outcome with whoever leads the partition now (called when `Partition::record` said `NotLeader`).
+    ///
+    /// # Errors
+    /// If nobody took it within `deadline`. It may still be recorded: forward the same outcome again.
+    pub async fn forward_outcome(
+        &self,
+        partition: PartitionId,
+        outcome: Outcome,
+        deadline: Duration,
+    ) -> Result<(), PlaneError> {
+        let work = self.shared.forward_outcome(partition, &outcome);
+        timeout(deadline, work).await.map_err(|_| {
+            PlaneError::Peer(format!(
+                "no leader of partition {partition} took an outcome within {deadline:?}"
+            ))
+        })
+    }
+
+    /// Resolves when the process must end, with the reason.
+    pub async fn failed(&self) -> String {
+        self.shared.groups.failed().await
+    }
+
+    /// Gives leadership away if that is quick, stops serving and closes the groups.
+    pub async fn shutdown(&self) {
+        self.shared.stop.cancel();
+        self.shared.give_away().await;
+        self.shared.groups.shutdown().await;
+        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
+        for task in tasks {
+            task.abort();
+            // Ended, or aborted just now.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Shared {
+    /// The control state that this node knows; empty before it knows any.
+    pub(crate) fn state(&self) -> Arc<State> {
+        self.view.borrow().clone()
+    }
+
+    pub(crate) fn now(&self) -> UnixMs {
+        self.clock.now()
+    }
+
+    pub(crate) fn draining(&self) -> bool {
+        self.state().drained(self.node) || self.was_drained.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn home(&self) -> PartitionId {
+        // Numbers are at most NODE_ID_MAX.
+        PartitionId::try_from(self.node).unwrap_or(PartitionId::MAX)
+    }
+
+    /// Partitions that this node leads now.
+    pub(crate) fn led(&self) -> Vec<Partition> {
+        self.spool.partitions().into_iter().filter(|p| p.group().leads()).collect()
+    }
+
+    pub(crate) fn not_ready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if self.draining() {
+            reasons.push("this node is drained".to_owned());
+        }
+        if !self.state().known() {
+            reasons.push("the control group has not been heard yet".to_owned());
+        }
+        let home = self.home();
+        match self.spool.get(home).map(|partition| partition.group()) {
+            None => reasons.push(format!("partition {home} has not been started here yet")),
+            Some(group) if !group.leads() => reasons.push(group.leader().map_or_else(
+                || format!("partition {home} has no leader"),
+                |leader| format!("partition {home} is led by node {leader}"),
+            )),
+            Some(group) if !group.has_lease() => {
+                reasons.push(format!("partition {home} has no majority"));
+            }
+            Some(_) => {}
+        }
+        reasons
+    }
+
+    /// What this node tells others of itself.
+    pub(crate) fn report(&self) -> pb::NodeReport {
+        let partitions = self.spool.partitions();
+        let groups = std::iter::once(group_report(&self.control, 0))
+            .chain(partitions.iter().map(|p| group_report(&p.group(), p.len())))
+            .collect();
+        pb::NodeReport {
+            node: self.node,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            not_ready: self.not_ready(),
+            drain: Some(self.progress.borrow().clone()),
+            groups,
+        }
+    }
+
+    /// Asks a node (perhaps this one) for its report; `None` if it does not answer soon.
+    pub(crate) async fn ask(&self, node: NodeId) -> Option<pb::NodeReport> {
+        if node == self.node {
+            return Some(self.report());
+        }
+        let mut client = self.dialer.node(node)?;
+        let answer = timeout(limits::REPORT_PATIENCE, client.report(pb::ReportRequest {})).await;
+        answer.ok()?.ok().map(tonic::Response::into_inner)
+    }
+
+    /// Asks all members at once.
+    pub(crate) async fn ask_all(&self, state: &State) -> BTreeMap<NodeId, pb::NodeReport> {
+        let asked = state.members.keys().map(|node| async { Some((*node, self.ask(*node).await?)) });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// Before an orderly stop: the successors then need no election, and need not fear attempts in flight.
+    async fn give_away(&self) {
+        let partitions = self.led();
+        let deadline = limits::SHUTDOWN_HANDOVER;
+        let partitions = partitions.iter().map(|partition| async move {
+            if let Some(to) = partition.group().best_successor() {
+                partition.quiesce();
+                // Without success the successors hold an election.
+                let _ = partition.hand_over(to, deadline).await;
+            }
+        });
+        let control = async {
+            if self.control.leads()
+                && let Some(to) = self.control.best_successor()
+            {
+                let _ = self.control.transfer(to, deadline).await;
+            }
+        };
+        let _ = timeout(deadline, futures::future::join(join_all(partitions), control)).await;
+    }
+}
+
+fn group_report(group: &Group, messages: usize) -> pb::GroupReport {
+    let status = group.status();
+    pb::GroupReport {
+        id: status.id,
+        term: status.term,
+        leader: status.leader.unwrap_or(0),
+        leads: group.leads(),
+        voters: status.voters,
+        learners: status.learners,
+        last_index: status.last_index,
+        applied_index: status.applied_index,
+        messages: messages as u64,
+        quorum_age_ms: status.quorum_age_ms,
+    }
+}
+
+async fn open_log(options: &PlaneOptions, disk: Arc<dyn Disk>) -> Result<Log, PlaneError> {
+    let options = Options {
+        dir: options.data.join("log"),
+        segment_bytes: options.segment_bytes,
+        cache_bytes: options.cache_bytes,
+    };
+    // Recovery reads the whole log.
+    let opened = tokio::task::spawn_blocking(move || Log::open(disk, options)).await;
+    opened.map_err(|error| PlaneError::Refused(format!("opening the log ended: {error}")))?.map_err(Into::into)
+}

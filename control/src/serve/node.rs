@@ -1,0 +1,99 @@
+//! What nodes ask of each other.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream::BoxStream};
+use ppsw_proto::control::{self as pb, node_server::Node};
+use ppsw_spool::{group::ProposeError, queue::Outcome};
+use tonic::{Request, Response, Status};
+
+use super::{join, queue};
+use crate::{
+    limits,
+    plane::{Shared, outcome_from_proto},
+};
+
+pub(crate) struct Service(pub(crate) Arc<Shared>);
+
+#[tonic::async_trait]
+impl Node for Service {
+    async fn propose(
+        &self,
+        request: Request<pb::ProposeRequest>,
+    ) -> Result<Response<pb::ProposeReply>, Status> {
+        let request = request.into_inner();
+        let command = request.command.ok_or_else(|| Status::invalid_argument("no command"))?;
+        let deadline = deadline(request.deadline_ms);
+        let result = Some(self.0.propose_if_leader(command, deadline).await);
+        Ok(Response::new(pb::ProposeReply { result }))
+    }
+
+    async fn record(
+        &self,
+        request: Request<pb::RecordRequest>,
+    ) -> Result<Response<pb::RecordReply>, Status> {
+        use pb::record_reply::Result as Wire;
+        let request = request.into_inner();
+        let outcome = request.outcome.ok_or_else(|| Status::invalid_argument("no outcome"))?;
+        let outcome: Outcome = outcome_from_proto(outcome).map_err(Status::invalid_argument)?;
+        let result = match self.0.spool.get(request.partition) {
+            None => Wire::NotLeader(0),
+            Some(partition) => {
+                match partition.record(outcome, deadline(request.deadline_ms)).await {
+                    Ok(()) => Wire::Done(true),
+                    Err(ProposeError::NotLeader { leader }) => {
+                        Wire::NotLeader(leader.unwrap_or(0))
+                    }
+                    Err(error) => Wire::Unknown(error.to_string()),
+                }
+            }
+        };
+        Ok(Response::new(pb::RecordReply { result: Some(result) }))
+    }
+
+    async fn report(
+        &self,
+        _: Request<pb::ReportRequest>,
+    ) -> Result<Response<pb::NodeReport>, Status> {
+        Ok(Response::new(self.0.report()))
+    }
+
+    type QueueStream = BoxStream<'static, Result<pb::QueuePage, Status>>;
+
+    async fn queue(
+        &self,
+        request: Request<pb::QueueRequest>,
+    ) -> Result<Response<Self::QueueStream>, Status> {
+        let filter = queue::Filter::new(request.into_inner().filter, self.0.now())?;
+        let pages = queue::pages_here(Arc::clone(&self.0), filter);
+        Ok(Response::new(pages.map(Ok).boxed()))
+    }
+
+    async fn summarise(
+        &self,
+        request: Request<pb::QueueRequest>,
+    ) -> Result<Response<pb::QueueSummary>, Status> {
+        let filter = queue::Filter::new(request.into_inner().filter, self.0.now())?;
+        Ok(Response::new(queue::summary_here(&self.0, &filter)))
+    }
+
+    async fn sign(
+        &self,
+        request: Request<pb::SignRequest>,
+    ) -> Result<Response<pb::SignReply>, Status> {
+        let pb::SignRequest { node, csr } = request.into_inner();
+        let certificate = join::sign(&self.0, node, &csr)?;
+        Ok(Response::new(pb::SignReply { certificate }))
+    }
+
+    async fn state(
+        &self,
+        _: Request<pb::StateRequest>,
+    ) -> Result<Response<pb::StateReply>, Status> {
+        Ok(Response::new(pb::StateReply { state: Some(self.0.state().to_proto()) }))
+    }
+}
+
+fn deadline(asked_ms: u32) -> Duration {
+    Duration::from_millis(u64::from(asked_ms)).min(limits::COMMAND_DEADLINE)
+}

@@ -1,0 +1,153 @@
+//! A queue for each destination, so that a slow one does not hold up the others.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    limits::{
+        DESTINATIONS_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_DESTINATION_MAX,
+        WAITING_PER_DESTINATION_MAX,
+    },
+    route::{Destination, Protocol},
+};
+
+/// The same hosts are the same destination, whichever router led there and whatever order the DNS gave.
+type Key = (Protocol, Vec<(String, u16)>);
+
+pub(crate) struct Lanes {
+    transactions: Arc<Semaphore>,
+    lanes: Mutex<HashMap<Key, Arc<Lane>>>,
+}
+
+struct Lane {
+    places: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+/// The right to run one transaction; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Place {
+    _lane: OwnedSemaphorePermit,
+    _node: OwnedSemaphorePermit,
+}
+
+/// So many wait for this destination that one more had better stay in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Full;
+
+impl Lanes {
+    pub(crate) fn new() -> Self {
+        Self { transactions: Arc::new(Semaphore::new(TRANSACTIONS_MAX)), lanes: Mutex::default() }
+    }
+
+    /// Waits for a place, first come first served.
+    pub(crate) async fn enter(&self, destination: &Destination) -> Result<Place, Full> {
+        let lane = self.lane(destination);
+        let Some(_waiting) = Waiting::begin(&lane) else { return Err(Full) };
+        // First the lane, then the node: who waits for a slow destination holds nothing that others need.
+        let places = Arc::clone(&lane.places).acquire_owned().await.map_err(|_| Full)?;
+        let node = Arc::clone(&self.transactions).acquire_owned().await.map_err(|_| Full)?;
+        Ok(Place { _lane: places, _node: node })
+    }
+
+    /// Transactions that run.
+    #[cfg(test)]
+    fn running(&self) -> usize {
+        TRANSACTIONS_MAX - self.transactions.available_permits()
+    }
+
+    fn lane(&self, destination: &Destination) -> Arc<Lane> {
+        let mut hosts: Vec<_> =
+            destination.hosts.iter().map(|host| (host.name.clone(), host.port)).collect();
+        hosts.sort();
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if lanes.len() >= DESTINATIONS_MAX {
+            lanes.retain(|_, lane| lane.is_busy());
+        }
+        let lane = lanes.entry((destination.protocol, hosts)).or_insert_with(|| {
+            Arc::new(Lane {
+                places: Arc::new(Semaphore::new(TRANSACTIONS_PER_DESTINATION_MAX)),
+                waiting: AtomicUsize::new(0),
+            })
+        });
+        Arc::clone(lane)
+    }
+}
+
+impl Lane {
+    fn is_busy(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+            || self.places.available_permits() < TRANSACTIONS_PER_DESTINATION_MAX
+    }
+}
+
+/// Counts a waiter while it exists.
+struct Waiting<'a>(&'a Lane);
+
+impl<'a> Waiting<'a> {
+    fn begin(lane: &'a Lane) -> Option<Self> {
+        let before = lane.waiting.fetch_add(1, Ordering::Relaxed);
+        let waiting = Self(lane);
+        (before < WAITING_PER_DESTINATION_MAX).then_some(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+
+    use super::*;
+    use crate::route::Host;
+
+    fn destination(host: &str) -> Destination {
+        Destination {
+            router: "r".into(),
+            transport: "t".into(),
+            protocol: Protocol::Smtp,
+            hosts: vec![Host {
+                name: host.into(),
+                addresses: vec![],
+                port: 25,
+                preference: 0,
+            }],
+            strip_nul: false,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_destination_blocks_nobody_else() {
+        let lanes = Lanes::new();
+        let (slow, fast) = (destination("slow"), destination("fast"));
+        let mut places = Vec::new();
+        for _ in 0..TRANSACTIONS_PER_DESTINATION_MAX {
+            places.push(lanes.enter(&slow).await.unwrap());
+        }
+        let mut waiting = Vec::new();
+        for _ in 0..WAITING_PER_DESTINATION_MAX {
+            let mut entry = Box::pin(lanes.enter(&slow));
+            assert!((&mut entry).now_or_never().is_none());
+            waiting.push(entry);
+        }
+        assert_eq!(lanes.enter(&slow).await.unwrap_err(), Full);
+        assert!(lanes.enter(&fast).now_or_never().unwrap().is_ok());
+        assert_eq!(lanes.running(), TRANSACTIONS_PER_DESTINATION_MAX);
+        drop(places);
+        let first = waiting.remove(0);
+        assert!(tokio::time::timeout(Duration::from_secs(5), first).await.unwrap().is_ok());
+    }
+}

@@ -1,0 +1,220 @@
+//! What delivery needs of the rest of ppswitch, as traits, so that its logic is tested without any of it.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ppsw_spool::{
+    PartitionId,
+    env::UnixMs,
+    group::ProposeError,
+    log::LogError,
+    queue::{BodyReader, MessageId, Outcome, Partition, Pulse, QueuedMessage, Spool},
+};
+use tokio::sync::watch;
+
+use super::retry::{RULE_OTHERS, RULE_OURS, RetryRule};
+use crate::{
+    dns::Dns,
+    policy::{Configuration, Options},
+    route::{Target, route},
+};
+
+/// The bytes of one message, in order.
+#[async_trait]
+pub trait BodySource: Send {
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError>;
+}
+
+/// One partition's queue, as the deliverer sees it.
+#[async_trait]
+pub trait QueueSource: Send + Sync + 'static {
+    fn id(&self) -> PartitionId;
+    fn watch(&self) -> watch::Receiver<Pulse>;
+    /// See [`Partition::due`].
+    fn due(
+        &self,
+        now: UnixMs,
+        limit: usize,
+        skip: &dyn Fn(MessageId) -> bool,
+    ) -> Vec<Arc<QueuedMessage>>;
+    fn next_due(&self) -> Option<UnixMs>;
+    /// See [`Partition::may_deliver`].
+    fn may_deliver(&self) -> bool;
+    /// See [`Partition::record`].
+    async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError>;
+    fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource>;
+}
+
+/// The partitions of this node.
+pub trait Queues: Send + Sync + 'static {
+    /// All partitions with a replica here.
+    fn partitions(&self) -> Vec<Arc<dyn QueueSource>>;
+    /// A new id, unique in the cluster, for a message that is made here; `None` if this node cannot make any.
+    fn new_id(&self) -> Option<MessageId>;
+}
+
+/// Policy and tables of one version: the same for a whole attempt.
+#[async_trait]
+pub trait Routing: Send + Sync + 'static {
+    /// See [`route`].
+    async fn route(&self, address: &str) -> Vec<Target>;
+    fn options(&self) -> &Options;
+    /// The retry rule of an address.
+    fn retry(&self, address: &str) -> RetryRule;
+}
+
+/// Gives the routing of the moment.
+pub trait Router: Send + Sync + 'static {
+    fn current(&self) -> Arc<dyn Routing>;
+}
+
+/// Brings an outcome to whoever leads the partition now.
+#[async_trait]
+pub trait Forward: Send + Sync + 'static {
+    /// # Errors
+    /// Why it was not recorded, or is not known to be.
+    async fn forward(
+        &self,
+        partition: PartitionId,
+        outcome: Outcome,
+        deadline: Duration,
+    ) -> Result<(), String>;
+}
+
+/// Whether this node may still deliver a message (design §4).
+#[async_trait]
+pub trait Fence: Send + Sync {
+    /// Asked directly before the final dot.
+    fn holds(&self) -> bool;
+    /// Resolves when the fence no longer holds.
+    async fn broken(&self);
+}
+
+#[async_trait]
+impl BodySource for BodyReader {
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        Self::next(self).await
+    }
+}
+
+#[async_trait]
+impl QueueSource for Partition {
+    fn id(&self) -> PartitionId {
+        Self::id(self)
+    }
+    fn watch(&self) -> watch::Receiver<Pulse> {
+        Self::watch(self)
+    }
+    fn due(
+        &self,
+        now: UnixMs,
+        limit: usize,
+        skip: &dyn Fn(MessageId) -> bool,
+    ) -> Vec<Arc<QueuedMessage>> {
+        Self::due(self, now, limit, skip)
+    }
+    fn next_due(&self) -> Option<UnixMs> {
+        Self::next_due(self)
+    }
+    fn may_deliver(&self) -> bool {
+        Self::may_deliver(self)
+    }
+    async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError> {
+        Self::record(self, outcome, deadline).await
+    }
+    fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
+        Box::new(Self::body(self, message))
+    }
+}
+
+impl Queues for Spool {
+    fn partitions(&self) -> Vec<Arc<dyn QueueSource>> {
+        Self::partitions(self)
+            .into_iter()
+            .map(|partition| Arc::new(partition) as Arc<dyn QueueSource>)
+            .collect()
+    }
+    fn new_id(&self) -> Option<MessageId> {
+        Self::new_id(self)
+    }
+}
+
+#[async_trait]
+impl Forward for ppsw_control::Plane {
+    async fn forward(
+        &self,
+        partition: PartitionId,
+        outcome: Outcome,
+        deadline: Duration,
+    ) -> Result<(), String> {
+        self.forward_outcome(partition, outcome, deadline).await.map_err(|e| e.to_string())
+    }
+}
+
+/// Routing by the configuration that is active at the moment.
+#[derive(Clone)]
+pub struct ConfiguredRouter {
+    configuration: watch::Receiver<Arc<Configuration>>,
+    dns: Arc<dyn Dns>,
+    rules: Arc<Rules>,
+}
+
+struct Rules {
+    ours: RetryRule,
+    others: RetryRule,
+}
+
+struct Configured {
+    configuration: Arc<Configuration>,
+    dns: Arc<dyn Dns>,
+    rules: Arc<Rules>,
+}
+
+impl ConfiguredRouter {
+    /// Follows `configuration`.
+    #[must_use]
+    #[allow(clippy::expect_used, reason = "two constant rules, which a test of retry.rs parses")]
+    pub fn new(configuration: watch::Receiver<Arc<Configuration>>, dns: Arc<dyn Dns>) -> Self {
+        let parse = |text: &str| text.parse::<RetryRule>().expect("a constant rule");
+        let rules = Arc::new(Rules { ours: parse(RULE_OURS), others: parse(RULE_OTHERS) });
+        Self { configuration, dns, rules }
+    }
+}
+
+impl std::fmt::Debug for ConfiguredRouter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfiguredRouter").finish_non_exhaustive()
+    }
+}
+
+impl Router for ConfiguredRouter {
+    fn current(&self) -> Arc<dyn Routing> {
+        Arc::new(Configured {
+            configuration: Arc::clone(&self.configuration.borrow()),
+            dns: Arc::clone(&self.dns),
+            rules: Arc::clone(&self.rules),
+        })
+    }
+}
+
+#[async_trait]
+impl Routing for Configured {
+    async fn route(&self, address: &str) -> Vec<Target> {
+        route(&self.configuration, &*self.dns, address).await
+    }
+    fn options(&self) -> &Options {
+        self.configuration.options()
+    }
+    fn retry(&self, address: &str) -> RetryRule {
+        // The paper's `+our_domains`: domains that we hold or relay for, and our own names.
+        let domain = address.rsplit_once('@').map_or("", |(_, domain)| domain).to_lowercase();
+        let tables = &self.configuration.tables;
+        let ours = ["domainlist", "longshort", "special_routes", "ppswnames"]
+            .iter()
+            .any(|table| tables.get(table, &domain).is_some())
+            || tables.get_partial("relay_domains", &domain).is_some();
+        if ours { self.rules.ours.clone() } else { self.rules.others.clone() }
+    }
+}

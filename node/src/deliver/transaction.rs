@@ -1,0 +1,337 @@
+//! One mail transaction: MAIL, RCPT, DATA, the message, the final dot, and what each recipient got for an answer.
+
+use super::{
+    dot::DotStuffer,
+    reply::Reply,
+    seams::{BodySource, Fence},
+    session::{Session, SessionError},
+};
+use crate::{
+    limits::{DATA_REPLY_TIMEOUT, FINAL_REPLY_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
+    route::Protocol,
+};
+
+/// What is to be sent, without its bytes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Mail {
+    /// Reverse-path, empty for `<>`.
+    pub(crate) sender: String,
+    pub(crate) size: u64,
+    pub(crate) eight_bit: bool,
+    pub(crate) smtputf8: bool,
+    pub(crate) strip_nul: bool,
+    pub(crate) return_headers_only: bool,
+    pub(crate) envelope_id: String,
+}
+
+/// One forward-path of a transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rcpt {
+    pub(crate) address: String,
+    /// `NOTIFY=` and `ORCPT=` (RFC 3461), empty if not given.
+    pub(crate) notify: String,
+    pub(crate) original: String,
+}
+
+/// What one recipient got.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Delivered(String),
+    Failed(String),
+    /// `elsewhere`: another host may be asked now; the server has not had the whole message.
+    Deferred {
+        text: String,
+        elsewhere: bool,
+    },
+    /// Not known and not recorded: the partition moved before the final dot.
+    Fenced,
+}
+
+/// What a transaction came to.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// One for each recipient, in their order.
+    pub(crate) answers: Vec<Answer>,
+    /// The session can carry another transaction.
+    pub(crate) reusable: bool,
+    /// The server never answered anything: on a reused connection, it had been closed.
+    pub(crate) stale: bool,
+}
+
+/// Runs one transaction. Every recipient has an answer at the end, whatever happened.
+pub(crate) async fn send(
+    session: &mut Session,
+    mail: &Mail,
+    recipients: &[Rcpt],
+    body: &mut dyn BodySource,
+    fence: &dyn Fence,
+) -> Outcome {
+    session.transactions += 1;
+    let mut run =
+        Run { session, mail, recipients, answers: vec![None; recipients.len()], talked: false };
+    if mail.smtputf8 && !run.session.extensions.smtputf8 {
+        // RFC 6531 §3.5.
+        run.settle(&Answer::Failed(
+            "5.6.7 the message needs SMTPUTF8, which the remote mail server does not offer".into(),
+        ));
+        return run.outcome(true);
+    }
+    let prepared = tokio::select! {
+        prepared = run.prepare(body) => prepared,
+        () = fence.broken() => Err(SessionError::Fenced),
+    };
+    let ready = match prepared {
+        Ok(ready) => ready,
+        Err(error) => return run.broken(&error),
+    };
+    if !ready {
+        return run.reset().await;
+    }
+    if !fence.holds() {
+        return run.broken(&SessionError::Fenced);
+    }
+    run.finish().await
+}
+
+struct Run<'a> {
+    session: &'a mut Session,
+    mail: &'a Mail,
+    recipients: &'a [Rcpt],
+    answers: Vec<Option<Answer>>,
+    /// The server answered something.
+    talked: bool,
+}
+
+impl Run<'_> {
+    /// Everything before the final dot. False: nothing (more) is to be sent, all answers are known.
+    async fn prepare(&mut self, body: &mut dyn BodySource) -> Result<bool, SessionError> {
+        let data = if self.session.extensions.pipelining {
+            self.envelope_at_once().await?
+        } else {
+            self.envelope_step_by_step().await?
+        };
+        let Some(data) = data else { return Ok(false) };
+        if data.code != 354 {
+            self.settle(&answer("DATA", &data));
+            return Ok(false);
+        }
+        if self.answers.iter().all(Option::is_some) {
+            // RFC 2920 §3.1: the server waits for data though it took no recipient; it gets none.
+            self.session.write("end of data", b".\r\n").await?;
+            self.session.reply("end of data", REMOTE_REPLY_TIMEOUT).await?;
+            return Ok(false);
+        }
+        self.data(body).await?;
+        Ok(true)
+    }
+
+    /// Commands in one write, then their replies (RFC 2920).
+    async fn envelope_at_once(&mut self) -> Result<Option<Reply>, SessionError> {
+        let mut commands = self.mail_command();
+        for recipient in self.recipients {
+            commands.push_str(&self.rcpt_command(recipient));
+        }
+        commands.push_str("DATA\r\n");
+        self.session.write("MAIL", commands.as_bytes()).await?;
+        let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
+        if !reply.is_positive() {
+            self.settle(&answer("MAIL", &reply));
+        }
+        for index in 0..self.recipients.len() {
+            let reply = self.reply("RCPT", REMOTE_REPLY_TIMEOUT).await?;
+            self.recipient_reply(index, &reply);
+        }
+        self.reply("DATA", DATA_REPLY_TIMEOUT).await.map(|reply| {
+            // A refusal of DATA after refusals of all else says nothing new.
+            let refused = self.answers.iter().all(Option::is_some) && reply.code != 354;
+            (!refused).then_some(reply)
+        })
+    }
+
+    async fn envelope_step_by_step(&mut self) -> Result<Option<Reply>, SessionError> {
+        let command = self.mail_command();
+        self.session.write("MAIL", command.as_bytes()).await?;
+        let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
+        if !reply.is_positive() {
+            self.settle(&answer("MAIL", &reply));
+            return Ok(None);
+        }
+        for (index, recipient) in self.recipients.iter().enumerate() {
+            let command = self.rcpt_command(recipient);
+            self.session.write("RCPT", command.as_bytes()).await?;
+            let reply = self.reply("RCPT", REMOTE_REPLY_TIMEOUT).await?;
+            self.recipient_reply(index, &reply);
+        }
+        if self.answers.iter().all(Option::is_some) {
+            return Ok(None);
+        }
+        self.session.write("DATA", b"DATA\r\n").await?;
+        self.reply("DATA", DATA_REPLY_TIMEOUT).await.map(Some)
+    }
+
+    /// The message, without the final dot.
+    async fn data(&mut self, body: &mut dyn BodySource) -> Result<(), SessionError> {
+        let mut stuffer = DotStuffer::new(self.mail.strip_nul);
+        let mut wire = Vec::new();
+        loop {
+            let chunk = body.next().await.map_err(|e| SessionError::Spool(e.to_string()))?;
+            match &chunk {
+                Some(chunk) => stuffer.encode(chunk, &mut wire),
+                None => stuffer.finish(&mut wire),
+            }
+            if let Err(error) = self.session.write("DATA", &wire).await {
+                // A server that refuses in the middle of the data may have said why.
+                return match self.session.reply("DATA", QUIT_TIMEOUT).await {
+                    Ok(reply) => Err(SessionError::Refused { stage: "DATA", reply }),
+                    Err(said @ SessionError::Refused { .. }) => Err(said),
+                    Err(_) => Err(error),
+                };
+            }
+            wire.clear();
+            if chunk.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The final dot and the replies to it. From here on a lost connection leaves the result unknown.
+    async fn finish(mut self) -> Outcome {
+        let stage = "end of data";
+        let result = self.final_replies(stage).await;
+        if let Err(error) = result {
+            let text = error.to_string();
+            // No other host: this one may have taken the message (RFC 5321 §4.5.3.2.6, RFC 1047).
+            self.settle(&Answer::Deferred { text, elsewhere: false });
+            return self.outcome(false);
+        }
+        self.outcome(true)
+    }
+
+    async fn final_replies(&mut self, stage: &'static str) -> Result<(), SessionError> {
+        self.session.write(stage, b".\r\n").await?;
+        match self.session.protocol {
+            Protocol::Smtp => {
+                let reply = self.reply(stage, FINAL_REPLY_TIMEOUT).await?;
+                self.settle(&answer(stage, &reply));
+            }
+            Protocol::Lmtp => {
+                // RFC 2033 §4.2: one reply for each recipient that was accepted, in their order.
+                let open: Vec<usize> =
+                    (0..self.answers.len()).filter(|i| self.answers[*i].is_none()).collect();
+                for index in open {
+                    let reply = self.reply(stage, FINAL_REPLY_TIMEOUT).await?;
+                    self.answers[index] = Some(answer(stage, &reply));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a transaction that came to nothing, so that the session can be used again.
+    async fn reset(self) -> Outcome {
+        let reusable =
+            self.session.command("RSET", "RSET\r\n").await.is_ok_and(|reply| reply.is_positive());
+        self.outcome(reusable)
+    }
+
+    /// The session is over before the final dot.
+    fn broken(mut self, error: &SessionError) -> Outcome {
+        let answer = match error {
+            SessionError::Fenced => Answer::Fenced,
+            // In the middle of the data: an answer to the message, not to us.
+            SessionError::Refused { stage: stage @ "DATA", reply } if reply.is_permanent() => {
+                answer(stage, reply)
+            }
+            SessionError::Spool(_) => {
+                Answer::Deferred { text: error.to_string(), elsewhere: false }
+            }
+            _ => Answer::Deferred { text: error.to_string(), elsewhere: true },
+        };
+        self.settle(&answer);
+        self.outcome(false)
+    }
+
+    async fn reply(
+        &mut self,
+        stage: &'static str,
+        limit: std::time::Duration,
+    ) -> Result<Reply, SessionError> {
+        let reply = self.session.reply(stage, limit).await?;
+        self.talked = true;
+        Ok(reply)
+    }
+
+    fn recipient_reply(&mut self, index: usize, reply: &Reply) {
+        if self.answers[index].is_none() && !reply.is_positive() {
+            let stage = format!("RCPT TO:<{}>", self.recipients[index].address);
+            self.answers[index] = Some(answer(&stage, reply));
+        }
+    }
+
+    /// Gives an answer to all recipients that have none.
+    fn settle(&mut self, answer: &Answer) {
+        for slot in self.answers.iter_mut().filter(|slot| slot.is_none()) {
+            *slot = Some(answer.clone());
+        }
+    }
+
+    fn outcome(self, reusable: bool) -> Outcome {
+        let unanswered =
+            Answer::Deferred { text: "no answer from remote mail server".into(), elsewhere: false };
+        let answers =
+            self.answers.into_iter().map(|a| a.unwrap_or_else(|| unanswered.clone())).collect();
+        Outcome { answers, reusable, stale: !self.talked && !reusable }
+    }
+
+    fn mail_command(&self) -> String {
+        let (mail, offered) = (self.mail, self.session.extensions);
+        let mut line = format!("MAIL FROM:<{}>", mail.sender);
+        if offered.size {
+            line.push_str(&format!(" SIZE={}", mail.size));
+        }
+        // 8-bit content goes to servers that do not offer 8BITMIME too: they take it, and a bounce helps nobody.
+        if mail.eight_bit && offered.eight_bit {
+            line.push_str(" BODY=8BITMIME");
+        }
+        if mail.smtputf8 {
+            line.push_str(" SMTPUTF8");
+        }
+        if offered.dsn {
+            if mail.return_headers_only {
+                line.push_str(" RET=HDRS");
+            }
+            if !mail.envelope_id.is_empty() {
+                line.push_str(&format!(" ENVID={}", mail.envelope_id));
+            }
+        }
+        line.push_str("\r\n");
+        line
+    }
+
+    fn rcpt_command(&self, recipient: &Rcpt) -> String {
+        let mut line = format!("RCPT TO:<{}>", recipient.address);
+        if self.session.extensions.dsn {
+            if !recipient.notify.is_empty() {
+                line.push_str(&format!(" NOTIFY={}", recipient.notify));
+            }
+            if !recipient.original.is_empty() {
+                line.push_str(&format!(" ORCPT={}", recipient.original));
+            }
+        }
+        line.push_str("\r\n");
+        line
+    }
+}
+
+/// What a reply means for a recipient.
+fn answer(stage: &str, reply: &Reply) -> Answer {
+    let error = || format!("SMTP error from remote mail server after {stage}: {}", reply.text());
+    if reply.is_positive() {
+        Answer::Delivered(reply.text())
+    } else if reply.is_permanent() {
+        Answer::Failed(super::reply::printable(&error()))
+    } else {
+        let elsewhere = stage != "end of data";
+        Answer::Deferred { text: super::reply::printable(&error()), elsewhere }
+    }
+}

@@ -1,0 +1,99 @@
+//! `dev` as an operator of its own cluster: join tokens, and who leads what.
+
+use std::{net::SocketAddr, path::Path};
+
+/// What `status` says, as far as `dev` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ClusterStatus {
+    pub(super) nodes: Vec<NodeState>,
+    pub(super) partitions: Vec<PartitionStatus>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NodeState {
+    pub(super) id: u64,
+    /// `up`, `down`, `draining`, `drained`.
+    pub(super) state: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PartitionStatus {
+    pub(super) id: u64,
+    /// 0: nobody.
+    pub(super) leader: u64,
+    pub(super) voters: Vec<u64>,
+    pub(super) messages: u64,
+}
+
+/// Voters of a partition when there are nodes enough (design §4).
+const VOTERS: usize = 3;
+
+impl ClusterStatus {
+    /// What is not yet as it should be in a cluster of `nodes`: every partition at home and with all its voters.
+    pub(super) fn missing(&self, nodes: u16) -> Vec<String> {
+        let voters = VOTERS.min(usize::from(nodes));
+        let mut reasons = Vec::new();
+        for home in 1..=u64::from(nodes) {
+            let Some(partition) = self.partitions.iter().find(|partition| partition.id == home)
+            else {
+                reasons.push(format!("partition {home} does not exist yet"));
+                continue;
+            };
+            if partition.voters.len() < voters {
+                reasons.push(format!(
+                    "partition {home} has {} of {voters} voters",
+                    partition.voters.len()
+                ));
+            }
+            if partition.leader != home {
+                reasons.push(format!("partition {home} is led by node {}", partition.leader));
+            }
+        }
+        reasons
+    }
+}
+
+/// A connection to the control plane.
+pub(super) struct Operator {}
+
+impl Operator {
+    pub(super) async fn connect(_address: SocketAddr, _credentials: &Path) -> Result<Self, String> {
+        Err("the client of the control plane is not there yet".to_owned())
+    }
+    pub(super) async fn create_token(&self) -> Result<String, String> {
+        Err("the client of the control plane is not there yet".to_owned())
+    }
+    pub(super) async fn status(&self) -> Result<ClusterStatus, String> {
+        Err("the client of the control plane is not there yet".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ready_means_at_home_with_all_voters() {
+        let partition = |id, leader, voters: &[u64]| PartitionStatus {
+            id,
+            leader,
+            voters: voters.to_vec(),
+            messages: 0,
+        };
+        let mut status = ClusterStatus {
+            nodes: vec![],
+            partitions: vec![
+                partition(1, 1, &[1, 2, 3]),
+                partition(2, 3, &[1, 2, 3]),
+                partition(3, 3, &[3]),
+            ],
+        };
+        assert_eq!(
+            status.missing(3),
+            ["partition 2 is led by node 3", "partition 3 has 1 of 3 voters"]
+        );
+        assert_eq!(status.missing(4)[2], "partition 4 does not exist yet");
+        status.partitions = vec![partition(1, 1, &[1])];
+        assert!(status.missing(1).is_empty());
+    }
+}

@@ -1,0 +1,279 @@
+//! The DNS through hickory: its cache and its sockets, our limits.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use hickory_resolver::{
+    TokioResolver,
+    config::{
+        ConnectionConfig, LookupIpStrategy, NameServerConfig, ResolveHosts, ResolverConfig,
+        ResolverOpts,
+    },
+    net::{DnsError as Answer, NetError, runtime::TokioRuntimeProvider},
+    proto::{
+        op::ResponseCode,
+        rr::{Name, RData, RecordType},
+    },
+};
+use tokio::{sync::Semaphore, time::timeout};
+
+use super::{Dns, DnsError, Mx};
+use crate::limits;
+
+/// A caching stub resolver: asks recursive servers.
+pub struct Resolver {
+    inner: TokioResolver,
+    /// Bounds the questions under way, so that a storm of mail cannot exhaust ports and memory.
+    questions: Semaphore,
+    question_timeout: Duration,
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").finish_non_exhaustive()
+    }
+}
+
+impl Resolver {
+    /// Asks these servers (UDP, and TCP for long answers).
+    pub fn new(servers: &[SocketAddr]) -> Result<Self, DnsError> {
+        let servers = servers.iter().map(|server| {
+            let connection = |mut connection: ConnectionConfig| {
+                connection.port = server.port();
+                connection
+            };
+            let connections =
+                vec![connection(ConnectionConfig::udp()), connection(ConnectionConfig::tcp())];
+            NameServerConfig::new(server.ip(), true, connections)
+        });
+        let config = ResolverConfig::from_parts(None, Vec::new(), servers.collect());
+        let builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+        Self::build(builder.with_options(options()))
+    }
+
+    /// Asks the servers of `/etc/resolv.conf`.
+    pub fn system() -> Result<Self, DnsError> {
+        let builder = TokioResolver::builder_tokio().map_err(|e| unusable(&e))?;
+        Self::build(builder.with_options(options()))
+    }
+
+    fn build(
+        builder: hickory_resolver::ResolverBuilder<TokioRuntimeProvider>,
+    ) -> Result<Self, DnsError> {
+        Ok(Self {
+            inner: builder.build().map_err(|e| unusable(&e))?,
+            questions: Semaphore::new(limits::DNS_QUESTIONS_MAX),
+            question_timeout: limits::DNS_QUESTION_TIMEOUT,
+        })
+    }
+
+    /// The records of one type, in the order of the answer.
+    async fn records(&self, name: Name, kind: RecordType) -> Result<Vec<RData>, DnsError> {
+        let question = async {
+            let _place = self.questions.acquire().await;
+            self.inner.lookup(name, kind).await
+        };
+        let lookup = timeout(self.question_timeout, question)
+            .await
+            .map_err(|_| DnsError::Temporary("no answer in time".to_owned()))?
+            .map_err(|e| error(&e))?;
+        let records = lookup.answers().iter().map(|record| record.data.clone());
+        Ok(records.collect())
+    }
+}
+
+fn options() -> ResolverOpts {
+    let mut options = ResolverOpts::default();
+    options.timeout = limits::DNS_ATTEMPT_TIMEOUT;
+    options.attempts = limits::DNS_ATTEMPTS;
+    options.cache_size = limits::DNS_CACHE_ANSWERS;
+    options.positive_max_ttl = Some(limits::DNS_TTL_MAX);
+    options.negative_max_ttl = Some(limits::DNS_TTL_MAX);
+    // Mail goes where the DNS says; /etc/hosts would differ between nodes.
+    options.use_hosts_file = ResolveHosts::Never;
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.try_tcp_on_error = true;
+    options
+}
+
+/// An absolute name, so that no search list is tried. A text that is no name exists nowhere.
+fn name(text: &str) -> Result<Name, DnsError> {
+    let text = text.strip_suffix('.').unwrap_or(text);
+    if text.is_empty() || text.len() > limits::DNS_NAME_BYTES_MAX {
+        return Err(DnsError::NoName);
+    }
+    let mut name = Name::from_utf8(text).map_err(|_| DnsError::NoName)?;
+    name.set_fqdn(true);
+    Ok(name)
+}
+
+fn plain(name: &Name) -> String {
+    let text = name.to_ascii().to_ascii_lowercase();
+    text.strip_suffix('.').map_or_else(|| text.clone(), str::to_owned)
+}
+
+fn error(error: &NetError) -> DnsError {
+    match error {
+        NetError::Dns(Answer::NoRecordsFound(none)) => match none.response_code {
+            ResponseCode::NXDomain => DnsError::NoName,
+            ResponseCode::NoError => DnsError::NoRecord,
+            code => DnsError::Temporary(code.to_string()),
+        },
+        NetError::Dns(Answer::ResponseCode(ResponseCode::NXDomain)) => DnsError::NoName,
+        other => DnsError::Temporary(other.to_string()),
+    }
+}
+
+fn unusable(error: &NetError) -> DnsError {
+    DnsError::Temporary(format!("the resolver cannot be set up: {error}"))
+}
+
+#[async_trait]
+impl Dns for Resolver {
+    async fn mx(&self, domain: &str) -> Result<Vec<Mx>, DnsError> {
+        let records = self.records(name(domain)?, RecordType::MX).await?;
+        let mut found: Vec<Mx> = records
+            .iter()
+            .filter_map(|data| match data {
+                RData::MX(mx) => Some(Mx { preference: mx.preference, host: plain(&mx.exchange) }),
+                _ => None,
+            })
+            .collect();
+        found.sort_by_key(|mx| mx.preference);
+        found.truncate(limits::MX_HOSTS_MAX);
+        if found.is_empty() { Err(DnsError::NoRecord) } else { Ok(found) }
+    }
+
+    async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
+        let name = name(host)?;
+        let (six, four) = tokio::join!(
+            self.records(name.clone(), RecordType::AAAA),
+            self.records(name, RecordType::A)
+        );
+        let address = |data: &RData| match data {
+            RData::A(a) => Some(IpAddr::V4(a.0)),
+            RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+            _ => None,
+        };
+        let known = six.iter().chain(&four).flatten().filter_map(address);
+        let found: Vec<IpAddr> = known.take(limits::HOST_ADDRESSES_MAX).collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        match (six, four) {
+            (Err(e @ DnsError::Temporary(_)), _) | (_, Err(e)) | (Err(e), _) => Err(e),
+            // Only aliases that lead nowhere.
+            (Ok(_), Ok(_)) => Err(DnsError::NoRecord),
+        }
+    }
+
+    async fn names(&self, address: IpAddr) -> Result<Vec<String>, DnsError> {
+        let records = self.records(Name::from(address), RecordType::PTR).await?;
+        let names = records.iter().filter_map(|data| match data {
+            RData::PTR(ptr) => Some(plain(&ptr.0)),
+            _ => None,
+        });
+        Ok(names.take(limits::HOST_ADDRESSES_MAX).collect())
+    }
+
+    async fn texts(&self, text_name: &str) -> Result<Vec<String>, DnsError> {
+        let records = self.records(name(text_name)?, RecordType::TXT).await?;
+        let texts = records.iter().filter_map(|data| match data {
+            RData::TXT(txt) => {
+                let bytes: Vec<u8> = txt.txt_data.iter().flatten().copied().collect();
+                Some(String::from_utf8_lossy(&bytes).into_owned())
+            }
+            _ => None,
+        });
+        Ok(texts.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::{
+        op::{Message, OpCode},
+        rr::{
+            Record,
+            rdata::{A, MX, PTR, TXT},
+        },
+    };
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// Answers that a name server gives to one question.
+    fn answers(name: &str, kind: RecordType) -> Result<Vec<RData>, ResponseCode> {
+        let name_of = |text: &str| Name::from_ascii(text).unwrap();
+        Ok(match (name, kind) {
+            ("example.org.", RecordType::MX) => vec![
+                RData::MX(MX::new(20, name_of("B.example.org."))),
+                RData::MX(MX::new(10, name_of("a.example.org."))),
+            ],
+            ("null.example.org.", RecordType::MX) => vec![RData::MX(MX::new(0, Name::root()))],
+            ("a.example.org.", RecordType::A) => vec![RData::A(A::new(192, 0, 2, 1))],
+            ("a.example.org.", RecordType::TXT) => {
+                vec![RData::TXT(TXT::new(vec!["one ".to_owned(), "text".to_owned()]))]
+            }
+            ("1.2.0.192.in-addr.arpa.", RecordType::PTR) => {
+                vec![RData::PTR(PTR(name_of("a.example.org.")))]
+            }
+            ("a.example.org.", _) => vec![],
+            ("broken.example.org.", _) => return Err(ResponseCode::ServFail),
+            _ => return Err(ResponseCode::NXDomain),
+        })
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "a name server for this test")]
+    async fn name_server() -> (SocketAddr, tokio::task::JoinHandle<()>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = socket.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut buffer = [0; 4_096];
+            while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+                let Ok(question) = Message::from_vec(&buffer[..length]) else { continue };
+                let query = question.queries[0].clone();
+                let mut answer = Message::response(question.metadata.id, OpCode::Query);
+                match answers(&query.name().to_string().to_ascii_lowercase(), query.query_type()) {
+                    Ok(data) => {
+                        for data in data {
+                            answer.add_answer(Record::from_rdata(query.name().clone(), 60, data));
+                        }
+                    }
+                    Err(code) => answer.metadata.response_code = code,
+                }
+                answer.queries.push(query);
+                let _ = socket.send_to(&answer.to_vec().unwrap(), client).await;
+            }
+        });
+        (address, task)
+    }
+
+    #[tokio::test]
+    async fn a_real_name_server_is_understood() {
+        let (server, task) = name_server().await;
+        let dns = Resolver::new(&[server]).unwrap();
+        let mx = |preference, host: &str| Mx { preference, host: host.to_owned() };
+        let found = dns.mx("Example.org").await.unwrap();
+        assert_eq!(found, [mx(10, "a.example.org"), mx(20, "b.example.org")]);
+        assert_eq!(dns.mx("null.example.org").await.unwrap(), [mx(0, "")]);
+        let address: IpAddr = "192.0.2.1".parse().unwrap();
+        assert_eq!(dns.addresses("a.example.org.").await.unwrap(), [address]);
+        assert_eq!(dns.names(address).await.unwrap(), ["a.example.org"]);
+        assert_eq!(dns.texts("a.example.org").await.unwrap(), ["one text"]);
+        assert_eq!(dns.mx("a.example.org").await, Err(DnsError::NoRecord));
+        assert_eq!(dns.mx("nosuch.example.org").await, Err(DnsError::NoName));
+        assert_eq!(dns.addresses("nosuch.example.org").await, Err(DnsError::NoName));
+        for bad in ["", ".", "a..b", &"x".repeat(300)] {
+            assert_eq!(dns.addresses(bad).await, Err(DnsError::NoName), "{bad:?}");
+        }
+        let broken = dns.mx("broken.example.org").await;
+        assert!(matches!(broken, Err(DnsError::Temporary(_))), "{broken:?}");
+        task.abort();
+        // Still in the cache.
+        assert_eq!(dns.texts("a.example.org").await.unwrap(), ["one text"]);
+    }
+}

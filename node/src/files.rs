@@ -1,0 +1,87 @@
+//! Files: the only module of this crate that reads or writes them outside the spool.
+#![allow(clippy::disallowed_methods, reason = "this is the module that owns files")]
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::limits;
+
+/// A file or directory that could not be read, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {what}", path.display())]
+pub struct FileError {
+    pub path: PathBuf,
+    pub what: String,
+}
+
+/// Reads one file of at most `bytes_max` bytes.
+pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let length = fs::metadata(path)?.len();
+    if length > bytes_max {
+        return Err(io::Error::other(format!("{length} bytes; at most {bytes_max} are read")));
+    }
+    fs::read(path)
+}
+
+/// Writes a file and the directories that lead to it.
+pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    fs::write(path, content)
+}
+
+/// Reads every file below `dir`, keyed by its path from there with `/` between names. Hidden files and the backups
+/// of editors (`name~`) are left out, symbolic links are followed. All errors at once.
+pub fn read_tree(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Vec<FileError>> {
+    let mut tree = Tree::default();
+    tree.directory(dir, "", 0);
+    if tree.errors.is_empty() { Ok(tree.files) } else { Err(tree.errors) }
+}
+
+#[derive(Default)]
+struct Tree {
+    files: BTreeMap<String, Vec<u8>>,
+    errors: Vec<FileError>,
+}
+
+impl Tree {
+    fn directory(&mut self, dir: &Path, prefix: &str, depth: usize) {
+        let entries = match fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            Err(e) => return self.error(dir, format!("cannot be listed: {e}")),
+        };
+        for entry in entries {
+            let path = entry.path();
+            let Ok(name) = entry.file_name().into_string() else {
+                self.error(&path, "its name is not UTF-8; rename it".to_owned());
+                continue;
+            };
+            if name.starts_with('.') || name.ends_with('~') {
+                continue;
+            }
+            let key = format!("{prefix}{name}");
+            // Not `entry.file_type()`: that does not follow symbolic links.
+            match fs::metadata(&path) {
+                Ok(meta) if meta.is_dir() && depth >= limits::CONFIGURATION_DEPTH_MAX => {
+                    self.error(&path, "directories are nested too deeply here".to_owned());
+                }
+                Ok(meta) if meta.is_dir() => {
+                    self.directory(&path, &format!("{key}/"), depth + 1);
+                }
+                Ok(_) => match read(&path, limits::TABLE_BYTES_MAX) {
+                    Ok(content) => drop(self.files.insert(key, content)),
+                    Err(e) => self.error(&path, format!("cannot be read: {e}")),
+                },
+                Err(e) => self.error(&path, format!("cannot be read: {e}")),
+            }
+        }
+    }
+
+    fn error(&mut self, path: &Path, what: String) {
+        self.errors.push(FileError { path: path.to_owned(), what });
+    }
+}

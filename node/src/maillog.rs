@@ -1,1 +1,0 @@
-//! The record of what happened to mail: `mainlog` in Exim's line format and the same events as JSON lines.

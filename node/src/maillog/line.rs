@@ -1,0 +1,325 @@
+//! Events as lines of Exim's main log, with the fields that the paper's `log_selector` asks for.
+
+use std::{fmt::Write, net::SocketAddr, time::Duration};
+
+use super::event::{Arrival, Attempt, Client, Delivery, Event, Record, Rejection};
+use crate::limits::LOG_FIELD_BYTES_MAX;
+
+/// One line, without its end. Nothing in it can be a line end or a terminal's escape.
+pub(super) fn main_line(record: &Record) -> String {
+    let text = match &record.event {
+        Event::Arrival(arrival) => arrival_line(arrival),
+        Event::Delivery(delivery) => delivery_line(delivery),
+        Event::Failure(attempt) => {
+            let host = host(attempt);
+            let space = if host.is_empty() { "" } else { " " };
+            let start = attempt_start("**", attempt);
+            format!("{start}{space}{host}: {}", clean(&attempt.text))
+        }
+        Event::Deferral(attempt) => {
+            let host = host(attempt);
+            let colon = if host.is_empty() { "" } else { ": " };
+            let start = attempt_start("==", attempt);
+            format!("{start} defer (0){colon}{host}: {}", clean(&attempt.text))
+        }
+        Event::Completion { id, queue_seconds } => {
+            format!("{id} Completed QT={}", seconds(*queue_seconds))
+        }
+        Event::BounceDropped { id, age_seconds } => format!(
+            "{id} error message ignored after {}: it could not be delivered",
+            seconds(*age_seconds)
+        ),
+        Event::OutcomeLost { id, text } => {
+            format!("{id} outcome not recorded, duplicates are possible: {}", clean(text))
+        }
+        Event::Rejection(rejection) => rejection_line(rejection),
+        Event::AuthenticationFailure { peer, mechanism, user } => format!(
+            "{} authenticator failed for {}: 535 Incorrect authentication data (set_id={})",
+            clean(mechanism),
+            host_of(peer).trim_start_matches("H="),
+            clean(user)
+        ),
+        Event::ProtocolError { peer, text } => {
+            format!("SMTP protocol error from {}: {}", host_of(peer), clean(text))
+        }
+        Event::ConnectionLost { peer, text, in_transaction } => {
+            let during = if *in_transaction { " while a message was received" } else { "" };
+            format!("SMTP connection from {} lost{during}: {}", host_of(peer), clean(text))
+        }
+        Event::ConnectionRefused { client, server, text } => {
+            let (client, server) = (bracketed(client), bracketed(server));
+            format!("Connection from {client} I={server} refused: {}", clean(text))
+        }
+        Event::Note { peer, text } => format!("{} Warning: {}", host_of(peer), clean(text)),
+        Event::Lost { count } => format!("{count} log lines lost: the log's disk is too slow"),
+    };
+    format!("{} {text}", record.log_time)
+}
+
+fn arrival_line(arrival: &Arrival) -> String {
+    let mut line = format!("{} <= {}", arrival.id, path(&arrival.sender));
+    if let Some(about) = &arrival.about {
+        let _ = write!(line, " R={about}");
+    }
+    let peer = &arrival.peer;
+    if !peer.client.is_empty() {
+        let _ = write!(line, " {}", host_of(peer));
+    }
+    let _ = write!(line, " P={}", clean(&peer.protocol).to_lowercase());
+    if !peer.tls.is_empty() {
+        let _ = write!(line, " X={}", clean(&peer.tls));
+    }
+    if !peer.authenticated.is_empty() {
+        let mechanism = if arrival.mechanism.is_empty() { "auth" } else { &arrival.mechanism };
+        let _ = write!(line, " A={}:{}", clean(mechanism), clean(&peer.authenticated));
+    }
+    let _ = write!(line, " S={}", arrival.size);
+    if arrival.receive_seconds > 0.0 {
+        let _ = write!(line, " RT={}", seconds(arrival.receive_seconds));
+    }
+    if !arrival.message_id.is_empty() {
+        let id = arrival.message_id.trim().trim_start_matches('<').trim_end_matches('>');
+        let _ = write!(line, " id={}", clean(id));
+    }
+    let _ = write!(line, " for {}", clean(&arrival.recipients.join(" ")));
+    if arrival.discarded {
+        line.push_str(" (discarded)");
+    }
+    line
+}
+
+fn delivery_line(delivery: &Delivery) -> String {
+    let flag = if delivery.further { "->" } else { "=>" };
+    let attempt = &delivery.attempt;
+    format!(
+        "{} S={} {} C=\"{}\" QT={} DT={}",
+        attempt_start(flag, attempt),
+        delivery.size,
+        host(attempt),
+        clean(&attempt.text).replace('"', "\\\""),
+        seconds(delivery.queue_seconds),
+        seconds(delivery.delivery_seconds)
+    )
+}
+
+fn rejection_line(rejection: &Rejection) -> String {
+    let mut line = host_of(&rejection.peer);
+    if let Some(sender) = rejection.sender.as_ref().filter(|_| rejection.stage != "mail") {
+        let _ = write!(line, " F={}", bracket(sender));
+    }
+    line.push_str(if rejection.permanent { " rejected " } else { " temporarily rejected " });
+    let what = match rejection.stage {
+        "connect" => "connection".to_owned(),
+        "helo" => format!("EHLO or HELO {}", clean(&rejection.peer.helo)),
+        "mail" => format!("MAIL {}", bracket(rejection.sender.as_deref().unwrap_or_default())),
+        "rcpt" => format!("RCPT {}", bracket(rejection.recipient.as_deref().unwrap_or_default())),
+        "predata" | "data" => "after DATA".to_owned(),
+        other => other.to_uppercase(),
+    };
+    let _ = write!(line, "{what}: {}", clean(&rejection.text));
+    line
+}
+
+/// Id, flag, address with its ancestors, sender and return path, router and transport.
+fn attempt_start(flag: &str, attempt: &Attempt) -> String {
+    let mut line = format!("{} {flag} {}", attempt.id, clean(&attempt.address));
+    if let Some((original, between)) = attempt.parents.split_first() {
+        for parent in between.iter().rev() {
+            let _ = write!(line, " ({})", clean(parent));
+        }
+        let _ = write!(line, " {}", bracket(original));
+    }
+    let _ =
+        write!(line, " F={} P={}", bracket(&attempt.sender), bracket(&attempt.return_path));
+    if !attempt.router.is_empty() {
+        let _ = write!(line, " R={}", clean(&attempt.router));
+    }
+    if !attempt.transport.is_empty() {
+        let _ = write!(line, " T={}", clean(&attempt.transport));
+    }
+    line
+}
+
+/// `H=name [address]:port` of the next hop, or nothing.
+fn host(attempt: &Attempt) -> String {
+    if attempt.host.is_empty() {
+        return String::new();
+    }
+    format!("H={} {}", clean(&attempt.host), bracketed(&attempt.host_address))
+}
+
+/// `H=name (helo) [address]:port I=[address]:port` of a client.
+fn host_of(peer: &Client) -> String {
+    let mut line = "H=".to_owned();
+    if !peer.client_name.is_empty() {
+        let _ = write!(line, "{} ", clean(&peer.client_name));
+    }
+    if !peer.helo.is_empty() && !peer.helo.eq_ignore_ascii_case(&peer.client_name) {
+        let _ = write!(line, "({}) ", clean(&peer.helo));
+    }
+    line.push_str(&bracketed(&peer.client));
+    if !peer.server.is_empty() {
+        let _ = write!(line, " I={}", bracketed(&peer.server));
+    }
+    line
+}
+
+/// `[192.0.2.1]:25`
+fn bracketed(address: &str) -> String {
+    match address.parse::<SocketAddr>() {
+        Ok(address) => format!("[{}]:{}", address.ip(), address.port()),
+        Err(_) => format!("[{}]", clean(address)),
+    }
+}
+
+/// An address as Exim logs an envelope sender of an arrival: bare, `<>` if empty.
+fn path(address: &str) -> String {
+    if address.is_empty() { "<>".to_owned() } else { clean(address) }
+}
+
+fn bracket(address: &str) -> String {
+    format!("<{}>", clean(address))
+}
+
+/// Exim's times in log lines: whole seconds in long units, milliseconds below a minute.
+fn seconds(value: f64) -> String {
+    if value < 60.0 {
+        format!("{value:.3}s")
+    } else {
+        let time = Duration::try_from_secs_f64(value).unwrap_or_default();
+        crate::deliver::retry::exim_time(time)
+    }
+}
+
+/// Text from outside, made harmless: no control characters, no odd white space, of bounded length.
+pub(super) fn clean(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            '\\' => out.push_str("\\\\"),
+            // Line and paragraph separator, and marks that turn the direction of what follows.
+            '\u{2028}' | '\u{2029}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' => {
+                let _ = write!(out, "\\x{{{:x}}}", u32::from(character));
+            }
+            _ if character.is_control() => {
+                let _ = write!(out, "\\{:03o}", u32::from(character));
+            }
+            _ => out.push(character),
+        }
+        if out.len() > LOG_FIELD_BYTES_MAX {
+            out.push_str(" ...");
+            break;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn attempt() -> Attempt {
+        Attempt {
+            id: "1abcDE-000001-02".into(),
+            address: "spqr1@hermes.example".into(),
+            parents: vec!["fellows@botolph.example".into(), "all@botolph.example".into()],
+            sender: "a@example.org".into(),
+            return_path: "a@example.org".into(),
+            router: "hermes_lmtp".into(),
+            transport: "hermes_lmtp".into(),
+            host: "cyrus-1".into(),
+            host_address: "192.0.2.1:24".into(),
+            text: "250 \"ok\"".into(),
+            next_due: None,
+        }
+    }
+
+    fn line(event: Event) -> String {
+        let log_time = "2026-11-23 20:00:00 +0000".to_owned();
+        main_line(&Record { time: String::new(), log_time, node: 2, event })
+    }
+
+    #[test]
+    fn attempts_look_like_exims() {
+        let start = "2026-11-23 20:00:00 +0000 1abcDE-000001-02";
+        let middle = "spqr1@hermes.example (all@botolph.example) <fellows@botolph.example> \
+                      F=<a@example.org> P=<a@example.org> R=hermes_lmtp T=hermes_lmtp";
+        let host = "H=cyrus-1 [192.0.2.1]:24";
+        let delivery = Delivery {
+            attempt: attempt(),
+            further: false,
+            size: 1234,
+            queue_seconds: 7261.0,
+            delivery_seconds: 0.25,
+        };
+        assert_eq!(
+            line(Event::Delivery(delivery)),
+            format!("{start} => {middle} S=1234 {host} C=\"250 \\\"ok\\\"\" QT=2h1m1s DT=0.250s")
+        );
+        let failed = Attempt { text: "550 no".into(), ..attempt() };
+        assert_eq!(line(Event::Failure(failed)), format!("{start} ** {middle} {host}: 550 no"));
+        let local = Attempt { text: "no such domain".into(), host: String::new(), ..attempt() };
+        assert_eq!(line(Event::Failure(local)), format!("{start} ** {middle}: no such domain"));
+        let deferred = Attempt { text: "450 later".into(), ..attempt() };
+        assert_eq!(
+            line(Event::Deferral(deferred)),
+            format!("{start} == {middle} defer (0): {host}: 450 later")
+        );
+    }
+
+    #[test]
+    fn arrivals_and_rejections_look_like_exims() {
+        let peer = Client {
+            client: "192.0.2.7:4321".into(),
+            client_name: "mail.example.org".into(),
+            helo: "friend".into(),
+            server: "192.0.2.1:25".into(),
+            protocol: "ESMTPS".into(),
+            tls: "TLS1.3:X".into(),
+            ..Client::default()
+        };
+        let arrival = Arrival {
+            id: "1abcDE-000001-02".into(),
+            sender: String::new(),
+            recipients: vec!["x@y".into(), "z@y".into()],
+            size: 99,
+            peer: peer.clone(),
+            mechanism: String::new(),
+            message_id: "<m@id>".into(),
+            about: None,
+            receive_seconds: 0.0,
+            discarded: false,
+        };
+        assert!(line(Event::Arrival(arrival)).ends_with(
+            "1abcDE-000001-02 <= <> H=mail.example.org (friend) [192.0.2.7]:4321 \
+             I=[192.0.2.1]:25 P=esmtps X=TLS1.3:X S=99 id=m@id for x@y z@y"
+        ));
+        let rejection = Rejection {
+            peer,
+            stage: "rcpt",
+            sender: Some("a@b".into()),
+            recipient: Some("x@y\n2026 forged".into()),
+            text: "550 no".into(),
+            permanent: true,
+        };
+        assert!(
+            line(Event::Rejection(rejection))
+                .ends_with("F=<a@b> rejected RCPT <x@y\\n2026 forged>: 550 no")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_breaks_a_line(text in any::<String>(), address in any::<String>()) {
+            let attempt = Attempt { text, address, ..attempt() };
+            let line = line(Event::Failure(attempt));
+            let broken = line.chars().any(|c| c.is_control() || c == '\u{2028}');
+            prop_assert!(!broken);
+        }
+    }
+}

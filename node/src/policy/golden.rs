@@ -1,0 +1,205 @@
+//! Golden decisions: what the Cambridge policy says and does, line by line in `golden/decisions.txt`.
+
+use std::{fmt::Write as _, net::SocketAddr};
+
+use super::*;
+use crate::{
+    dev::configuration::tests::loaded,
+    dns::FixedDns,
+    route::{self, Fate, Target},
+};
+
+const DECISIONS: &str = include_str!("golden/decisions.txt");
+
+struct Queue(u64);
+
+impl NodeFacts for Queue {
+    fn queue_length(&self) -> u64 {
+        self.0
+    }
+}
+
+/// What the name server of a `dev` cluster answers, as far as the decisions ask.
+pub(crate) fn dns() -> FixedDns {
+    let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+    FixedDns::default()
+        .with_mx("example.org", 10, "sink.example.org")
+        .with_address("sink.example.org", ip("127.10.0.1"))
+        .empty("nomx.example.org")
+        .broken("broken.example.org")
+        .with_mx("null.example.org", 0, "")
+        .with_mx("bogus.example.org", 10, "bogon.example.org")
+        .with_address("bogon.example.org", ip("10.1.1.1"))
+        .with_address("direct.example.org", ip("127.10.0.1"))
+        .with_mx("chem.cam.ac.uk", 5, "sink.example.org")
+        .with_mx("chem.cam.ac.uk", 10, "mx.cam.ac.uk")
+        .with_mx("chem.cam.ac.uk", 20, "late.example.org")
+        .with_address("late.example.org", ip("127.10.0.1"))
+        .with_mx("ours.cam.ac.uk", 10, "mx.cam.ac.uk")
+        .with_address("mx.cam.ac.uk", ip("127.10.1.1"))
+        .with_address("host.cam.ac.uk", ip("127.10.0.1"))
+        .with_host("client.host.example", ip("127.200.0.1"))
+        .with_host("relay.host.example", ip("127.0.0.1"))
+        .with_address("66.66.200.127.bl.example", ip("127.0.0.2"))
+        .with_text("66.66.200.127.bl.example", "https://bl.example/66")
+        .with_address("spam.example.org.bl.example", ip("127.0.0.2"))
+        .with_mx("spam.example.org", 10, "sink.example.org")
+}
+
+fn connection(client: &str, server: &str, helo: &str, user: &str) -> Connection {
+    let address = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
+    let (host, service) = match server.split_once('/') {
+        Some((host, "587")) => (host, Service::Submission),
+        _ => (server, Service::Smtp),
+    };
+    Connection {
+        client: address(client, 40_000),
+        server: address(host, 25),
+        service,
+        client_name: None,
+        helo: Some(helo.to_owned()),
+        authenticated: (user != "-").then(|| user.to_owned()),
+        tls: None,
+        variables: BTreeMap::new(),
+    }
+}
+
+/// Runs the stages of one message with one recipient; the first that refuses speaks.
+async fn reply(
+    configuration: &Configuration,
+    connection: &mut Connection,
+    sender: &str,
+    recipient: &str,
+    queue: u64,
+) -> (String, Decision) {
+    let mut decision = Decision::default();
+    let mut delay = Duration::ZERO;
+    for stage in [Stage::Connect, Stage::Helo, Stage::Mail, Stage::Rcpt] {
+        let transaction = Transaction {
+            sender: sender.to_owned(),
+            recipient: (stage == Stage::Rcpt).then(|| recipient.to_owned()),
+            ..Transaction::default()
+        };
+        let (dns, queue) = (dns(), Queue(queue));
+        decision = configuration.check(stage, connection, &transaction, &dns, &queue).await;
+        delay += decision.delay;
+        if decision.verdict != Verdict::Accept {
+            break;
+        }
+    }
+    let mut text = match &decision.verdict {
+        Verdict::Accept => "250".to_owned(),
+        Verdict::Discard => "250 discarded".to_owned(),
+        Verdict::Deny(text) => format!("550 {text}"),
+        Verdict::Drop(text) => format!("550 dropped {text}"),
+        Verdict::Defer(text) => format!("451 {text}"),
+    };
+    if delay > Duration::ZERO {
+        let _ = write!(text, " [{}s]", delay.as_secs());
+    }
+    (text.replace('\n', " | "), decision)
+}
+
+pub(crate) fn shown(targets: &[Target]) -> String {
+    let one = |target: &Target| {
+        let fate = match &target.fate {
+            Fate::Deliver(to) => {
+                let hosts = to.hosts.iter().map(|host| format!("{}:{}", host.name, host.port));
+                format!("{} {}", to.router, hosts.collect::<Vec<_>>().join(" "))
+            }
+            Fate::Fail(why) => format!("** {why}"),
+            Fate::Defer(why) => format!("== {why}"),
+        };
+        let from = target.errors_to.as_ref().map_or(String::new(), |from| format!(" F={from}"));
+        format!("{} {fate}{from}", target.address)
+    };
+    targets.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+#[tokio::test]
+async fn decisions_are_as_written() {
+    let configuration = loaded();
+    let mut actual = String::new();
+    for line in DECISIONS.lines() {
+        if line.is_empty() || line.starts_with('#') {
+            let _ = writeln!(actual, "{line}");
+            continue;
+        }
+        if line.starts_with(' ') {
+            // What the line before it came to.
+            continue;
+        }
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [client, server, helo, user, sender, recipient] = *words.as_slice() else {
+            panic!("expected six words: {line}");
+        };
+        let bare = |text: &str| text.trim_matches(['<', '>']).to_owned();
+        let (sender, recipient) = (bare(sender), bare(recipient));
+        let mut connection = connection(client, server, helo, user);
+        let (reply, decision) =
+            reply(&configuration, &mut connection, &sender, &recipient, 0).await;
+        let _ = writeln!(actual, "{line}\n    {reply}");
+        if decision.verdict == Verdict::Accept {
+            let targets = route::route(&configuration, &dns(), &recipient).await;
+            let _ = writeln!(actual, "    {}", shown(&targets));
+        }
+    }
+    if std::env::var_os("PPSW_GOLDEN_WRITE").is_some() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/policy/golden/decisions.txt");
+        files::write(Path::new(file), actual.as_bytes()).unwrap();
+        return;
+    }
+    for (number, (expected, actual)) in DECISIONS.lines().zip(actual.lines()).enumerate() {
+        assert_eq!(expected, actual, "decisions.txt:{}", number + 1);
+    }
+    assert_eq!(DECISIONS.lines().count(), actual.lines().count());
+}
+
+#[tokio::test]
+async fn submission_is_mended_by_personality() {
+    let configuration = loaded();
+    let (sender, recipient) = ("spqr1@hermes.cam.ac.uk", "x@example.org");
+    for (server, user, submission) in [
+        ("127.10.1.2", "-", Some(Submission { sender_retain: true, domain: None })),
+        (
+            "127.10.1.3/587",
+            "spqr1",
+            Some(Submission { sender_retain: false, domain: Some("hermes.cam.ac.uk".to_owned()) }),
+        ),
+        ("127.10.1.1", "-", None),
+    ] {
+        let mut connection = connection("127.0.0.1", server, "relay.host.example", user);
+        let recipient = if submission.is_some() { recipient } else { sender };
+        let (_, decision) = reply(&configuration, &mut connection, sender, recipient, 0).await;
+        assert_eq!(decision.verdict, Verdict::Accept, "{server}");
+        assert_eq!(decision.submission, submission, "{server}");
+    }
+    let mut connection = connection("127.0.0.1", "127.10.1.3/587", "x", "spqr1");
+    let transaction = Transaction::default();
+    let decision =
+        configuration.check(Stage::Connect, &mut connection, &transaction, &dns(), &Queue(0)).await;
+    assert!(decision.enforce_sync_off);
+}
+
+#[tokio::test]
+async fn a_busy_node_defers_and_remembers_it() {
+    let configuration = loaded();
+    let mut connection = connection("127.200.0.1", "127.10.1.1", "client.host.example", "-");
+    let (sender, recipient) = ("x@example.org", "spqr1@hermes.cam.ac.uk");
+    let (text, _) = reply(&configuration, &mut connection, sender, recipient, 301).await;
+    assert_eq!(text, "451 Sorry, too busy. Try again later.");
+    assert_eq!(connection.variables["busy"], "yes");
+    let (text, _) = reply(&configuration, &mut connection, sender, recipient, 0).await;
+    assert_eq!(text, "451 Sorry, too busy. Try again later.");
+}
+
+#[tokio::test]
+async fn bad_helo_is_remembered_for_the_next_recipient() {
+    let configuration = loaded();
+    let mut connection = connection("127.200.0.1", "127.10.1.1", "spqr1", "-");
+    let sender = "x@example.org";
+    for recipient in ["spqr1@hermes.cam.ac.uk", "spqr2@hermes.cam.ac.uk"] {
+        let (text, _) = reply(&configuration, &mut connection, sender, recipient, 0).await;
+        assert_eq!(text, "550 Please use your name when saying HELO (not spqr1) [5s]");
+    }
+}

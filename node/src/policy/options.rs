@@ -1,0 +1,113 @@
+//! Options of `policy.kdl` outside ACLs and routers, named as in Exim.
+
+use std::time::Duration;
+
+use super::{
+    Options,
+    compile::Compiler,
+    list::Kind,
+    source::{Setting, duration, flag, number, size, text},
+};
+
+/// Names of all options.
+pub(crate) const NAMES: [&str; 16] = [
+    "qualify_domain",
+    "smtp_accept_max",
+    "smtp_accept_reserve",
+    "smtp_accept_max_per_host",
+    "smtp_accept_max_per_relay_host",
+    "smtp_reserve_hosts",
+    "message_size_limit",
+    "bounce_return_size_limit",
+    "errors_reply_to",
+    "delay_warning",
+    "ignore_bounce_errors_after",
+    "auto_thaw",
+    "check_spool_space",
+    "check_spool_inodes",
+    "hosts_treat_as_local",
+    "allow_domain_literals",
+];
+
+/// More connections than this do not fit into a process' file descriptors.
+const CONNECTIONS_MAX: u64 = 1_000_000;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            qualify_domain: "localhost".to_owned(),
+            smtp_accept_max: 400,
+            smtp_accept_reserve: 20,
+            smtp_accept_max_per_host: 10,
+            smtp_accept_max_per_relay_host: 10,
+            message_size_limit: 100 << 20,
+            bounce_return_size_limit: 10 << 10,
+            errors_reply_to: None,
+            delay_warning: Duration::from_secs(24 * 3_600),
+            ignore_bounce_errors_after: Duration::from_secs(24 * 3_600),
+            auto_thaw: Duration::from_secs(8 * 3_600),
+            check_spool_space: 1_000 << 20,
+            check_spool_inodes: 1_000,
+            allow_domain_literals: false,
+        }
+    }
+}
+
+/// Sets one option.
+pub(super) fn compile(setting: &Setting<'_>, compiler: &mut Compiler<'_>) {
+    setting.only(&[], &mut compiler.errors);
+    match setting.name {
+        "hosts_treat_as_local" => {
+            compiler.local_names = compiler.list_of(Kind::Domains, setting);
+            return;
+        }
+        "smtp_reserve_hosts" => {
+            compiler.reserve_hosts = compiler.list_of(Kind::Hosts, setting);
+            return;
+        }
+        _ => {}
+    }
+    let errors = &mut compiler.errors;
+    let options = &mut compiler.options;
+    let Some(entry) = setting.value("see docs/policy.md", errors) else { return };
+    let mut count = |slot: &mut usize| {
+        if let Some(n) = number(entry, CONNECTIONS_MAX, errors) {
+            // Bounded by CONNECTIONS_MAX.
+            *slot = n as usize;
+        }
+    };
+    match setting.name {
+        "smtp_accept_max" => count(&mut options.smtp_accept_max),
+        "smtp_accept_reserve" => count(&mut options.smtp_accept_reserve),
+        "smtp_accept_max_per_host" => count(&mut options.smtp_accept_max_per_host),
+        "smtp_accept_max_per_relay_host" => count(&mut options.smtp_accept_max_per_relay_host),
+        "message_size_limit" => set(&mut options.message_size_limit, size(entry, errors)),
+        "bounce_return_size_limit" => {
+            set(&mut options.bounce_return_size_limit, size(entry, errors));
+        }
+        "check_spool_space" => set(&mut options.check_spool_space, size(entry, errors)),
+        "check_spool_inodes" => {
+            set(&mut options.check_spool_inodes, number(entry, u64::MAX, errors));
+        }
+        "delay_warning" => set(&mut options.delay_warning, duration(entry, errors)),
+        "ignore_bounce_errors_after" => {
+            set(&mut options.ignore_bounce_errors_after, duration(entry, errors));
+        }
+        "auto_thaw" => set(&mut options.auto_thaw, duration(entry, errors)),
+        "allow_domain_literals" => options.allow_domain_literals = flag(entry, errors),
+        "errors_reply_to" => {
+            options.errors_reply_to = text(entry, "an address", errors).map(str::to_owned);
+        }
+        "qualify_domain" => {
+            let domain = text(entry, "a domain", errors).map(str::to_ascii_lowercase);
+            set(&mut options.qualify_domain, domain);
+        }
+        _ => errors.unknown(setting.span, "option", setting.name, NAMES),
+    }
+}
+
+fn set<T>(slot: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *slot = value;
+    }
+}

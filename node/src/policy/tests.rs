@@ -1,0 +1,150 @@
+use super::*;
+
+fn errors(policy: &str, tables: &[(&str, &str)]) -> Vec<String> {
+    let mut files: BTreeMap<String, Vec<u8>> =
+        tables.iter().map(|(name, text)| ((*name).to_owned(), text.as_bytes().to_vec())).collect();
+    files.insert(POLICY.to_owned(), policy.as_bytes().to_vec());
+    let Err(errors) = Configuration::from_files(&files) else { return Vec::new() };
+    let text = |report: &miette::Report| {
+        let help = report.help().map_or_else(String::new, |help| format!(" ({help})"));
+        format!("{report}{help}")
+    };
+    errors.iter().map(text).collect()
+}
+
+#[test]
+fn every_error_at_once_with_place_and_suggestion() {
+    let policy = r#"domains "local" { tabel "t"; table "u"; list "loacl" }
+qualify_domian "x"
+acl "mx" {
+    rctp { accept }
+    rcpt {
+        acept
+        deny domans="+local"
+        deny domains="+lcoal" message="{helo_name}"
+        require verify="sendr"
+        deny acl="chek"
+        warn { set "x" }
+        deny delay="fast"
+    }
+}
+acl "check" { accept acl="check" }
+routers {
+    redirct "r" to="x"
+    manualroute "m" route="{table:nothing:{domain}}" transport="smpt"
+    accept "a"
+}
+transports { smtp "smtp" prot=25 }
+"#;
+    let found = errors(policy, &[("tables/t", "")]);
+    for expected in [
+        r#"policy.kdl:1:19: unknown kind of list item "tabel" (did you mean "table"?)"#,
+        r#"policy.kdl:1:30: unknown table "u""#,
+        r#"unknown list of domains "loacl" (did you mean "local"?)"#,
+        r#"policy.kdl:2:1: unknown statement "qualify_domian" (did you mean "qualify_domain"?)"#,
+        r#"policy.kdl:4:5: unknown stage "rctp""#,
+        r#"policy.kdl:6:9: unknown verb "acept" (did you mean "accept"?)"#,
+        r#"policy.kdl:7:14: unknown condition or modifier "domans" (did you mean "domains"?)"#,
+        r#"policy.kdl:8:14: unknown list of domains "lcoal" (did you mean "local"?)"#,
+        r#"policy.kdl:8:31: unknown field "helo_name""#,
+        r#"policy.kdl:9:17: unknown verification "sendr" (did you mean "sender"?)"#,
+        r#"policy.kdl:10:14: unknown acl "chek" (did you mean "check"?)"#,
+        r#"policy.kdl:11:16: expected a line: set "NAME" "VALUE""#,
+        r#"policy.kdl:12:14: expected a time like "5s" or "1m""#,
+        r#"policy.kdl:15:5: this acl calls itself"#,
+        r#"policy.kdl:17:5: unknown kind of router "redirct" (did you mean "redirect"?)"#,
+        r#"policy.kdl:18:21: unknown table "nothing""#,
+        r#"policy.kdl:18:54: unknown transport "smpt" (did you mean "smtp"?)"#,
+        r#"policy.kdl:19:5: accept needs verify-only, or a transport that has hosts"#,
+        r#"policy.kdl:21:26: unknown option "prot" (did you mean "port"?)"#,
+    ] {
+        assert!(
+            found.iter().any(|error| error.contains(expected)),
+            "{expected}\nis not in\n{}",
+            found.join("\n")
+        );
+    }
+}
+
+#[test]
+fn what_is_no_kdl_has_its_place() {
+    let found = errors("acl \"mx\" {\n  rcpt {\n    accept\n", &[]);
+    assert!(found.iter().all(|error| error.starts_with("policy.kdl:")), "{found:?}");
+    assert!(!found.is_empty());
+}
+
+#[test]
+fn conditions_stand_where_they_can_be_asked() {
+    let found = errors(
+        r#"acl "mx" { connect { deny domains="x"; deny senders="x" }
+            rcpt { accept; deny endpass=#true; deny hosts="x" hosts="y" } }"#,
+        &[],
+    );
+    for expected in [
+        "\"domains\" needs a recipient",
+        "\"senders\" needs a sender",
+        "endpass belongs to accept",
+        "\"hosts\" is given twice",
+    ] {
+        assert!(found.iter().any(|error| error.contains(expected)), "{expected}: {found:?}");
+    }
+}
+
+#[test]
+fn lists_that_name_themselves_are_refused() {
+    let found = errors(r#"domains "a" { list "b" }; domains "b" { list "a" }"#, &[]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].contains("policy.kdl:1:9: this list names itself"));
+}
+
+#[test]
+fn addrparams_is_checked() {
+    let found = errors(
+        "",
+        &[(
+            "tables/addrparams",
+            "192.0.2.1 name=a acl=mx\n192.0.2.2 acl=local\n192.0.2.3 nmae=a\nx name=a acl=local\n\
+             192.0.2.4 name=a acl=local msgsizelim=big\n",
+        )],
+    );
+    for expected in [
+        "tables/addrparams:2: a server address needs name=",
+        "tables/addrparams:3: unknown parameter \"nmae\"",
+        "tables/addrparams:4: \"x\" is no IP address",
+        "tables/addrparams:5: msgsizelim=big",
+    ] {
+        assert!(found.iter().any(|error| error.contains(expected)), "{expected}: {found:?}");
+    }
+    let found = errors("", &[("tables/addrparams", "192.0.2.1 name=a acl=mx\n")]);
+    assert!(found[0].contains("192.0.2.1 has acl=mx"), "{found:?}");
+}
+
+#[test]
+fn an_empty_policy_relays_for_this_host_only() {
+    let files = BTreeMap::from([(POLICY.to_owned(), Vec::new())]);
+    let configuration = Configuration::from_files(&files).unwrap();
+    let personality = configuration.personality("192.0.2.1".parse().unwrap());
+    assert_eq!((personality.name.as_str(), personality.acl.as_str()), ("localhost", "local"));
+    assert_eq!(personality.size_limit, 104_857_600);
+}
+
+#[test]
+fn the_example_loads_as_it_stands() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/cambridge");
+    let configuration = Configuration::load(&dir).unwrap_or_else(|errors| panic!("{errors:?}"));
+    let personality = |address: &str| configuration.personality(address.parse().unwrap());
+    let mx = personality("131.111.8.140");
+    assert_eq!(
+        (mx.name.as_str(), mx.acl.as_str(), mx.size_limit),
+        ("mx.cam.ac.uk", "mx", 100 << 20)
+    );
+    assert!(mx.pipelining && !mx.normalise_line_ends);
+    let submit = personality("::ffff:131.111.8.156");
+    assert_eq!(submit.size_limit, 25 << 20);
+    assert!(!submit.pipelining && submit.normalise_line_ends);
+    assert_eq!(submit.domain.as_deref(), Some("hermes.cam.ac.uk"));
+    assert_eq!(personality("131.111.8.51").acl, "local");
+    assert_eq!(configuration.parameter("131.111.8.51".parse().unwrap(), "mua"), Some("yes"));
+    assert_eq!(configuration.options().errors_reply_to.as_deref(), Some("postmaster@cam.ac.uk"));
+    assert!(configuration.is_reserve_host("131.111.1.1".parse().unwrap()));
+}

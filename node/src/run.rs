@@ -1,0 +1,254 @@
+//! `ppswd run`: puts a node together, and takes it apart again in the right order.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use ppsw_control::{NodeHooks, Plane, PlaneOptions};
+use ppsw_spool::{
+    PartitionId,
+    env::{SystemClock, SystemDisk},
+    group::Timing,
+    queue::Spool,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::{
+    config::NodeConfig,
+    deliver::{ConfiguredRouter, Deliverer},
+    dns::Resolver,
+    http, limits,
+    maillog::MailLog,
+    policy::{Configuration, NodeFacts},
+    smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
+};
+
+/// Why a program ended: a text for people.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// What a process needs before anything else: the crypto provider, and where its own messages go.
+pub fn prepare_process() {
+    // Fails only if another provider was installed before; there is none in the tree (deny.toml).
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PPSWD_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,h2=warn"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call (tests) keeps the first one's.
+    let _ = lines.try_init();
+}
+
+/// Asks the kernel to end this process when its parent ends.
+pub fn die_with_parent(wanted: bool) {
+    if wanted {
+        let set = rustix::process::set_parent_process_death_signal(Some(
+            rustix::process::Signal::TERM,
+        ));
+        if let Err(error) = set {
+            tracing::warn!(%error, "cannot follow the parent process");
+        }
+    }
+}
+
+/// Runs a future on a runtime of its own.
+///
+/// # Errors
+/// The future's, or that there is no runtime.
+pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+}
+
+/// Runs one node until it is told to stop (SIGTERM, SIGINT) or something fails that it cannot go on without.
+///
+/// # Errors
+/// What could not be read, opened or bound; or why the node had to stop.
+pub async fn node(config: NodeConfig) -> Result<(), Failure> {
+    let configuration = load(&config)?;
+    let metrics = http::install_metrics()?;
+    let (switch, current) = watch::channel(configuration);
+    let dns = Arc::new(match config.dns.as_slice() {
+        [] => Resolver::system()?,
+        servers => Resolver::new(servers)?,
+    });
+    let hooks = Arc::new(Hooks::default());
+    let plane = start_plane(&config, hooks.clone()).await?;
+    let spool = plane.spool();
+    let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
+
+    let router = ConfiguredRouter::new(current.clone(), dns.clone());
+    let deliverer = Deliverer::start(
+        config.name.clone(),
+        Arc::new(spool.clone()),
+        Arc::new(router),
+        Arc::new(plane.clone()),
+        log.clone(),
+        Arc::new(SystemClock),
+    );
+    let front = Arc::new(FrontEnd {
+        host_name: config.name.clone(),
+        rules: Arc::new(CurrentRules(current)),
+        dns,
+        facts: Arc::new(Facts(spool.clone())),
+        intake: Arc::new(spool),
+        events: Arc::new(log),
+        certificates: Certificates::load(&config.certificates)?,
+        clock: Arc::new(SystemClock),
+        dsn: false,
+        activity: Activity::default(),
+    });
+    hooks.attach(front.clone(), deliverer.clone());
+
+    let mut tasks = JoinSet::new();
+    for listener in &config.listeners {
+        let listener = Listener::open(listener.address, listener.service)?;
+        let front = front.clone();
+        tasks.spawn(async move {
+            listener.run(front).await;
+            Ok(())
+        });
+    }
+    let ready: http::Readiness = {
+        let plane = plane.clone();
+        Arc::new(move || plane.not_ready())
+    };
+    let router = http::router(metrics.clone(), ready);
+    let address = config.http;
+    tasks.spawn(async move { http::serve(address, router).await.map_err(Failure::from) });
+    tasks.spawn(async move {
+        http::upkeep(metrics).await;
+        Ok(())
+    });
+    tracing::info!(node = plane.node(), name = config.name, "ready to serve");
+
+    let ended = serve(&config, &switch, &plane, &mut tasks).await;
+    stop(&front, &deliverer, &plane).await;
+    drop((front, deliverer, hooks));
+    // The last lines; whoever still holds the log at this point has nothing more to say.
+    let _ = tokio::time::timeout(limits::STOP_PATIENCE, tokio::task::spawn_blocking(|| log_thread.join())).await;
+    ended
+}
+
+fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
+    Configuration::load(&config.config).map_err(|reports| {
+        let all: Vec<String> = reports.iter().map(|report| format!("{report:?}")).collect();
+        format!("{} errors in {}:\n{}", all.len(), config.config.display(), all.join("\n")).into()
+    })
+}
+
+async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Failure> {
+    let options = PlaneOptions {
+        data: config.data.clone(),
+        listen: config.control,
+        http: Some(config.http),
+        timing: Timing::default(),
+        segment_bytes: config.segment_bytes,
+        cache_bytes: config.cache_bytes,
+    };
+    Ok(Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?)
+}
+
+/// Waits for a reason to end; reloads the configuration on SIGHUP.
+async fn serve(
+    config: &NodeConfig,
+    switch: &watch::Sender<Arc<Configuration>>,
+    plane: &Plane,
+    tasks: &mut JoinSet<Result<(), Failure>>,
+) -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => match load(config) {
+                Ok(configuration) => {
+                    switch.send_replace(configuration);
+                    tracing::info!("configuration reloaded");
+                }
+                Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays"),
+            },
+            why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
+            Some(ended) = tasks.join_next() => {
+                ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
+            }
+        }
+    }
+}
+
+/// No new work, a moment for what runs, then the groups.
+async fn stop(front: &FrontEnd, deliverer: &Deliverer, plane: &Plane) {
+    front.activity.drain(true);
+    let (sessions, attempts) = tokio::join!(
+        front.activity.finish(limits::STOP_PATIENCE),
+        deliverer.finish(limits::STOP_PATIENCE)
+    );
+    if !(sessions && attempts) {
+        tracing::info!("stopping with sessions or attempts that have not ended");
+    }
+    plane.shutdown().await;
+}
+
+/// What the control plane may ask of this node; until everything is put together, the answers of a node that does
+/// nothing yet.
+#[derive(Default)]
+struct Hooks {
+    draining: AtomicBool,
+    parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
+}
+
+impl Hooks {
+    fn attach(&self, front: Arc<FrontEnd>, deliverer: Deliverer) {
+        let draining = self.draining.load(Ordering::Acquire);
+        front.activity.drain(draining);
+        // Called once, from `node`.
+        let _ = self.parts.set((front, deliverer));
+    }
+}
+
+#[async_trait]
+impl NodeHooks for Hooks {
+    fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Release);
+        if let Some((front, _)) = self.parts.get() {
+            front.activity.drain(draining);
+        }
+    }
+
+    fn open_transactions(&self) -> usize {
+        self.parts.get().map_or(0, |(front, _)| front.activity.open_transactions())
+    }
+
+    fn attempts_in_flight(&self, partition: PartitionId) -> usize {
+        self.parts.get().map_or(0, |(_, deliverer)| deliverer.attempts_in_flight(partition))
+    }
+}
+
+/// The configuration that is active now.
+struct CurrentRules(watch::Receiver<Arc<Configuration>>);
+
+impl Rules for CurrentRules {
+    fn current(&self) -> Arc<dyn Policy> {
+        self.0.borrow().clone()
+    }
+}
+
+struct Facts(Spool);
+
+impl NodeFacts for Facts {
+    fn queue_length(&self) -> u64 {
+        let led = self.0.partitions().into_iter().filter(|p| p.group().leads());
+        led.map(|partition| partition.len() as u64).sum()
+    }
+}
+
+const _: () = assert!(limits::STOP_PATIENCE.as_secs() < Duration::from_secs(60).as_secs());

@@ -1,0 +1,207 @@
+//! Around transactions: banner, HELO, STARTTLS, AUTH.
+
+use ppsw_spool::env::UnixMs;
+use tokio::time::sleep;
+
+use super::{Hello, Session, State, refusal};
+use crate::{
+    limits::{AUTH_FAILURE_DELAY, AUTH_FAILURES_MAX},
+    message::rfc5322_date,
+    policy::{Service, Stage, Transaction},
+    smtp::{
+        Rejection,
+        auth::{Credentials, Exchange, Step},
+        client_name::verified_name,
+        reply::{self, Reply},
+        wire::Lost,
+    },
+};
+
+impl Session {
+    /// TLS if the port begins with it, the rules for connections, and the banner.
+    pub(super) async fn greet(&mut self) -> Result<State, Lost> {
+        if self.connection.service == Service::Submissions {
+            let Some(acceptor) = self.front.certificates.acceptor(&self.personality.name) else {
+                tracing::warn!(name = self.personality.name, "no certificate for a TLS port");
+                return Ok(State::Closed);
+            };
+            self.connection.tls = Some(self.wire.start_tls(&acceptor).await?);
+        }
+        let front = self.front.clone();
+        let client = self.connection.client.ip();
+        self.connection.client_name = verified_name(&*front.dns, client).await;
+        let decision = self.check(Stage::Connect, &Transaction::default()).await;
+        if let Some(reply) = refusal(&decision.verdict, 554, 421) {
+            self.note_rejection(&Rejection {
+                stage: "connect",
+                sender: None,
+                recipient: None,
+                reply: &reply,
+            });
+            return self.say(reply.closing(), State::Closed).await;
+        }
+        // Who talks before being greeted does not listen (the paper, "pump-and-dump"). Submission forgives it.
+        let strict = self.is_strict() && !decision.enforce_sync_off;
+        if strict && self.connection.tls.is_none() && self.wire.has_early_input() {
+            let text = "SMTP synchronization error: wait for the greeting";
+            let reply = Reply::new(554, reply::PROTOCOL, text).closing();
+            return self.protocol_error(reply, State::Closed).await;
+        }
+        let now = front.clock.now();
+        self.say(Reply::plain(220, self.banner(now)), State::Fresh).await
+    }
+
+    /// As the paper's `smtp_banner`: which machine, which personality.
+    fn banner(&self, now: UnixMs) -> String {
+        let server = self.connection.server;
+        format!(
+            "{} ({} [{}]:{}) ESMTP ppswitch {} {}",
+            self.front.host_name,
+            self.personality.name,
+            server.ip(),
+            server.port(),
+            env!("CARGO_PKG_VERSION"),
+            rfc5322_date(now)
+        )
+    }
+
+    /// HELO or EHLO; ends a transaction (RFC 5321 §4.1.4).
+    pub(super) async fn hello(&mut self, name: &str, hello: Hello) -> Result<State, Lost> {
+        self.personality = self.policy().personality(self.connection.server.ip());
+        let before = self.connection.helo.replace(name.to_owned());
+        let decision = self.check(Stage::Helo, &Transaction::default()).await;
+        if let Some(reply) = refusal(&decision.verdict, 550, 450) {
+            self.note_rejection(&Rejection {
+                stage: "helo",
+                sender: None,
+                recipient: None,
+                reply: &reply,
+            });
+            let next = if before.is_some() { State::Ready } else { State::Fresh };
+            self.connection.helo = before;
+            return self.say(reply, next).await;
+        }
+        self.hello = hello;
+        let text =
+            format!("{} Hello {name} [{}]", self.front.host_name, self.connection.client.ip());
+        let text = match hello {
+            Hello::Helo => text,
+            Hello::Ehlo => format!("{text}\n{}", self.extensions().join("\n")),
+        };
+        self.say(Reply::plain(250, text), State::Ready).await
+    }
+
+    fn extensions(&self) -> Vec<String> {
+        let mut list = vec![format!("SIZE {}", self.personality.size_limit), "8BITMIME".into()];
+        if self.personality.pipelining {
+            list.push("PIPELINING".into());
+        }
+        list.extend(["CHUNKING".into(), "SMTPUTF8".into(), "ENHANCEDSTATUSCODES".into()]);
+        if self.front.dsn {
+            list.push("DSN".into());
+        }
+        if self.may_start_tls() {
+            list.push("STARTTLS".into());
+        }
+        if self.may_authenticate() {
+            list.push("AUTH PLAIN LOGIN".into());
+        }
+        list.push("HELP".into());
+        list
+    }
+
+    fn may_start_tls(&self) -> bool {
+        self.connection.tls.is_none()
+            && self.front.certificates.acceptor(&self.personality.name).is_some()
+    }
+
+    /// Passwords only over TLS; offered until used.
+    fn may_authenticate(&self) -> bool {
+        self.connection.tls.is_some() && self.connection.authenticated.is_none()
+    }
+
+    /// STARTTLS (RFC 3207).
+    pub(super) async fn starttls(&mut self, state: State) -> Result<State, Lost> {
+        if self.connection.tls.is_some() {
+            return self.out_of_sequence("TLS is already in use", state).await;
+        }
+        if !matches!(state, State::Ready | State::Fresh) {
+            return self.out_of_sequence("STARTTLS is not allowed in a transaction", state).await;
+        }
+        let Some(acceptor) = self.front.certificates.acceptor(&self.personality.name) else {
+            let text = "TLS is not available on this address";
+            return self.protocol_error(Reply::new(502, reply::BAD_COMMAND, text), state).await;
+        };
+        if self.wire.has_buffered_input() {
+            let text = "Nothing may follow STARTTLS before its reply";
+            let reply = Reply::new(554, reply::PROTOCOL, text).closing();
+            return self.protocol_error(reply, State::Closed).await;
+        }
+        let decision = self.check(Stage::Starttls, &Transaction::default()).await;
+        if let Some(reply) = refusal(&decision.verdict, 554, 454) {
+            return self.say(reply, state).await;
+        }
+        self.say(Reply::new(220, reply::OK, "Ready to start TLS"), State::Fresh).await?;
+        self.connection.tls = Some(self.wire.start_tls(&acceptor).await?);
+        // What was said in clear may have been said by somebody else (RFC 3207 §4.2).
+        self.connection.helo = None;
+        Ok(State::Fresh)
+    }
+
+    /// AUTH (RFC 4954).
+    pub(super) async fn auth(
+        &mut self,
+        mechanism: &str,
+        initial: Option<&str>,
+        state: State,
+    ) -> Result<State, Lost> {
+        if self.connection.tls.is_none() {
+            let text = "Authentication needs TLS: use STARTTLS first";
+            return self.protocol_error(Reply::new(538, reply::NEEDS_TLS, text), state).await;
+        }
+        match state {
+            State::Ready => {}
+            State::Fresh => return self.out_of_sequence("Say EHLO first", state).await,
+            _ => return self.out_of_sequence("AUTH is not allowed in a transaction", state).await,
+        }
+        if self.connection.authenticated.is_some() {
+            return self.out_of_sequence("Already authenticated", state).await;
+        }
+        let decision = self.check(Stage::Auth, &Transaction::default()).await;
+        if let Some(reply) = refusal(&decision.verdict, 535, 454) {
+            return self.say(reply, State::Ready).await;
+        }
+        self.auth_step(Exchange::begin(mechanism, initial)).await
+    }
+
+    /// Goes on with an exchange.
+    pub(super) async fn auth_step(&mut self, step: Step) -> Result<State, Lost> {
+        self.verb = "AUTH";
+        match step {
+            Step::Challenge(exchange, reply) => self.say(reply, State::Auth(exchange)).await,
+            Step::Failed(reply) => self.protocol_error(reply, State::Ready).await,
+            Step::Credentials(credentials) => self.authenticate(credentials).await,
+        }
+    }
+
+    async fn authenticate(&mut self, credentials: Credentials) -> Result<State, Lost> {
+        let (mechanism, user) = (credentials.mechanism, credentials.user.clone());
+        if credentials.verify(&self.front, self.policy()).await {
+            self.connection.authenticated = Some(user);
+            self.mechanism = Some(mechanism);
+            let reply = Reply::new(235, reply::AUTH_OK, "Authentication succeeded");
+            return self.say(reply, State::Ready).await;
+        }
+        self.front.events.authentication_failed(&self.peer(), mechanism, &user);
+        metrics::counter!("ppsw_smtp_auth_failures_total").increment(1);
+        self.tally.auth_failures += 1;
+        self.wire.flush().await?;
+        sleep(AUTH_FAILURE_DELAY).await;
+        let reply = if self.tally.auth_failures < AUTH_FAILURES_MAX {
+            Reply::new(535, reply::BAD_CREDENTIALS, "Wrong user name or password")
+        } else {
+            Reply::new(421, reply::POLICY_LATER, "Too many failed authentications").closing()
+        };
+        self.say(reply, State::Ready).await
+    }
+}

@@ -1,0 +1,6 @@
+//! Sessions over pipes and fakes.
+
+mod auth;
+mod commands;
+mod content;
+mod limits;

@@ -1,0 +1,202 @@
+//! From text to tables.
+
+use std::{
+    collections::{BTreeMap, HashMap, hash_map},
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use prefix_trie::joint::JointPrefixMap;
+
+use super::{Entry, Map, Table, TableError};
+use crate::{limits, policy::POLICY};
+
+pub(super) fn tables(
+    files: &BTreeMap<String, Vec<u8>>,
+) -> Result<HashMap<Box<str>, Table>, Vec<TableError>> {
+    let mut tables = HashMap::new();
+    let mut errors = Vec::new();
+    for (path, content) in files.iter().filter(|(path, _)| *path != POLICY) {
+        let mut file = File { path, errors: &mut errors };
+        let Some((name, kind)) = file.name() else { continue };
+        let Some(text) = file.text(content) else { continue };
+        let table = match kind {
+            Kind::Map => Table::Map(file.map(text)),
+            Kind::List => Table::List(file.list(text)),
+        };
+        tables.insert(name.into_boxed_str(), table);
+    }
+    if errors.is_empty() {
+        return Ok(tables);
+    }
+    errors.truncate(limits::CONFIGURATION_ERRORS_MAX);
+    Err(errors)
+}
+
+enum Kind {
+    Map,
+    List,
+}
+
+struct File<'a> {
+    path: &'a str,
+    errors: &'a mut Vec<TableError>,
+}
+
+impl File<'_> {
+    fn error(&mut self, line: usize, what: impl Into<String>) {
+        if self.errors.len() < limits::CONFIGURATION_ERRORS_MAX {
+            self.errors.push(TableError { file: self.path.to_owned(), line, what: what.into() });
+        }
+    }
+
+    /// The table's name and kind; both follow from the path.
+    fn name(&mut self) -> Option<(String, Kind)> {
+        let parts: Vec<&str> = self.path.split('/').collect();
+        let good = |part: &&str| {
+            part.bytes().all(|b| {
+                b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-')
+            }) && !part.starts_with('.')
+        };
+        if !parts.iter().all(good) {
+            self.error(0, "names of tables, domains and lists are of a-z, 0-9, `.`, `_` and `-`");
+            return None;
+        }
+        match *parts.as_slice() {
+            ["tables", name] => Some((name.to_owned(), Kind::Map)),
+            ["users", _] | ["domains", _, "aliases"] => Some((self.path.to_owned(), Kind::Map)),
+            ["domains", _, "managers"] | ["lists", _, "members" | "moderators" | "managers"] => {
+                Some((self.path.to_owned(), Kind::List))
+            }
+            _ => {
+                self.error(
+                    0,
+                    "no place for a table; expected tables/NAME, users/NAME, \
+                     domains/DOMAIN/{aliases,managers} or lists/NAME/{members,moderators,managers}",
+                );
+                None
+            }
+        }
+    }
+
+    fn text<'t>(&mut self, content: &'t [u8]) -> Option<&'t str> {
+        match std::str::from_utf8(content) {
+            Ok(text) => Some(text),
+            Err(e) => {
+                let good = &content[..e.valid_up_to()];
+                let line = good.iter().filter(|b| **b == b'\n').count() + 1;
+                self.error(line, "not UTF-8; save the file in that encoding");
+                None
+            }
+        }
+    }
+
+    fn map(&mut self, text: &str) -> Map {
+        let mut entries: HashMap<Box<str>, Entry> = HashMap::new();
+        for (line, content) in self.lines(text) {
+            let (key, value) = split(content);
+            if key.is_empty() || key.len() > limits::TABLE_KEY_BYTES_MAX {
+                let max = limits::TABLE_KEY_BYTES_MAX;
+                self.error(line, format!("expected a key of 1 to {max} bytes, then its value"));
+                continue;
+            }
+            // Lines are fewer than 2^32: their count is bounded.
+            let line_number = u32::try_from(line).unwrap_or(u32::MAX);
+            match entries.entry(key.to_ascii_lowercase().into_boxed_str()) {
+                hash_map::Entry::Occupied(first) => {
+                    let first = first.get().line;
+                    self.error(line, format!("{key:?} is in line {first} already; remove one"));
+                }
+                hash_map::Entry::Vacant(free) => {
+                    free.insert(Entry { value: value.into(), line: line_number });
+                }
+            }
+        }
+        entries.shrink_to_fit();
+        let nets = self.nets(&entries).map(Box::new);
+        Map { entries, nets }
+    }
+
+    fn list(&mut self, text: &str) -> Vec<String> {
+        self.lines(text).into_iter().map(|(_, content)| content.to_owned()).collect()
+    }
+
+    /// A trie, if every key is an address or a network.
+    fn nets(
+        &mut self,
+        entries: &HashMap<Box<str>, Entry>,
+    ) -> Option<JointPrefixMap<IpNet, Box<str>>> {
+        let mut map = JointPrefixMap::new();
+        for (key, entry) in entries {
+            let net = net(key)?;
+            map.insert(net, entry.value.clone());
+        }
+        for (key, entry) in entries {
+            if let Some(net) = net(key).filter(|net| net.trunc() != *net) {
+                let good = net.trunc();
+                let what = format!("{key} has bits after its prefix; write {good}");
+                self.error(entry.line as usize, what);
+            }
+        }
+        Some(map)
+    }
+
+    /// Lines with content and their numbers, without comments and blanks around.
+    fn lines<'t>(&mut self, text: &'t str) -> Vec<(usize, &'t str)> {
+        let mut found = Vec::new();
+        for (number, line) in text.lines().enumerate().map(|(index, line)| (index + 1, line)) {
+            let content = without_comment(line).trim_end();
+            if content.is_empty() {
+                continue;
+            }
+            if line.len() > limits::TABLE_LINE_BYTES_MAX {
+                let max = limits::TABLE_LINE_BYTES_MAX;
+                self.error(number, format!("{} bytes; a line has at most {max}", line.len()));
+            } else if content.starts_with([' ', '\t']) {
+                self.error(
+                    number,
+                    "begins with a blank; an entry is one line and is not continued",
+                );
+            } else if content.chars().any(|c| c.is_control() && c != '\t') {
+                self.error(number, "holds a control character; remove it");
+            } else if found.len() >= limits::TABLE_ENTRIES_MAX {
+                let max = limits::TABLE_ENTRIES_MAX;
+                self.error(number, format!("a table has at most {max} entries"));
+                break;
+            } else {
+                found.push((number, content));
+            }
+        }
+        found
+    }
+}
+
+/// A comment begins at a `#` that stands first in its line, or by itself between blanks (so `room #5` is no comment).
+fn without_comment(line: &str) -> &str {
+    if line.trim_start().starts_with('#') {
+        return "";
+    }
+    let bytes = line.as_bytes();
+    let blank = |at: usize| bytes.get(at).is_none_or(|b| matches!(b, b' ' | b'\t'));
+    let begins = |at: &usize| bytes[*at] == b'#' && blank(*at - 1) && blank(*at + 1);
+    (1..bytes.len()).find(begins).map_or(line, |at| &line[..at])
+}
+
+/// `key value` or `key: value`. An IPv6 key keeps its colons; a value like `:fail: text` keeps its own.
+fn split(content: &str) -> (&str, &str) {
+    let end = content.find([' ', '\t']).unwrap_or(content.len());
+    let (word, rest) = content.split_at(end);
+    let rest = rest.trim_start();
+    if net(word).is_some() {
+        return (word, rest.strip_prefix(": ").unwrap_or(rest).trim_start());
+    }
+    match word.find(':') {
+        Some(colon) => (&word[..colon], content[colon + 1..].trim_start()),
+        None if rest == ":" => (word, ""),
+        None => (word, rest.strip_prefix(": ").unwrap_or(rest).trim_start()),
+    }
+}
+
+fn net(key: &str) -> Option<IpNet> {
+    key.parse().ok().or_else(|| key.parse::<IpAddr>().ok().map(IpNet::from))
+}

@@ -1,0 +1,50 @@
+//! An index as its tests look at it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Index, Slot};
+use crate::{
+    env::UnixMs,
+    queue::{
+        history::History,
+        message::{Body, MessageId, QueuedMessage},
+    },
+};
+
+/// Everything about a queue that replicas must agree on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::queue) struct View {
+    messages: BTreeMap<MessageId, (QueuedMessage, bool)>,
+    uploads: BTreeMap<MessageId, BTreeMap<u32, (u64, u64)>>,
+    due: BTreeSet<(UnixMs, MessageId)>,
+    bytes: u64,
+    held: usize,
+}
+
+impl View {
+    /// All but where bytes lie.
+    pub(in crate::queue) fn but_places(mut self) -> Self {
+        self.uploads.clear();
+        for (message, _) in self.messages.values_mut() {
+            message.body = Body::Inline { index: 0 };
+        }
+        self
+    }
+}
+
+impl Index {
+    pub(in crate::queue) fn with_history(entries: u64) -> Self {
+        Self { history: History::new(entries), ..Self::default() }
+    }
+
+    pub(in crate::queue) fn view(&self) -> View {
+        let message = |slot: &Slot| (QueuedMessage::clone(&slot.message), slot.tried);
+        View {
+            messages: self.messages.iter().map(|(id, slot)| (*id, message(slot))).collect(),
+            uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
+            due: self.due.clone(),
+            bytes: self.bytes,
+            held: self.held,
+        }
+    }
+}

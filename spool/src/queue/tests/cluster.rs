@@ -1,0 +1,233 @@
+//! Partitions on real groups and a real log, in one process: restart, takeover and hand-over.
+
+use std::{
+    collections::HashMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::*;
+use crate::{
+    NodeId,
+    env::{Clock as _, SystemClock, SystemDisk},
+    group::{Dial, Groups, Lane, Timing},
+    limits::{CHUNK_BYTES_MAX, SEGMENT_BYTES_MIN},
+    log::{Log, Options},
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Default)]
+struct Loopback(Mutex<HashMap<NodeId, SocketAddr>>);
+
+#[async_trait]
+impl Dial for Loopback {
+    fn channel(&self, node: NodeId, _lane: Lane) -> Option<Channel> {
+        let address = *self.0.lock().unwrap().get(&node)?;
+        Some(Endpoint::try_from(format!("http://{address}")).unwrap().connect_lazy())
+    }
+}
+
+struct Node {
+    groups: Groups,
+    spool: Spool,
+    partition: Partition,
+    server: JoinHandle<()>,
+}
+
+impl Node {
+    async fn start(node: NodeId, dir: &Path, dial: &Arc<Loopback>) -> Self {
+        let options =
+            Options { dir: dir.to_owned(), segment_bytes: SEGMENT_BYTES_MIN, cache_bytes: 1 << 20 };
+        let log = Log::open(Arc::new(SystemDisk), options).unwrap();
+        let clock = Arc::new(SystemClock);
+        let groups =
+            Groups::new(node, log, clock.clone(), Arc::clone(dial) as _, Timing::default());
+        let server = serve(node, &groups, dial).await;
+        let spool = Spool::new(node, groups.clone(), clock);
+        let partition = spool.open(1).await.unwrap();
+        Self { groups, spool, partition, server }
+    }
+
+    async fn stop(self) {
+        self.groups.shutdown().await;
+        self.server.abort();
+        let _ = self.server.await;
+    }
+
+    async fn accept(&self, recipients: usize, body: &[u8]) -> MessageId {
+        let mut writer = self.spool.begin(PATIENCE).await.unwrap();
+        writer.write(body).await.unwrap();
+        let received = SystemClock.now();
+        let envelope = Envelope { received, ..envelope(recipients) };
+        writer.accept(envelope, PATIENCE).await.unwrap()
+    }
+
+    async fn body(&self, id: MessageId) -> Vec<u8> {
+        let mut reader = self.partition.body(&self.partition.get(id).unwrap());
+        let mut all = Vec::new();
+        while let Some(bytes) = reader.next().await.unwrap() {
+            all.extend_from_slice(&bytes);
+        }
+        all
+    }
+
+    /// Waits until it leads, and may deliver.
+    async fn leads(&self) {
+        wait(|| self.partition.may_deliver()).await;
+    }
+
+    /// The queue without what only the leader knows.
+    fn queue(&self) -> Vec<QueuedMessage> {
+        let message = |m: &Arc<QueuedMessage>| QueuedMessage {
+            not_before: UnixMs(0),
+            ..QueuedMessage::clone(m)
+        };
+        self.partition.list().iter().map(message).collect()
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "loopback sockets of this test")]
+async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    dial.0.lock().unwrap().insert(node, listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder().add_routes(groups.service());
+    tokio::spawn(async move {
+        let _ = server.serve_with_incoming(TcpListenerStream::new(listener)).await;
+    })
+}
+
+async fn wait(mut until: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !until() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited.await.expect("in time");
+}
+
+fn content(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n % 251) as u8).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_finds_the_queue_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let dial = Arc::default();
+    let node = Node::start(1, dir.path(), &dial).await;
+    node.partition.group().initialise(&[1]).await.unwrap();
+    node.leads().await;
+
+    let done = node.accept(1, b"gone before the restart").await;
+    let small = node.accept(2, b"small").await;
+    let large = content(CHUNK_BYTES_MAX * 5 + 77);
+    let large_id = node.accept(1, &large).await;
+    let finished = outcome(done, 0, Verdict::Delivered, true);
+    node.partition.record(finished, PATIENCE).await.unwrap();
+    let next_due = SystemClock.now().plus(Duration::from_secs(900));
+    let deferred = outcome(small, 1, Verdict::Deferred { next_due }, false);
+    node.partition.record(deferred, PATIENCE).await.unwrap();
+    node.partition.hold(large_id, PATIENCE).await.unwrap();
+    // A session that the restart cuts off.
+    let mut cut_off = node.spool.begin(PATIENCE).await.unwrap();
+    cut_off.write(&content(CHUNK_BYTES_MAX * 3)).await.unwrap();
+    wait(|| node.partition.summary().uploads == 1).await;
+    let before = node.queue();
+    node.stop().await;
+    drop(cut_off);
+
+    let node = Node::start(1, dir.path(), &dial).await;
+    node.leads().await;
+    assert_eq!(node.queue(), before);
+    assert_eq!(node.partition.get(small).unwrap().recipients[1].attempts, 1);
+    assert_eq!(node.partition.get(large_id).unwrap().state, MessageState::Held);
+    assert_eq!(node.body(large_id).await[16..], large[..]);
+    assert_eq!(node.body(small).await, b"Received: here\r\nsmall");
+    let waits = node.partition.get(small).unwrap();
+    assert!(waits.not_before > SystemClock.now(), "it may have been in flight");
+    assert!(node.partition.due(SystemClock.now(), 10, &|_| false).is_empty());
+    let new = node.accept(1, b"new").await;
+    assert!(new > large_id);
+    let due = node.partition.due(SystemClock.now(), 10, &|_| false);
+    assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [new]);
+    wait(|| node.partition.summary().uploads == 0).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trimmed_log_still_has_every_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let dial = Arc::default();
+    let node = Node::start(1, dir.path(), &dial).await;
+    node.partition.group().initialise(&[1]).await.unwrap();
+    node.leads().await;
+    let kept = node.accept(1, b"from the very beginning").await;
+    for _ in 0..1200 {
+        let id = node.accept(1, b"soon gone").await;
+        let finished = outcome(id, 0, Verdict::Delivered, true);
+        node.partition.record(finished, PATIENCE).await.unwrap();
+    }
+    node.partition.group().checkpoint().await.unwrap();
+    assert!(node.partition.carry(kept, PATIENCE).await.unwrap() == crate::group::Reply::Done);
+    let before = node.queue();
+    wait(|| {
+        let checkpoint = node.partition.group();
+        tokio::spawn(async move { checkpoint.checkpoint().await });
+        node.partition.group().status().purged_index > Some(1000)
+    })
+    .await;
+    node.stop().await;
+
+    let node = Node::start(1, dir.path(), &dial).await;
+    node.leads().await;
+    assert_eq!(node.queue(), before);
+    assert_eq!(node.body(kept).await, b"Received: here\r\nfrom the very beginning");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_hand_over_without_delay_and_take_over_with_it() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let dial = Arc::default();
+    let mut nodes = Vec::new();
+    for (number, dir) in (1..).zip(&dirs) {
+        nodes.push(Node::start(number, dir.path(), &dial).await);
+    }
+    nodes[0].partition.group().initialise(&[1, 2, 3]).await.unwrap();
+    nodes[0].leads().await;
+    let large = content(CHUNK_BYTES_MAX * 2 + 3);
+    let id = nodes[0].accept(2, &large).await;
+    let now = SystemClock.now();
+    wait(|| nodes.iter().all(|node| node.partition.len() == 1)).await;
+    let replicas: Vec<_> = nodes.iter().map(Node::queue).collect();
+    assert!(replicas.iter().all(|queue| *queue == replicas[0]), "the same everywhere");
+
+    nodes[0].partition.quiesce();
+    assert!(!nodes[0].partition.may_deliver());
+    nodes[0].partition.hand_over(2, PATIENCE).await.unwrap();
+    nodes[1].leads().await;
+    let due = nodes[1].partition.due(SystemClock.now(), 10, &|_| false);
+    assert_eq!(due.len(), 1, "a planned takeover has no delay");
+    assert_eq!(nodes[1].body(id).await[16..], large[..]);
+    let moved = nodes[0].partition.record(outcome(id, 0, Verdict::Delivered, true), PATIENCE).await;
+    let expected = Err(crate::group::ProposeError::NotLeader { leader: Some(2) });
+    assert_eq!(format!("{moved:?}"), format!("{expected:?}", expected = expected as Result<(), _>));
+    assert!(nodes[0].spool.begin(Duration::ZERO).await.is_err());
+
+    nodes.remove(1).stop().await;
+    wait(|| nodes.iter().any(|node| node.partition.may_deliver())).await;
+    let leader = nodes.iter().find(|node| node.partition.may_deliver()).unwrap();
+    assert!(leader.partition.due(SystemClock.now(), 10, &|_| false).is_empty(), "it waits");
+    assert!(leader.partition.get(id).unwrap().not_before > now);
+    assert_eq!(leader.queue(), replicas[0]);
+    for node in nodes {
+        node.stop().await;
+    }
+}

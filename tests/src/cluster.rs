@@ -1,0 +1,224 @@
+//! A cluster of real processes, started by `ppswd dev`.
+
+use std::{fs::File, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+
+use rustix::process::Signal;
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    process::{self, Guard, program},
+    sink::Maildir,
+    wait_for,
+};
+
+/// Time for a cluster to start, or for a node to be ready again.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// `cluster.json`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClusterFile {
+    pub nodes: Vec<Node>,
+    pub sink: Sink,
+    pub dns: SocketAddr,
+    pub accounts: Vec<Account>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    pub id: u64,
+    pub pid: u32,
+    pub control: SocketAddr,
+    pub http: SocketAddr,
+    pub mx: SocketAddr,
+    pub smart: SocketAddr,
+    pub submission: SocketAddr,
+    pub submissions: SocketAddr,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Sink {
+    pub smtp: SocketAddr,
+    pub lmtp: SocketAddr,
+    pub maildir: PathBuf,
+    pub pid: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Account {
+    pub user: String,
+    pub password: String,
+}
+
+/// A running cluster. Dropping it stops everything; its directory is kept if the test failed.
+pub struct Cluster {
+    pub file: ClusterFile,
+    dir: Option<TempDir>,
+    dev: Guard,
+    /// Nodes and sinks that were started again by the test.
+    again: Vec<Guard>,
+    /// Clusters share loopback addresses: one at a time on a machine.
+    _lock: File,
+}
+
+impl Cluster {
+    /// Starts three nodes; waits until all are ready.
+    pub fn start(base_port: u16) -> Self {
+        let lock = File::create(std::env::temp_dir().join("ppswitch-test-cluster.lock")).unwrap();
+        lock.lock().unwrap();
+        let dir = tempfile::Builder::new().prefix("ppswitch-test-").tempdir().unwrap();
+        let cluster = dir.path().join("cluster");
+        let mut dev = Guard::spawn(
+            Command::new(program("ppswd"))
+                .args(["dev", "--base-port", &base_port.to_string(), "--dir"])
+                .arg(&cluster),
+            &dir.path().join("dev.log"),
+        );
+        let path = cluster.join("cluster.json");
+        wait_for("cluster.json", PATIENCE, || {
+            let log = || std::fs::read_to_string(dir.path().join("dev.log")).unwrap_or_default();
+            assert!(dev.alive(), "ppswd dev ended:\n{}", log());
+            path.exists().then_some(())
+        });
+        let file = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        Self { file, dir: Some(dir), dev, again: Vec::new(), _lock: lock }
+    }
+
+    /// `DIR` of `ppswd dev`.
+    pub fn dir(&self) -> PathBuf {
+        self.dir.as_ref().unwrap().path().join("cluster")
+    }
+
+    /// A node by its number, from 1.
+    pub fn node(&self, id: u64) -> &Node {
+        self.file.nodes.iter().find(|node| node.id == id).unwrap()
+    }
+
+    pub fn password(&self, user: &str) -> &str {
+        &self.file.accounts.iter().find(|account| account.user == user).unwrap().password
+    }
+
+    pub fn maildir(&self) -> Maildir {
+        Maildir::new(&self.file.sink.maildir)
+    }
+
+    /// kill -9 of a node; returns when the process is gone.
+    pub fn kill(&mut self, id: u64) {
+        self.end(self.node(id).pid, Signal::KILL);
+    }
+
+    /// Starts a node of the cluster again, as an operator would. Doesn't wait.
+    pub fn restart(&mut self, id: u64) {
+        let config = self.dir().join(format!("node-{id}/ppswd.toml"));
+        let log = self.dir().join(format!("node-{id}/log/process.log"));
+        let guard = Guard::spawn(
+            Command::new(program("ppswd")).arg("run").arg("--config").arg(config),
+            &log,
+        );
+        let pid = guard.pid();
+        self.again.push(guard);
+        self.file.nodes.iter_mut().find(|node| node.id == id).unwrap().pid = pid;
+    }
+
+    /// Waits until `/readyz` of a node says 200.
+    pub fn wait_ready(&self, id: u64) {
+        let address = self.node(id).http;
+        wait_for(&format!("node {id} to be ready"), PATIENCE, || {
+            (http_status(address, "/readyz") == Some(200)).then_some(())
+        });
+    }
+
+    /// kill -9 of the sink: its two addresses are free then.
+    pub fn kill_sink(&mut self) {
+        self.end(self.file.sink.pid, Signal::KILL);
+    }
+
+    /// Starts a sink on the addresses of the first one, with the same Maildir.
+    pub fn restart_sink(&mut self) {
+        let sink = self.file.sink.clone();
+        let guard = Guard::spawn(
+            Command::new(program("ppswd"))
+                .args([
+                    "sink",
+                    "--smtp",
+                    &sink.smtp.to_string(),
+                    "--lmtp",
+                    &sink.lmtp.to_string(),
+                    "--maildir",
+                ])
+                .arg(&sink.maildir),
+            &self.dir().join("sink.log"),
+        );
+        self.file.sink.pid = guard.pid();
+        self.again.push(guard);
+        wait_for("the sink", PATIENCE, || std::net::TcpStream::connect(sink.smtp).ok());
+    }
+
+    /// Runs `ppswctl` and gives its exit code and what it printed.
+    pub fn ctl(&self, arguments: &[&str]) -> (i32, String) {
+        let output = Command::new(program("ppswctl"))
+            .arg("--cluster")
+            .arg(self.dir().join("cluster.json"))
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Runs `ppswctl --json`, which must succeed.
+    pub fn ctl_json(&self, arguments: &[&str]) -> Value {
+        let (code, text) = self.ctl(&[&["--json"], arguments].concat());
+        assert_eq!(code, 0, "ppswctl {arguments:?}: {text}");
+        serde_json::from_str(&text)
+            .unwrap_or_else(|error| panic!("ppswctl {arguments:?}: {error}: {text}"))
+    }
+
+    /// The node that leads each partition, by `status`; 0 for none.
+    pub fn leaders(&self) -> Vec<(u64, u64)> {
+        let status = self.ctl_json(&["status"]);
+        let partitions = status["partitions"].as_array().unwrap();
+        partitions
+            .iter()
+            .map(|partition| {
+                (partition["id"].as_u64().unwrap(), partition["leader"].as_u64().unwrap_or(0))
+            })
+            .collect()
+    }
+
+    fn end(&mut self, pid: u32, signal: Signal) {
+        process::signal(pid, signal);
+        // Who started it must wait for it: one of ours, or `ppswd dev`.
+        self.again.retain_mut(|guard| {
+            guard.pid() != pid || {
+                guard.0.wait().ok();
+                false
+            }
+        });
+        wait_for("the end of a killed process", PATIENCE, || (!process::exists(pid)).then_some(()));
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.dev.stop();
+        self.again.clear();
+        if std::thread::panicking()
+            && let Some(dir) = self.dir.take()
+        {
+            eprintln!("kept for a look: {}", dir.keep().display());
+        }
+    }
+}
+
+/// Status of `GET path`; `None`: no answer.
+pub fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).ok()?;
+    std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
+}

@@ -1,0 +1,78 @@
+//! Processes: our own programs, and signals to others.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+
+/// A program that was built with these tests: `target/release/NAME` beside `target/release/deps/TEST`.
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run tests/run, or `cargo build --release --workspace --bins` before `cargo test --release`",
+        path.display()
+    );
+    path
+}
+
+/// A process that ends when this is dropped.
+pub struct Guard(pub Child);
+
+impl Guard {
+    /// Starts a command; what it prints goes to `output`.
+    pub fn spawn(command: &mut Command, output: &Path) -> Self {
+        let output = std::fs::File::options().create(true).append(true).open(output).unwrap();
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        Self(command.spawn().unwrap_or_else(|error| panic!("can't start {command:?}: {error}")))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Whether it still runs.
+    pub fn alive(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
+    }
+
+    /// SIGTERM, and waits for the end.
+    pub fn stop(&mut self) {
+        if self.alive() {
+            signal(self.pid(), Signal::TERM);
+        }
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Sends a signal to a process that may be gone.
+pub fn signal(pid: u32, signal: Signal) {
+    let _ = kill_process(to_pid(pid), signal);
+}
+
+/// Whether a process with this id exists.
+pub fn exists(pid: u32) -> bool {
+    test_kill_process(to_pid(pid)).is_ok()
+}
+
+/// Resident memory of a process in bytes, from `/proc`.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib * 1024
+}
+
+fn to_pid(pid: u32) -> Pid {
+    Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
+}

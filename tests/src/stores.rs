@@ -1,0 +1,166 @@
+//! Real peers from Debian: Cyrus' lmtpd, and Postfix' smtp-sink.
+
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpStream},
+    os::unix::fs::{PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    process::Guard,
+    sink::{ID_FIELD, field},
+    wait_for,
+};
+
+const CYRUS: &str = "/usr/lib/cyrus/bin/master";
+const SMTP_SINK: &str = "/usr/sbin/smtp-sink";
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A private Cyrus that takes mail by LMTP. Mailboxes are made when the first mail for a user arrives.
+pub struct Cyrus {
+    dir: TempDir,
+    _master: Guard,
+}
+
+impl Cyrus {
+    /// Starts a lmtpd on `address`.
+    pub fn start(address: SocketAddr) -> Self {
+        assert!(Path::new(CYRUS).exists(), "{CYRUS} is missing: tests/run installs cyrus-imapd");
+        let dir = tempfile::Builder::new().prefix("ppswitch-cyrus-").tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let (user, group) = (id_of("/etc/passwd", "cyrus"), id_of("/etc/group", "mail"));
+        for folder in ["conf", "mail", "sieve"] {
+            let path = dir.path().join(folder);
+            std::fs::create_dir(&path).unwrap();
+            chown(&path, Some(user), Some(group)).unwrap();
+        }
+        let path = dir.path().display();
+        let imapd = format!(
+            "configdirectory: {path}/conf\ndefaultpartition: default\npartition-default: {path}/mail\n\
+             sievedir: {path}/sieve\ncyrus_user: cyrus\ncyrus_group: mail\nadmins: cyrus\n\
+             virtdomains: userid\ndefaultdomain: hermes.cam.ac.uk\nunixhierarchysep: yes\naltnamespace: yes\n\
+             lmtp_downcase_rcpt: yes\nduplicatesuppression: no\nmunge8bit: no\nreject8bit: no\n\
+             autocreate_post: yes\nautocreate_quota: 0\nservername: store.example.org\n"
+        );
+        std::fs::write(dir.path().join("imapd.conf"), imapd).unwrap();
+        let services = format!(
+            "START {{\n  recover cmd=\"ctl_cyrusdb -C {path}/imapd.conf -r\"\n}}\n\
+             SERVICES {{\n  lmtp cmd=\"lmtpd -C {path}/imapd.conf -a\" listen=\"{address}\" prefork=1 maxchild=20\n}}\n\
+             EVENTS {{\n}}\n"
+        );
+        std::fs::write(dir.path().join("cyrus.conf"), services).unwrap();
+        let mut command = Command::new(CYRUS);
+        command.arg("-C").arg(dir.path().join("imapd.conf"));
+        command.arg("-M").arg(dir.path().join("cyrus.conf"));
+        command.arg("-p").arg(dir.path().join("master.pid"));
+        let mut master = Guard::spawn(&mut command, &dir.path().join("master.log"));
+        wait_for("Cyrus", PATIENCE, || {
+            assert!(
+                master.alive(),
+                "Cyrus ended: {:?}",
+                std::fs::read_to_string(dir.path().join("master.log"))
+            );
+            TcpStream::connect(address).ok()
+        });
+        Self { dir, _master: master }
+    }
+
+    /// All stored messages that have a test id, by it.
+    pub fn messages(&self) -> HashMap<String, Vec<u8>> {
+        let mut messages = HashMap::new();
+        let mut folders = vec![self.dir.path().join("mail")];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if is_message(&path)
+                    && let Ok(content) = std::fs::read(&path)
+                    && let Some(id) = field(&content, ID_FIELD)
+                {
+                    messages.insert(id, content);
+                }
+            }
+        }
+        messages
+    }
+}
+
+/// Postfix' smtp-sink, which writes each message to a file.
+pub struct PostfixSink {
+    dir: TempDir,
+    _process: Guard,
+}
+
+impl PostfixSink {
+    /// Starts an smtp-sink on `address`.
+    pub fn start(address: SocketAddr) -> Self {
+        assert!(
+            Path::new(SMTP_SINK).exists(),
+            "{SMTP_SINK} is missing: tests/run installs postfix"
+        );
+        let dir = tempfile::Builder::new().prefix("ppswitch-postfix-").tempdir().unwrap();
+        // smtp-sink gives up root; its files are made by nobody.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o777)).unwrap();
+        let log = dir.path().join("log");
+        let mut command = Command::new(SMTP_SINK);
+        command.args(["-u", "nobody", "-d"]).arg(dir.path().join("message."));
+        command.arg(address.to_string()).arg("100");
+        let mut process = Guard::spawn(&mut command, &log);
+        wait_for("smtp-sink", PATIENCE, || {
+            assert!(process.alive(), "smtp-sink ended: {:?}", std::fs::read_to_string(&log));
+            TcpStream::connect(address).ok()
+        });
+        Self { dir, _process: process }
+    }
+
+    /// All messages that have a test id, by it; with CRLF line ends, as they came.
+    pub fn messages(&self) -> HashMap<String, Vec<u8>> {
+        let mut messages = HashMap::new();
+        for entry in std::fs::read_dir(self.dir.path()).into_iter().flatten().flatten() {
+            if let Ok(dump) = std::fs::read(entry.path())
+                && let Some(content) = undump(&dump)
+                && let Some(id) = field(&content, ID_FIELD)
+            {
+                messages.insert(id, content);
+            }
+        }
+        messages
+    }
+}
+
+/// smtp-sink drops the CR of each line end and adds an empty line at the end.
+fn undump(dump: &[u8]) -> Option<Vec<u8>> {
+    let dump = dump.strip_suffix(b"\n")?;
+    let mut content = Vec::with_capacity(dump.len() + dump.len() / 32);
+    for &byte in dump {
+        if byte == b'\n' {
+            content.push(b'\r');
+        }
+        content.push(byte);
+    }
+    Some(content)
+}
+
+/// Cyrus names messages `17.`.
+fn is_message(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.strip_suffix('.')
+        .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Numeric id of a name in `/etc/passwd` or `/etc/group`: the third field of both.
+fn id_of(file: &str, name: &str) -> u32 {
+    let text = std::fs::read_to_string(PathBuf::from(file)).unwrap();
+    text.lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|fields| fields.first() == Some(&name))
+        .unwrap_or_else(|| panic!("{name} is not in {file}: tests/run installs what makes it"))[2]
+        .parse()
+        .unwrap()
+}
