@@ -5,7 +5,7 @@ mod faults;
 mod storage;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     path::Path,
     sync::{
@@ -16,7 +16,7 @@ use std::{
 };
 
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
@@ -85,9 +85,18 @@ fn open_log(dir: &Path) -> Log {
 
 /// The wires between three nodes. A node that is cut off neither gets nor sends anything, and nobody is told.
 struct Net {
-    nodes: Mutex<BTreeMap<NodeId, SocketAddr>>,
     wires: BTreeMap<(NodeId, NodeId), String>,
-    cut: watch::Sender<BTreeSet<NodeId>>,
+    state: watch::Sender<NetState>,
+}
+
+#[derive(Default)]
+struct NetState {
+    /// Where nodes listen that run.
+    nodes: BTreeMap<NodeId, SocketAddr>,
+    /// From, to: wires that carry nothing.
+    cut: BTreeSet<(NodeId, NodeId)>,
+    /// What this node is answered is lost; what it asks arrives.
+    deaf: Option<NodeId>,
 }
 
 impl Net {
@@ -102,7 +111,7 @@ impl Net {
                 listeners.push((from, to, listener));
             }
         }
-        let net = Arc::new(Self { nodes: Mutex::default(), wires, cut: watch::Sender::default() });
+        let net = Arc::new(Self { wires, state: watch::Sender::default() });
         for (from, to, listener) in listeners {
             let net = Arc::downgrade(&net);
             tokio::spawn(async move {
@@ -117,42 +126,91 @@ impl Net {
 
     #[allow(clippy::disallowed_methods, reason = "a test's own sockets")]
     async fn carry(&self, from: NodeId, to: NodeId, mut socket: TcpStream) {
-        let mut cut = self.cut.subscribe();
-        let is_cut = |cut: &BTreeSet<NodeId>| cut.contains(&from) || cut.contains(&to);
-        let target = self.nodes.lock().unwrap().get(&to).copied();
-        let Some(target) = target else { return };
+        let mut state = self.state.subscribe();
+        let Some(target) = state.borrow().nodes.get(&to).copied() else { return };
         let Ok(mut there) = TcpStream::connect(target).await else { return };
+        let runs = |state: &NetState| state.nodes.get(&to) == Some(&target);
+        let is_cut = |state: &NetState| state.cut.contains(&(from, to));
         tokio::select! {
-            _ = copy_bidirectional(&mut socket, &mut there) => return,
-            _ = cut.wait_for(is_cut) => {}
+            biased;
+            _ = state.wait_for(|state| is_cut(state) || !runs(state)) => {}
+            _ = self.pump(from, &mut socket, &mut there) => return,
         }
         // Held, silent: only time-outs can notice.
-        let _ = cut.wait_for(|cut| !is_cut(cut)).await;
+        let _ = state.wait_for(|state| !is_cut(state) || !runs(state)).await;
+    }
+
+    async fn pump(&self, from: NodeId, socket: &mut TcpStream, there: &mut TcpStream) {
+        let (mut questions, mut asker) = socket.split();
+        let (mut answers, mut answerer) = there.split();
+        let asked = copy(&mut questions, &mut answerer);
+        let answered = async {
+            let mut state = self.state.subscribe();
+            let mut buffer = vec![0; 64 * 1024];
+            loop {
+                let bytes = answers.read(&mut buffer).await?;
+                let _ = state.wait_for(|state| state.deaf != Some(from)).await;
+                if bytes == 0 {
+                    return Ok::<_, std::io::Error>(());
+                }
+                asker.write_all(&buffer[..bytes]).await?;
+            }
+        };
+        let _ = tokio::try_join!(asked, answered);
+    }
+
+    fn set_address(&self, node: NodeId, address: Option<SocketAddr>) {
+        self.state.send_modify(|state| {
+            state.nodes.remove(&node);
+            state.nodes.extend(address.map(|address| (node, address)));
+        });
+    }
+
+    /// Cuts the wire on which `from` asks and `to` answers.
+    fn cut(&self, from: NodeId, to: NodeId) {
+        self.state.send_modify(|state| {
+            state.cut.insert((from, to));
+        });
     }
 
     fn cut_off(&self, node: NodeId) {
-        self.cut.send_modify(|cut| {
-            cut.insert(node);
-        });
+        for other in 1..=3 {
+            self.cut(node, other);
+            self.cut(other, node);
+        }
     }
 
-    fn mend(&self, node: NodeId) {
-        self.cut.send_modify(|cut| {
-            cut.remove(&node);
+    /// Nobody else's requests reach the node either.
+    fn deafen(&self, node: NodeId) {
+        for other in 1..=3 {
+            self.cut(other, node);
+        }
+        self.state.send_modify(|state| state.deaf = Some(node));
+    }
+
+    fn mend(&self) {
+        self.state.send_modify(|state| {
+            state.cut.clear();
+            state.deaf = None;
         });
     }
 }
 
-/// The wires as one node sees them.
+/// The wires as one node sees them: two connections to each other node.
 struct Wires {
     net: Arc<Net>,
     from: NodeId,
+    channels: Mutex<HashMap<(NodeId, Lane), Channel>>,
 }
 
 impl Dial for Wires {
-    fn channel(&self, node: NodeId, _: Lane) -> Option<Channel> {
+    fn channel(&self, node: NodeId, lane: Lane) -> Option<Channel> {
         let address = self.net.wires.get(&(self.from, node))?.clone();
-        Some(Endpoint::from_shared(address).unwrap().connect_lazy())
+        let mut channels = self.channels.lock().unwrap();
+        let channel = channels
+            .entry((node, lane))
+            .or_insert_with(|| Endpoint::from_shared(address).unwrap().connect_lazy());
+        Some(channel.clone())
     }
 }
 
@@ -174,7 +232,7 @@ impl Node {
 
     async fn start_on(disk: Arc<dyn Disk>, id: NodeId, dir: &Path, net: &Arc<Net>) -> Self {
         let log = open_log_on(disk, &dir.join(id.to_string()));
-        let dial = Arc::new(Wires { net: net.clone(), from: id });
+        let dial = Arc::new(Wires { net: net.clone(), from: id, channels: Mutex::default() });
         let clock = Arc::new(SystemClock);
         let groups = Groups::new(id, log.clone(), clock, dial, Timing::default());
         let tape = Arc::new(Tape::default());
@@ -182,7 +240,7 @@ impl Node {
         #[allow(clippy::disallowed_methods, reason = "a test's own socket")]
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        net.nodes.lock().unwrap().insert(id, address);
+        net.set_address(id, Some(address));
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
         let service = groups.service();
         let server = tokio::spawn(async move {
@@ -229,13 +287,14 @@ impl Cluster {
     }
 
     async fn stop(&mut self, id: NodeId) {
+        self.net.set_address(id, None);
         self.nodes[id as usize].take().unwrap().stop().await;
     }
 
     async fn stop_all(&mut self) {
-        for node in &mut self.nodes {
-            if let Some(node) = node.take() {
-                node.stop().await;
+        for id in 1..=3 {
+            if self.nodes[id as usize].is_some() {
+                self.stop(id).await;
             }
         }
     }
