@@ -18,7 +18,7 @@ use tonic::transport::{
 use crate::{identity::Identity, limits, pki};
 
 /// Opens channels to members by number.
-pub struct Dialer {
+pub(crate) struct Dialer {
     cluster: String,
     tls: ClientTlsConfig,
     book: Mutex<Book>,
@@ -33,7 +33,7 @@ struct Book {
 impl Dialer {
     /// With this node's certificate.
     #[must_use]
-    pub fn new(identity: &Identity) -> Self {
+    pub(crate) fn new(identity: &Identity) -> Self {
         let tls = ClientTlsConfig::new()
             .ca_certificate(Certificate::from_pem(&identity.ca))
             .identity(TlsIdentity::from_pem(&identity.certificate, &identity.key))
@@ -42,7 +42,7 @@ impl Dialer {
     }
 
     /// Takes the members' addresses; channels to addresses that changed are opened anew.
-    pub fn update(&self, addresses: BTreeMap<NodeId, String>) {
+    pub(crate) fn update(&self, addresses: BTreeMap<NodeId, String>) {
         let mut book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         let Book { addresses: known, channels } = &mut *book;
         channels.retain(|(node, _), _| known.get(node) == addresses.get(node));
@@ -51,7 +51,7 @@ impl Dialer {
 
     /// A client of another node's `Node` service.
     #[must_use]
-    pub fn node(&self, node: NodeId) -> Option<NodeClient<Channel>> {
+    pub(crate) fn node(&self, node: NodeId) -> Option<NodeClient<Channel>> {
         self.channel(node, Lane::Control).map(|channel| {
             NodeClient::new(channel)
                 .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
@@ -61,7 +61,7 @@ impl Dialer {
 
     /// Numbers of all nodes with a known address.
     #[must_use]
-    pub fn known(&self) -> Vec<NodeId> {
+    pub(crate) fn known(&self) -> Vec<NodeId> {
         let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
         book.addresses.keys().copied().collect()
     }
@@ -97,7 +97,7 @@ impl Dial for Dialer {
 ///
 /// # Errors
 /// If the address is no `HOST:PORT`.
-pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
     Ok(Endpoint::from_shared(format!("https://{address}"))?
         .connect_timeout(limits::CONNECT_PATIENCE)
         .tcp_nodelay(true)
@@ -112,7 +112,7 @@ pub fn endpoint(address: &str) -> Result<Endpoint, tonic::transport::Error> {
 /// TLS of the serving side: a client certificate is checked if there is one; who may do what without is decided per
 /// request. The CA's certificate is sent along, for joining machines.
 #[must_use]
-pub fn server_tls(identity: &Identity) -> ServerTlsConfig {
+pub(crate) fn server_tls(identity: &Identity) -> ServerTlsConfig {
     let chain = format!("{}{}", identity.certificate, identity.ca);
     ServerTlsConfig::new()
         .identity(TlsIdentity::from_pem(chain, &identity.key))
@@ -120,4 +120,3 @@ pub fn server_tls(identity: &Identity) -> ServerTlsConfig {
         .client_auth_optional(true)
         .timeout(limits::CONNECT_PATIENCE)
 }
-

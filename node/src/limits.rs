@@ -377,3 +377,9 @@ pub const LOG_FIELD_BYTES_MAX: usize = 4_096;
 
 /// How often the writer looks whether its files have been renamed.
 pub const LOG_REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time that sessions and attempts have to end when the node is told to stop; systemd waits longer.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Longest `ppswd.toml`: a page or two of text.
+pub const NODE_CONFIG_BYTES_MAX: u64 = 256 * 1024;

@@ -1,6 +1,3 @@
-//! Tests with real processes and real peers.
-
-pub mod dialogue;
 //! What tests with real processes share: a cluster of release binaries, an SMTP client, and real peers from Debian.
 //!
 //! Nothing here uses ppswitch's own crates: tests see programs, files and wire protocols only.
@@ -16,6 +13,7 @@ pub mod dialogue;
 pub mod client;
 pub mod cluster;
 pub mod corpus;
+pub mod dialogue;
 pub mod load;
 pub mod process;
 pub mod sink;

@@ -1,14 +1,54 @@
 //! Delivery: takes due messages from the partitions that this node leads, routes and transmits them, and records
 //! what happened.
+//!
+//! [`Deliverer`] takes messages (`schedule`); an `attempt` makes a `plan` (routing), waits for a place in each
+//! destination's queue (`lanes`), brings the message to one of its hosts (`transmit`, `session`, `transaction`),
+//! makes one outcome of all answers (`result`), and records it (`record`). What it needs of the rest of the node are
+//! the traits in [`seams`].
+//!
+//! Promises: a message is in one attempt at a time; nothing is sent without the partition's lease, which is asked
+//! again directly before the final dot; a message is not touched again before its outcome is recorded.
 
+mod attempt;
 pub mod connect;
 mod dot;
 mod hosts;
 mod lanes;
+mod plan;
 mod pool;
+mod record;
 mod reply;
+mod result;
 pub mod retry;
+mod schedule;
 pub mod seams;
 mod session;
 mod transaction;
 mod transmit;
+
+use std::sync::Arc;
+
+use ppsw_spool::env::Clock;
+
+pub use schedule::Deliverer;
+
+use crate::maillog::MailLog;
+
+/// What a deliverer is made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// This machine's name: in EHLO, and in reports.
+    pub name: String,
+    pub queues: Arc<dyn seams::Queues>,
+    pub router: Arc<dyn seams::Router>,
+    pub connector: Arc<dyn connect::Connector>,
+    pub forward: Arc<dyn seams::Forward>,
+    pub clock: Arc<dyn Clock>,
+    pub log: MailLog,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").field("name", &self.name).finish_non_exhaustive()
+    }
+}

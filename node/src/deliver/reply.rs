@@ -100,7 +100,8 @@ impl ReplyBuffer {
 /// Code, whether it is the last line, and text. The separator may be missing (RFC 5321 §4.2 asks for tolerance).
 fn parse_line(line: &[u8]) -> Result<(u16, bool, String), ReplyError> {
     let malformed = || ReplyError::Malformed(printable(&String::from_utf8_lossy(line)));
-    let digits = line.get(..3).filter(|d| d.iter().all(u8::is_ascii_digit)).ok_or_else(malformed)?;
+    let digits =
+        line.get(..3).filter(|d| d.iter().all(u8::is_ascii_digit)).ok_or_else(malformed)?;
     let code = digits.iter().fold(0_u16, |code, d| code * 10 + u16::from(d - b'0'));
     if !(200..600).contains(&code) {
         return Err(malformed());

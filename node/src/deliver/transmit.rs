@@ -22,6 +22,8 @@ pub(crate) struct Sent {
     pub(crate) host: Option<Candidate>,
     /// From the connection to the answer.
     pub(crate) time: Duration,
+    /// The host was told of the recipient's `NOTIFY` and reports success itself.
+    pub(crate) notifies: bool,
 }
 
 pub(crate) struct Transmitter {
@@ -49,10 +51,14 @@ impl Transmitter {
         Self { connector, clock, name, pool, down }
     }
 
-    /// Ends idle sessions: those that have been idle for long, or all.
-    pub(crate) async fn tidy(&self, all: bool) {
-        let sessions = if all { self.pool.drain() } else { self.pool.expired() };
-        futures::future::join_all(sessions.into_iter().map(Session::quit)).await;
+    /// Takes out sessions that have been idle for long; the caller ends them.
+    pub(crate) fn expired(&self) -> Vec<Session> {
+        self.pool.expired()
+    }
+
+    /// Takes out all idle sessions; the caller ends them.
+    pub(crate) fn idle(&self) -> Vec<Session> {
+        self.pool.drain()
     }
 
     /// Tries the destination's hosts. One answer for each recipient, in their order.
@@ -63,6 +69,7 @@ impl Transmitter {
             answer: Answer::Deferred { text: nobody, elsewhere: true },
             host: None,
             time: Duration::ZERO,
+            notifies: false,
         };
         let mut sent = vec![untried; what.recipients.len()];
         let mut tried = 0;
@@ -76,30 +83,31 @@ impl Transmitter {
                 continue;
             }
             tried += 1;
-            let answers = self.try_host(what, &candidate, &open).await;
+            let (answers, notifies) = self.try_host(what, &candidate, &open).await;
             let time = self.clock.instant().saturating_duration_since(begin);
             for (index, answer) in open.into_iter().zip(answers) {
-                sent[index] = Sent { answer, host: Some(candidate.clone()), time };
+                sent[index] = Sent { answer, host: Some(candidate.clone()), time, notifies };
             }
         }
         sent
     }
 
-    /// One host, for the recipients at the indexes `open`.
+    /// One host, for the recipients at the indexes `open`: their answers, and whether the host sends notifications.
     async fn try_host(
         &self,
         what: &Transmission<'_>,
         candidate: &Candidate,
         open: &[usize],
-    ) -> Vec<Answer> {
+    ) -> (Vec<Answer>, bool) {
         let recipients: Vec<Rcpt> = open.iter().map(|i| what.recipients[*i].clone()).collect();
         if let Some(mut session) =
             self.pool.take(candidate.address, what.destination.protocol).await
         {
             let outcome = self.run(what, &mut session, &recipients).await;
             if !outcome.stale {
+                let notifies = session.extensions.dsn;
                 self.keep(session, outcome.reusable).await;
-                return outcome.answers;
+                return (outcome.answers, notifies);
             }
         }
         let opened = tokio::select! {
@@ -108,15 +116,16 @@ impl Transmitter {
         };
         let mut session = match opened {
             Ok(session) => session,
-            Err(SessionError::Fenced) => return vec![Answer::Fenced; recipients.len()],
+            Err(SessionError::Fenced) => return (vec![Answer::Fenced; recipients.len()], false),
             Err(error) => {
                 let answer = Answer::Deferred { text: error.to_string(), elsewhere: true };
-                return vec![answer; recipients.len()];
+                return (vec![answer; recipients.len()], false);
             }
         };
         let outcome = self.run(what, &mut session, &recipients).await;
+        let notifies = session.extensions.dsn;
         self.keep(session, outcome.reusable).await;
-        outcome.answers
+        (outcome.answers, notifies)
     }
 
     async fn run(
@@ -135,8 +144,7 @@ impl Transmitter {
         candidate: &Candidate,
     ) -> Result<Session, SessionError> {
         let protocol = what.destination.protocol;
-        let opened =
-            Session::open(&*self.connector, candidate.address, protocol, &self.name).await;
+        let opened = Session::open(&*self.connector, candidate.address, protocol, &self.name).await;
         match &opened {
             Ok(_) => self.down.mark_up(candidate.address),
             // Busy is not down: a host that answers is asked again.
@@ -153,6 +161,11 @@ impl Transmitter {
     }
 }
 
+/// Ends sessions politely.
+pub(crate) async fn quit_all(sessions: Vec<Session>) {
+    futures::future::join_all(sessions.into_iter().map(Session::quit)).await;
+}
+
 impl Sent {
     /// Another host may be asked.
     fn is_open(&self) -> bool {
@@ -163,8 +176,11 @@ impl Sent {
 /// Says why a host was left out, where nothing better is known.
 fn note_down(sent: &mut [Sent], candidate: &Candidate) {
     for slot in sent.iter_mut().filter(|slot| slot.is_open() && slot.host.is_none()) {
-        let text =
-            format!("host {} [{}] could not be reached a moment ago", candidate.name, candidate.address.ip());
+        let text = format!(
+            "host {} [{}] could not be reached a moment ago",
+            candidate.name,
+            candidate.address.ip()
+        );
         slot.answer = Answer::Deferred { text, elsewhere: true };
     }
 }

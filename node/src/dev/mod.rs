@@ -35,6 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 pub use sink::sink;
 
+use crate::run::Failure;
 use cluster::Cluster;
 
 /// The command line of `ppswd dev`.
@@ -94,7 +95,7 @@ impl DevError {
 ///
 /// # Errors
 /// The cluster could not be made or did not become ready; what was started is stopped.
-pub async fn dev(args: DevArgs) -> Result<(), DevError> {
+pub async fn dev(args: DevArgs) -> Result<(), Failure> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(DevError::file("signals"))?;
     let mut terminate = signal(SignalKind::terminate()).map_err(DevError::file("signals"))?;
     let mut cluster = Cluster::prepare(&args)?;
@@ -104,5 +105,5 @@ pub async fn dev(args: DevArgs) -> Result<(), DevError> {
         _ = terminate.recv() => Ok(()),
     };
     cluster.stop().await;
-    result
+    Ok(result?)
 }

@@ -1,6 +1,15 @@
 //! `dev` as an operator of its own cluster: join tokens, and who leads what.
 
-use std::{net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use ppsw_control::client::{self, Credentials};
+use ppsw_proto::control::{GroupStatus, NodeStatus};
+use tokio::time::timeout;
+
+use crate::limits::DEV_START_MAX;
+
+/// Time for one answer of the control plane, which may have to ask nodes that are down.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// What `status` says, as far as `dev` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,19 +62,52 @@ impl ClusterStatus {
     }
 }
 
-/// A connection to the control plane.
-pub(super) struct Operator {}
+/// A connection to the control plane. Errors are texts for people.
+pub(super) struct Operator {
+    client: client::Operator,
+}
 
 impl Operator {
-    pub(super) async fn connect(_address: SocketAddr, _credentials: &Path) -> Result<Self, String> {
-        Err("the client of the control plane is not there yet".to_owned())
+    pub(super) async fn connect(address: SocketAddr, credentials: &Path) -> Result<Self, String> {
+        let credentials = Credentials::load(credentials).map_err(|error| error.to_string())?;
+        let address = address.to_string();
+        let connect = client::Operator::connect(&address, &credentials);
+        let client = within(connect).await?.map_err(|error| error.to_string())?;
+        Ok(Self { client })
     }
+
+    /// A token that lets the other nodes of this cluster join now.
     pub(super) async fn create_token(&self) -> Result<String, String> {
-        Err("the client of the control plane is not there yet".to_owned())
+        within(self.client.create_token(DEV_START_MAX)).await?.map_err(|status| text(&status))
     }
+
     pub(super) async fn status(&self) -> Result<ClusterStatus, String> {
-        Err("the client of the control plane is not there yet".to_owned())
+        let reply = within(self.client.status()).await?.map_err(|status| text(&status))?;
+        let node = |node: NodeStatus| NodeState {
+            id: node.member.map_or(0, |member| member.id),
+            state: node.state,
+        };
+        let partition = |group: GroupStatus| PartitionStatus {
+            id: u64::from(group.id),
+            leader: group.leader,
+            voters: group.voters,
+            messages: group.messages,
+        };
+        Ok(ClusterStatus {
+            nodes: reply.nodes.into_iter().map(node).collect(),
+            partitions: reply.partitions.into_iter().map(partition).collect(),
+        })
     }
+}
+
+async fn within<T>(call: impl Future<Output = T>) -> Result<T, String> {
+    timeout(ANSWER_MAX, call)
+        .await
+        .map_err(|_| format!("no answer within {} s", ANSWER_MAX.as_secs()))
+}
+
+fn text(status: &tonic::Status) -> String {
+    format!("{}: {}", status.code(), status.message())
 }
 
 #[cfg(test)]

@@ -38,9 +38,6 @@ pub trait Policy: Send + Sync {
     fn is_relay_host(&self, client: IpAddr) -> bool;
 }
 
-/// The table of networks behind `relay_hosts` in the paper.
-const RELAY_NETS: &str = "cudn_nets";
-
 #[async_trait]
 impl Policy for Configuration {
     fn personality(&self, server: IpAddr) -> Personality {
@@ -67,6 +64,6 @@ impl Policy for Configuration {
     }
 
     fn is_relay_host(&self, client: IpAddr) -> bool {
-        self.tables.get_net(RELAY_NETS, client.to_canonical()).is_some()
+        self.is_reserve_host(client.to_canonical())
     }
 }

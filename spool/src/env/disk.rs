@@ -1,17 +1,19 @@
 //! Files as a capability: what the log needs of a disk, and no more.
 
+#![allow(clippy::disallowed_methods, reason = "this is the module that owns the files")]
+
 use std::{
-    fs::File,
+    fs::{self, File, OpenOptions},
     io::{self, IoSlice},
-    os::unix::fs::FileExt,
-    path::Path,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
-/// Pieces of one `pwritev`: the kernel's own limit.
-const IOV_MAX: usize = 1024;
+use rustix::{fs::FallocateFlags, io::Errno};
 
 /// One open file. Positions are absolute; there is no cursor to share.
+#[allow(clippy::len_without_is_empty, reason = "a file is no collection")]
 pub trait DiskFile: Send + Sync {
     /// Writes all of `bufs` one after the other, beginning at `offset`.
     fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()>;
@@ -49,29 +51,94 @@ pub trait Disk: Send + Sync + 'static {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemDisk;
 
-#[allow(clippy::disallowed_methods, reason = "this is the module that owns the disk")]
+/// Most buffers that one `pwritev` takes (`IOV_MAX` of Linux).
+const VECTOR_MAX: usize = 1024;
+
+/// Mail is nobody else's business.
+const FILE_MODE: u32 = 0o600;
+const DIR_MODE: u32 = 0o700;
+
+impl DiskFile for File {
+    fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
+        let mut at = offset;
+        for group in bufs.chunks(VECTOR_MAX) {
+            let mut slices: Vec<IoSlice<'_>> =
+                group.iter().filter(|buf| !buf.is_empty()).map(|buf| IoSlice::new(buf)).collect();
+            let mut rest = &mut slices[..];
+            while !rest.is_empty() {
+                match rustix::io::pwritev(self, rest, at) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => {
+                        at = at.saturating_add(written as u64);
+                        IoSlice::advance_slices(&mut rest, written);
+                    }
+                    Err(Errno::INTR) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.read_exact_at(buf, offset)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Self::sync_data(self)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, bytes) {
+            // A file system without fallocate: write the blocks that do not exist yet.
+            Err(Errno::OPNOTSUPP) => fill(self, bytes),
+            other => Ok(other?),
+        }
+    }
+}
+
+/// Extends a file to `bytes` by writing zeros.
+fn fill(file: &File, bytes: u64) -> io::Result<()> {
+    let zeros = vec![0_u8; 1024 * 1024];
+    let mut at = file.metadata()?.len();
+    while at < bytes {
+        let step = usize::try_from(bytes - at).unwrap_or(zeros.len()).min(zeros.len());
+        file.write_all_at(&zeros[..step], at)?;
+        at += step as u64;
+    }
+    Ok(())
+}
+
 impl Disk for SystemDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(File::options().read(true).write(true).open(path)?))
+        Ok(Arc::new(OpenOptions::new().read(true).write(true).open(path)?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(File::options().read(true).write(true).create_new(true).open(path)?))
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(FILE_MODE);
+        Ok(Arc::new(options.open(path)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        std::fs::rename(from, to)
+        fs::rename(from, to)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
+        fs::remove_file(path)
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(dir)? {
-            // A name that is not UTF-8 is none of ours.
-            if let Ok(name) = entry?.file_name().into_string() {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            if entry.file_type()?.is_file()
+                && let Ok(name) = entry.file_name().into_string()
+            {
                 names.push(name);
             }
         }
@@ -80,7 +147,17 @@ impl Disk for SystemDisk {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        std::fs::create_dir_all(dir)
+        let missing: Vec<PathBuf> =
+            dir.ancestors().take_while(|d| !d.exists()).map(Path::to_path_buf).collect();
+        fs::DirBuilder::new().recursive(true).mode(DIR_MODE).create(dir)?;
+        // A directory is there after a power cut only if its parent was synced.
+        for made in missing.iter().rev() {
+            match made.parent() {
+                Some(parent) if !parent.as_os_str().is_empty() => self.sync_dir(parent)?,
+                _ => self.sync_dir(Path::new("."))?,
+            }
+        }
+        Ok(())
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -93,48 +170,41 @@ impl Disk for SystemDisk {
     }
 }
 
-impl DiskFile for File {
-    fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
-        let total: usize = bufs.iter().map(|b| b.len()).sum();
-        let (mut done, mut first, mut skip) = (0_usize, 0_usize, 0_usize);
-        while done < total {
-            let slices: Vec<IoSlice<'_>> = bufs[first..]
-                .iter()
-                .take(IOV_MAX)
-                .enumerate()
-                .map(|(i, b)| IoSlice::new(if i == 0 { &b[skip..] } else { b }))
-                .collect();
-            let mut written = match rustix::io::pwritev(self, &slices, offset + done as u64) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => n,
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(errno) => return Err(errno.into()),
-            };
-            done += written;
-            while first < bufs.len() && written >= bufs[first].len() - skip {
-                written -= bufs[first].len() - skip;
-                skip = 0;
-                first += 1;
-            }
-            skip += written;
-        }
-        Ok(())
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_many_buffers_reads_back_and_lists() {
+        let dir = tempfile::tempdir().unwrap();
+        let sub = dir.path().join("a/b");
+        let disk = SystemDisk;
+        disk.create_dir(&sub).unwrap();
+        disk.create_dir(&sub).unwrap();
+        let file = disk.create(&sub.join("one")).unwrap();
+        assert!(disk.create(&sub.join("one")).is_err());
+        file.allocate(1 << 16).unwrap();
+        assert_eq!(file.len().unwrap(), 1 << 16);
+        let parts: Vec<Vec<u8>> = (0..3000_u32).map(|i| i.to_le_bytes().to_vec()).collect();
+        let bufs: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        file.write_at(5, &bufs).unwrap();
+        file.sync_data().unwrap();
+        let mut back = vec![0; 12000];
+        file.read_at(5, &mut back).unwrap();
+        assert_eq!(back, parts.concat());
+        assert!(file.read_at((1 << 16) - 1, &mut [0; 2]).is_err());
+        disk.rename(&sub.join("one"), &sub.join("two")).unwrap();
+        disk.sync_dir(&sub).unwrap();
+        assert_eq!(disk.list(&sub).unwrap(), ["two"]);
+        disk.open(&sub.join("two")).unwrap();
+        disk.remove(&sub.join("two")).unwrap();
+        assert!(disk.free_bytes(&sub).unwrap() > 0);
     }
 
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        FileExt::read_exact_at(self, buf, offset)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.sync_data()
-    }
-
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
-    }
-
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
-        rustix::fs::fallocate(self, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
-        Ok(())
+    #[test]
+    fn fills_where_fallocate_is_missing() {
+        let file = tempfile::tempfile().unwrap();
+        fill(&file, 3 << 20).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 3 << 20);
     }
 }

@@ -1,223 +1,420 @@
-//! Where the entries of each group are: in memory, rebuilt at start.
+//! The index in memory: for each group what its callers see, and what is durable and where it lies.
+//!
+//! The two differ by the records that wait for the writer. Callers change the first side when they call; the
+//! writer changes the second, record by record, after the sync. Only the second decides which segments hold
+//! something that is needed.
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ops::Range,
+    sync::Arc,
 };
 
 use bytes::Bytes;
 
-use super::{Entry, GroupId, GroupState, LogError, Position};
+use super::{
+    Entry, GroupId, GroupState, LogError, Position,
+    cache::{Recent, Ticket},
+    record::{Kind, Record, Stamp},
+};
+use crate::env::DiskFile;
 
-/// Where an entry's record is.
+/// Where an entry lies: 24 bytes besides its term, for each entry of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
-    /// Generation of the segment; 0: not yet written, so the payload is in memory.
-    pub(super) generation: u64,
-    /// Of the record's header in the file.
-    pub(super) offset: u32,
-    pub(super) payload_bytes: u32,
-}
-
-/// An entry that the log has.
-#[derive(Clone, Debug)]
 pub(super) struct Slot {
+    pub(super) generation: u64,
     pub(super) term: u64,
-    pub(super) place: Place,
-    /// The payload, while it is in the cache.
-    pub(super) payload: Option<Bytes>,
+    pub(super) offset: u32,
+    /// Payload bytes.
+    pub(super) len: u32,
 }
 
-/// One group.
-#[derive(Debug, Default)]
-pub(super) struct GroupIndex {
-    pub(super) vote: Option<Bytes>,
-    pub(super) checkpoint: Option<Bytes>,
-    pub(super) purged: Option<Position>,
-    /// Index of the first slot.
+/// A begun segment.
+pub(super) struct Segment {
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) stamp: Stamp,
+    /// Size of the file.
+    pub(super) bytes: u64,
+    /// Entries in it that are neither truncated, purged nor forgotten.
+    live: u64,
+}
+
+/// Where to read an entry.
+pub(super) enum Place {
+    Memory(Entry),
+    Disk { slot: Slot, file: Arc<dyn DiskFile>, stamp: Stamp },
+}
+
+/// What is on the disk of a group.
+#[derive(Default)]
+struct Durable {
+    vote: Option<Bytes>,
+    checkpoint: Option<Bytes>,
+    purged: Option<Position>,
+    /// Index of `slots[0]`.
     first: u64,
     slots: VecDeque<Slot>,
+    /// Where the group's log begins although nothing was purged, as its first entry said.
+    begin: Option<u64>,
 }
 
-impl GroupIndex {
-    pub(super) fn state(&self) -> GroupState {
-        GroupState {
-            vote: self.vote.clone(),
-            purged: self.purged,
-            first: self.first(),
-            last: self.last().or(self.purged),
-            checkpoint: self.checkpoint.clone(),
-        }
-    }
-
-    /// Index that the next entry must have; `None`: any (an empty group).
-    pub(super) fn next(&self) -> Option<u64> {
-        if self.slots.is_empty() {
-            self.purged.map(|p| p.index + 1)
-        } else {
-            Some(self.first + self.slots.len() as u64)
-        }
-    }
-
-    pub(super) fn first(&self) -> Option<u64> {
-        (!self.slots.is_empty()).then_some(self.first)
-    }
-
-    pub(super) fn last(&self) -> Option<Position> {
-        let slot = self.slots.back()?;
-        Some(Position { term: slot.term, index: self.first + self.slots.len() as u64 - 1 })
-    }
-
-    pub(super) fn push(&mut self, index: u64, slot: Slot) {
-        if self.slots.is_empty() {
-            self.first = index;
-        }
-        debug_assert_eq!(index, self.first + self.slots.len() as u64);
-        self.slots.push_back(slot);
-    }
-
-    pub(super) fn clear(&mut self) {
-        self.slots.clear();
-    }
-
-    /// Drops the entries behind `last`; returns the bytes that the cache gives up.
-    pub(super) fn truncate_after(&mut self, last: Option<Position>) -> usize {
-        let keep = last.map_or(0, |p| (p.index + 1).saturating_sub(self.first));
-        let keep = usize::try_from(keep).unwrap_or(usize::MAX).min(self.slots.len());
-        self.slots.drain(keep..).map(|slot| slot.payload.map_or(0, |p| p.len())).sum()
-    }
-
-    /// Drops the entries up to `upto`; returns the bytes that the cache gives up.
-    pub(super) fn purge(&mut self, upto: Position) -> usize {
-        if self.purged.is_some_and(|p| p.index >= upto.index) {
-            return 0;
-        }
-        self.purged = Some(upto);
-        let drop = (upto.index + 1).saturating_sub(self.first);
-        let drop = usize::try_from(drop).unwrap_or(usize::MAX).min(self.slots.len());
-        self.first += drop as u64;
-        self.slots.drain(..drop).map(|slot| slot.payload.map_or(0, |p| p.len())).sum()
-    }
-
-    pub(super) fn slot(&self, index: u64) -> Option<&Slot> {
-        self.slots.get(usize::try_from(index.checked_sub(self.first)?).ok()?)
-    }
-
-    pub(super) fn slot_mut(&mut self, index: u64) -> Option<&mut Slot> {
-        self.slots.get_mut(usize::try_from(index.checked_sub(self.first)?).ok()?)
-    }
+/// What callers see of a group.
+#[derive(Default)]
+struct View {
+    vote: Option<Bytes>,
+    checkpoint: Option<Bytes>,
+    purged: Option<Position>,
+    /// Entries have the indexes `first..next`.
+    first: u64,
+    next: u64,
+    recent: Recent,
 }
 
-/// All groups, and the cache of payloads.
-#[derive(Debug, Default)]
+#[derive(Default)]
+struct Group {
+    view: View,
+    durable: Durable,
+}
+
+/// All groups and segments.
+#[derive(Default)]
 pub(super) struct Index {
-    pub(super) groups: BTreeMap<GroupId, GroupIndex>,
-    /// Entries in the order in which they came into the cache.
-    cached: VecDeque<(GroupId, Position)>,
-    pub(super) cached_bytes: usize,
+    groups: BTreeMap<GroupId, Group>,
+    segments: BTreeMap<u64, Segment>,
+    ticket: Ticket,
 }
 
 impl Index {
-    /// Checks that `entries` follow the group's last one, and takes them in.
-    pub(super) fn append(&mut self, group: GroupId, entries: &[Entry]) -> Result<(), LogError> {
-        let state = self.groups.entry(group).or_default();
-        let mut next = state.next();
+    // What callers see.
+
+    /// Appends an entry; the caller has asked [`Self::check_append`].
+    pub(super) fn append(&mut self, group: GroupId, entry: &Entry) -> (Record, Ticket) {
+        self.ticket += 1;
+        let Position { term, index } = entry.position;
+        let view = &mut self.groups.entry(group).or_default().view;
+        let begins = view.is_empty() && view.purged.is_none();
+        if view.is_empty() {
+            view.first = index;
+        }
+        view.next = index + 1;
+        view.recent.push(self.ticket, entry.clone());
+        let payload = entry.payload.clone();
+        (Record { kind: Kind::Entry, flag: begins, group, term, index, payload }, self.ticket)
+    }
+
+    /// Whether entries may be appended: consecutive, directly behind the last. A group that has neither
+    /// entries nor a purge may begin anywhere.
+    pub(super) fn check_append(&self, group: GroupId, entries: &[Entry]) -> Result<(), String> {
+        let mut next = self.groups.get(&group).and_then(|g| g.view.next());
         for entry in entries {
             let index = entry.position.index;
-            if next.is_some_and(|next| next != index) {
-                return Err(LogError::Misuse(format!(
-                    "group {group}: entry {index} appended where {next:?} must follow"
-                )));
+            if next.is_some_and(|next| next != index) || index == u64::MAX {
+                let next = next.unwrap_or_default();
+                return Err(format!("group {group}: entry {index} where {next} comes next"));
             }
             next = Some(index + 1);
-        }
-        for entry in entries {
-            let place = Place {
-                generation: 0,
-                offset: 0,
-                // Entries are far below 4 GiB: `Log::append` has refused others.
-                payload_bytes: u32::try_from(entry.payload.len()).unwrap_or(u32::MAX),
-            };
-            let payload = Some(entry.payload.clone());
-            state.push(entry.position.index, Slot { term: entry.position.term, place, payload });
-            self.cached.push_back((group, entry.position));
-            self.cached_bytes += entry.payload.len();
         }
         Ok(())
     }
 
-    /// Notes where an entry was written, unless it has been truncated or replaced meanwhile.
-    pub(super) fn written(&mut self, group: GroupId, position: Position, place: Place) {
-        let Some(slot) = self.groups.get_mut(&group).and_then(|g| g.slot_mut(position.index))
-        else {
-            return;
-        };
-        if slot.term == position.term {
-            slot.place = place;
-        }
+    pub(super) fn save_vote(&mut self, group: GroupId, vote: Bytes) -> Record {
+        self.groups.entry(group).or_default().view.vote = Some(vote.clone());
+        Record { group, payload: vote, ..Record::plain(Kind::Vote, 0, 0) }
     }
 
-    /// Lets go of the oldest payloads that are on disk, until the cache holds at most `bytes_max`.
-    pub(super) fn evict(&mut self, bytes_max: usize) {
-        while self.cached_bytes > bytes_max {
-            let Some((group, position)) = self.cached.front().copied() else { return };
-            let slot = self.groups.get_mut(&group).and_then(|g| g.slot_mut(position.index));
-            if let Some(slot) = slot.filter(|slot| slot.term == position.term) {
-                if slot.place.generation == 0 {
-                    return;
-                }
-                if let Some(payload) = slot.payload.take() {
-                    self.cached_bytes -= payload.len();
-                }
-            }
-            self.cached.pop_front();
-        }
+    pub(super) fn save_checkpoint(&mut self, group: GroupId, checkpoint: Bytes) -> Record {
+        self.groups.entry(group).or_default().view.checkpoint = Some(checkpoint.clone());
+        Record { group, payload: checkpoint, ..Record::plain(Kind::Checkpoint, 0, 0) }
     }
 
-    /// Forgets cache records of entries that are gone, so that the list stays bounded by what is cached.
-    pub(super) fn compact(&mut self) {
-        const SLACK: usize = 4096;
-        let live: usize = self.groups.values().map(|g| g.slots.len()).sum();
-        if self.cached.len() > 2 * live + SLACK {
-            let groups = &self.groups;
-            self.cached.retain(|(group, position)| {
-                groups
-                    .get(group)
-                    .and_then(|g| g.slot(position.index))
-                    .is_some_and(|slot| slot.term == position.term && slot.payload.is_some())
-            });
-        }
-    }
-
-    /// The slots of a range until `bytes_max` are reached, at least one.
-    pub(super) fn collect(
-        &self,
+    /// Drops entries from the end. `None`: there is nothing to drop.
+    pub(super) fn truncate(
+        &mut self,
         group: GroupId,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<(Position, Slot)>, LogError> {
-        let state = self.groups.get(&group);
-        let mut found = Vec::new();
-        let mut bytes = 0;
-        for index in range {
-            let slot =
-                state.and_then(|g| g.slot(index)).ok_or(LogError::Missing { group, index })?;
-            bytes += slot.place.payload_bytes as usize;
-            if !found.is_empty() && bytes > bytes_max {
-                break;
-            }
-            found.push((Position { term: slot.term, index }, slot.clone()));
+        last: Option<Position>,
+    ) -> Result<Option<Record>, String> {
+        let Some(view) = self.groups.get_mut(&group).map(|g| &mut g.view) else { return Ok(None) };
+        let keep = last.map_or(0, |last| last.index.saturating_add(1));
+        if view.purged.is_some_and(|purged| keep <= purged.index) {
+            return Err(format!("group {group}: truncation into what has been purged"));
         }
-        Ok(found)
+        if keep >= view.next {
+            return Ok(None);
+        }
+        view.recent.drop_from(keep);
+        view.next = keep.max(view.first);
+        let Position { term, index } = last.unwrap_or_default();
+        let flag = last.is_none();
+        Ok(Some(Record { group, flag, ..Record::plain(Kind::Truncate, term, index) }))
     }
 
-    /// The generation of the oldest segment that a live entry needs; `None`: none is needed.
-    pub(super) fn oldest_generation(&self) -> Option<u64> {
-        self.groups
-            .values()
-            .filter_map(|group| group.slots.front())
-            .map(|slot| slot.place.generation)
-            .filter(|generation| *generation != 0)
-            .min()
+    /// Drops entries from the beginning. `None`: they were purged already.
+    pub(super) fn purge(&mut self, group: GroupId, upto: Position) -> Option<Record> {
+        let view = &mut self.groups.entry(group).or_default().view;
+        if view.purged.is_some_and(|purged| purged.index >= upto.index) {
+            return None;
+        }
+        view.recent.drop_to(upto.index);
+        view.purged = Some(upto);
+        view.first = upto.index.saturating_add(1);
+        view.next = view.next.max(view.first);
+        Some(Record { group, ..Record::plain(Kind::Purge, upto.term, upto.index) })
+    }
+
+    /// Forgets a group. `None`: it is not known.
+    pub(super) fn forget(&mut self, group: GroupId) -> Option<Record> {
+        self.groups.get_mut(&group)?.view = View::default();
+        Some(Record { group, ..Record::plain(Kind::Forget, 0, 0) })
+    }
+
+    pub(super) fn state(&self, group: GroupId) -> GroupState {
+        self.groups.get(&group).map_or_else(GroupState::default, |g| GroupState {
+            vote: g.view.vote.clone(),
+            purged: g.view.purged,
+            first: (g.view.first < g.view.next).then_some(g.view.first),
+            last: g.last(),
+            checkpoint: g.view.checkpoint.clone(),
+        })
+    }
+
+    pub(super) fn groups(&self) -> Vec<GroupId> {
+        self.groups.iter().filter(|(_, g)| g.view.exists()).map(|(id, _)| *id).collect()
+    }
+
+    /// Where to read an entry; `None`: it is not there.
+    pub(super) fn locate(&self, group: GroupId, index: u64) -> Option<Place> {
+        let group = self.groups.get(&group)?;
+        if !(group.view.first..group.view.next).contains(&index) {
+            return None;
+        }
+        if let Some(entry) = group.view.recent.get(index) {
+            return Some(Place::Memory(entry.clone()));
+        }
+        let slot = group.durable.slot(index)?;
+        let segment = self.segments.get(&slot.generation)?;
+        Some(Place::Disk { slot, file: Arc::clone(&segment.file), stamp: segment.stamp })
+    }
+
+    // What is durable.
+
+    /// A segment was begun; it may hold records from now on.
+    pub(super) fn begin(&mut self, stamp: Stamp, file: Arc<dyn DiskFile>, bytes: u64) {
+        self.segments.insert(stamp.generation, Segment { file, stamp, bytes, live: 0 });
+    }
+
+    /// A record is durable at a place.
+    ///
+    /// # Errors
+    /// If it does not fit what was durable before. Only possible at recovery.
+    pub(super) fn place(
+        &mut self,
+        record: &Record,
+        len: usize,
+        generation: u64,
+        offset: u64,
+    ) -> Result<(), String> {
+        if matches!(record.kind, Kind::Commit | Kind::Head | Kind::Release | Kind::Seal) {
+            return Ok(());
+        }
+        let durable = &mut self.groups.entry(record.group).or_default().durable;
+        let dropped = match record.kind {
+            Kind::Entry => {
+                let slot = Slot {
+                    generation,
+                    term: record.term,
+                    offset: u32::try_from(offset).unwrap_or(u32::MAX),
+                    len: u32::try_from(len).unwrap_or(u32::MAX),
+                };
+                durable.push(record.index, record.flag, slot)?;
+                if let Some(segment) = self.segments.get_mut(&generation) {
+                    segment.live += 1;
+                }
+                VecDeque::new()
+            }
+            Kind::Vote => {
+                durable.vote = Some(record.payload.clone());
+                VecDeque::new()
+            }
+            Kind::Checkpoint => {
+                durable.checkpoint = Some(record.payload.clone());
+                VecDeque::new()
+            }
+            Kind::Truncate if record.flag => durable.drop_from(0),
+            Kind::Truncate => durable.drop_from(record.index.saturating_add(1)),
+            Kind::Purge => durable.purge(Position { term: record.term, index: record.index }),
+            Kind::Forget => std::mem::take(durable).slots,
+            Kind::Commit | Kind::Head | Kind::Release | Kind::Seal => VecDeque::new(),
+        };
+        self.release(&dropped);
+        if record.kind == Kind::Forget {
+            self.groups.retain(|id, g| *id != record.group || g.view.exists());
+        }
+        Ok(())
+    }
+
+    /// The entry with this ticket is on the disk, and may be evicted from memory.
+    pub(super) fn placed(&mut self, group: GroupId, ticket: Ticket) {
+        if let Some(group) = self.groups.get_mut(&group) {
+            group.view.recent.place(ticket);
+        }
+    }
+
+    /// Drops the oldest cached entries until `bytes_max` are kept.
+    pub(super) fn evict(&mut self, bytes_max: usize) {
+        let mut bytes: usize = self.groups.values().map(|g| g.view.recent.placed_bytes()).sum();
+        while bytes > bytes_max {
+            let oldest = self
+                .groups
+                .values_mut()
+                .map(|g| &mut g.view.recent)
+                .filter(|recent| recent.oldest().is_some())
+                .min_by_key(|recent| recent.oldest());
+            let Some(recent) = oldest else { return };
+            bytes -= recent.placed_bytes();
+            recent.evict();
+            bytes += recent.placed_bytes();
+        }
+    }
+
+    /// The records that a new segment begins with, so that no older one is needed for a group's state.
+    pub(super) fn head_records(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for (&group, Group { durable, .. }) in &self.groups {
+            let saved = [(Kind::Vote, &durable.vote), (Kind::Checkpoint, &durable.checkpoint)];
+            for (kind, payload) in saved {
+                if let Some(payload) = payload {
+                    let payload = payload.clone();
+                    records.push(Record { group, payload, ..Record::plain(kind, 0, 0) });
+                }
+            }
+            if let Some(Position { term, index }) = durable.purged {
+                records.push(Record { group, ..Record::plain(Kind::Purge, term, index) });
+            }
+        }
+        records
+    }
+
+    /// The oldest generation that holds a live entry.
+    pub(super) fn oldest_live(&self) -> Option<u64> {
+        self.segments
+            .iter()
+            .find(|(_, segment)| segment.live > 0)
+            .map(|(&generation, _)| generation)
+    }
+
+    /// Takes out the segments before a generation.
+    pub(super) fn take_before(&mut self, generation: u64) -> BTreeMap<u64, Segment> {
+        let kept = self.segments.split_off(&generation);
+        std::mem::replace(&mut self.segments, kept)
+    }
+
+    /// Begun segments and their bytes.
+    pub(super) fn usage(&self) -> (u64, u64) {
+        (self.segments.len() as u64, self.segments.values().map(|s| s.bytes).sum())
+    }
+
+    /// Ends recovery: what is durable is what callers see.
+    ///
+    /// # Errors
+    /// `Damaged` if entries are missing.
+    pub(super) fn settle(&mut self) -> Result<(), LogError> {
+        for (&id, Group { view, durable }) in &mut self.groups {
+            let begin = durable.purged.map_or(durable.begin, |p| Some(p.index.saturating_add(1)));
+            if !durable.slots.is_empty() && begin != Some(durable.first) {
+                return Err(LogError::Damaged {
+                    file: format!("group {id}"),
+                    offset: 0,
+                    what: format!(
+                        "entries begin at {}, expected {}",
+                        durable.first,
+                        begin.unwrap_or_default()
+                    ),
+                });
+            }
+            view.vote.clone_from(&durable.vote);
+            view.checkpoint.clone_from(&durable.checkpoint);
+            view.purged = durable.purged;
+            view.first = begin.unwrap_or_default();
+            view.next = view.first + durable.slots.len() as u64;
+        }
+        self.groups.retain(|_, g| g.view.exists());
+        Ok(())
+    }
+
+    fn release(&mut self, dropped: &VecDeque<Slot>) {
+        for slot in dropped {
+            if let Some(segment) = self.segments.get_mut(&slot.generation) {
+                segment.live = segment.live.saturating_sub(1);
+            }
+        }
+    }
+}
+
+impl Group {
+    /// The last entry that callers see, or where the next one must continue.
+    fn last(&self) -> Option<Position> {
+        let View { recent, purged, first, next, .. } = &self.view;
+        if first == next {
+            return *purged;
+        }
+        let index = next - 1;
+        recent
+            .last()
+            .or_else(|| self.durable.slot(index).map(|slot| Position { term: slot.term, index }))
+    }
+}
+
+impl View {
+    const fn is_empty(&self) -> bool {
+        self.first == self.next
+    }
+
+    /// The index that must come next; `None`: any.
+    fn next(&self) -> Option<u64> {
+        (!self.is_empty() || self.purged.is_some()).then_some(self.next)
+    }
+
+    const fn exists(&self) -> bool {
+        self.vote.is_some()
+            || self.checkpoint.is_some()
+            || self.purged.is_some()
+            || !self.is_empty()
+    }
+}
+
+impl Durable {
+    fn slot(&self, index: u64) -> Option<Slot> {
+        let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
+        self.slots.get(at).copied()
+    }
+
+    fn push(&mut self, index: u64, begins: bool, slot: Slot) -> Result<(), String> {
+        let next = self.first.saturating_add(self.slots.len() as u64);
+        if self.slots.is_empty() {
+            self.first = index;
+        } else if index != next {
+            return Err(format!("entry {index} stands where {next} comes next"));
+        }
+        if begins {
+            self.begin = Some(index);
+        }
+        self.slots.push_back(slot);
+        Ok(())
+    }
+
+    /// Takes out the entries from `index` on.
+    fn drop_from(&mut self, index: u64) -> VecDeque<Slot> {
+        let keep = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        self.slots.split_off(keep.min(self.slots.len()))
+    }
+
+    /// Takes out the entries up to a position, and notes it.
+    fn purge(&mut self, upto: Position) -> VecDeque<Slot> {
+        let begin = upto.index.saturating_add(1);
+        let gone = usize::try_from(begin.saturating_sub(self.first)).unwrap_or(usize::MAX);
+        let kept = self.slots.split_off(gone.min(self.slots.len()));
+        self.purged = Some(upto);
+        let dropped = std::mem::replace(&mut self.slots, kept);
+        self.first = self.first.max(begin);
+        dropped
     }
 }

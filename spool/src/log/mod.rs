@@ -1,25 +1,42 @@
 //! The node's one log: append-only segments that carry the records of every Raft group of the node.
 
 //!
-//! The bytes: [`record`](self::record), [`segment`](self::segment); what a crash leaves and what start makes of it:
-//! `docs/log-format.md`. A log of our own because none that exists multiplexes several Raft groups with one sync for
-//! all of them *and* writes bodies of many megabytes once (docs/decisions/001-log.md).
+//! docs/log-format.md says what is on the disk at each instant. It is an own log because no store of the
+//! registry keeps entries of a kilobyte to a megabyte once, with one sync per batch over all groups, and gives
+//! their space back by whole files.
 
+mod active;
+mod cache;
 mod index;
+mod queue;
 mod record;
 mod recovery;
 mod segment;
+#[cfg(test)]
+mod tests;
 mod writer;
 
-use std::{ops::Range, path::PathBuf, sync::Arc};
+use std::{
+    ops::Range,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
 
 use bytes::Bytes;
 
 use self::{
-    record::{HEADER_BYTES, Kind},
-    writer::{Action, Op, Shared, Writer},
+    active::Frame,
+    index::{Place, Slot},
+    queue::Item,
+    record::{Kind, Record, Stamp, padded, parse},
+    recovery::{Recovered, recover},
+    writer::{Shared, State, Writer},
 };
-use crate::{env::Disk, limits};
+use crate::{
+    env::{Disk, DiskFile},
+    limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
+};
 
 /// A Raft group's number. 0 is the control group, a partition's group has the partition's number.
 pub type GroupId = u32;
@@ -45,11 +62,11 @@ pub struct Entry {
 pub struct GroupState {
     /// The last saved vote, in the encoding of [`crate::group`].
     pub vote: Option<Bytes>,
-    /// The last entry that was purged; entries begin behind it.
-    pub purged: Option<Position>,
     /// Index of the first entry that is there.
     pub first: Option<u64>,
-    /// The last entry; the last purged one if nothing came after it.
+    /// The last entry that was purged; entries begin behind it.
+    pub purged: Option<Position>,
+    /// The last entry; `purged` if there is none behind that.
     pub last: Option<Position>,
     /// The last saved checkpoint (small: what a Raft snapshot holds), in the encoding of [`crate::group`].
     pub checkpoint: Option<Bytes>,
@@ -60,14 +77,16 @@ pub struct GroupState {
 pub struct Options {
     /// Directory of the segment files; made if missing.
     pub dir: PathBuf,
-    /// Size of a segment file, preallocated.
+    /// Size of a segment file, preallocated; at most 1 GiB. A segment is larger if what it begins with, or the
+    /// first record after that, needs it.
     pub segment_bytes: u64,
     /// Memory for recently appended entries, over all groups.
     pub cache_bytes: usize,
 }
 
 /// Called on the writer thread when a write is durable, or has failed. A failed write has ended the log:
-/// every later call fails too, and the process is expected to end.
+/// every later call fails too, and the process is expected to end. Called on the caller's thread, before the
+/// call returns, with `Misuse`, and by calls to a log that has ended. Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Why the log could not do something.
@@ -98,32 +117,23 @@ pub enum LogError {
 /// Figures for operators.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage {
+    /// Segments that may hold something needed.
     pub segments: u64,
+    /// Bytes of these.
     pub bytes: u64,
+    /// Bytes that the log can still take: free space of the file system, and files that wait for reuse.
     pub free_bytes: u64,
 }
 
-/// The log. Clones share it; when the last one is dropped, what waits is written and the writer thread ends.
+/// The log. Clones share it; when the last is dropped, what waits is written and the writer thread ends.
 #[derive(Clone)]
 pub struct Log {
-    handle: Arc<Handle>,
+    inner: Arc<Inner>,
 }
 
-struct Handle {
+struct Inner {
     shared: Arc<Shared>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.shared.close();
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A writer that panicked has already made the log fail.
-            let _ = thread.join();
-        }
-    }
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Log {
@@ -133,124 +143,108 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
+    /// have the directory open.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let fault = |e: std::io::Error| LogError::Disk(format!("{}: {e}", options.dir.display()));
-        if !(limits::SEGMENT_BYTES_MIN..=limits::SEGMENT_BYTES_MAX).contains(&options.segment_bytes)
-        {
-            return Err(LogError::Misuse(format!(
-                "segments of {} bytes; expected {} to {}",
-                options.segment_bytes,
-                limits::SEGMENT_BYTES_MIN,
-                limits::SEGMENT_BYTES_MAX
-            )));
-        }
-        disk.create_dir(&options.dir).map_err(fault)?;
-        let recovered = recovery::recover(&*disk, &options.dir)?;
-        let shared = Arc::new(Shared::new(recovered.index, &recovered.segments));
-        let mut writer = Writer::new(
-            disk,
-            options,
-            shared.clone(),
-            recovered.segments,
-            recovered.free,
-            recovered.flush,
-            recovered.generation,
-        );
-        // Writing always goes on in a new segment: what a torn flush left behind is never read again.
-        writer.rotate_first()?;
+        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+        let options = Options { segment_bytes, ..options };
+        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
+        let shared = Arc::new(Shared::new(disk, options.dir, index));
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            active,
+            free,
+            released,
+            segment_bytes,
+            cache_bytes: options.cache_bytes,
+            frame: Frame::default(),
+            batch: Vec::new(),
+        };
         let thread = std::thread::Builder::new()
-            .name("log".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|e| LogError::Disk(format!("cannot start the log's thread: {e}")))?;
-        Ok(Self { handle: Arc::new(Handle { shared, thread: Some(thread) }) })
+            .name("ppsw-log".to_owned())
+            .spawn(|| writer.run())
+            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
+        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
     }
 
-    /// What is on disk for a group (all `None` for a new one).
-    #[must_use]
+    /// What is on disk for a group, and what is about to be (all `None` for a new one).
     pub fn state(&self, group: GroupId) -> GroupState {
-        let state = self.shared().state();
-        state.index.groups.get(&group).map(index::GroupIndex::state).unwrap_or_default()
+        self.inner.shared.lock().index.state(group)
     }
 
     /// Groups that have records.
-    #[must_use]
     pub fn groups(&self) -> Vec<GroupId> {
-        self.shared().state().index.groups.keys().copied().collect()
+        self.inner.shared.lock().index.groups()
     }
 
-    /// Appends entries, consecutive and directly behind the last one. Readable at return; durable at `done`. Waits
-    /// while more than [`limits::LOG_QUEUE_BYTES_MAX`] wait for the disk.
+    /// Appends entries, consecutive and directly behind the last one (a group that has neither entries nor a
+    /// purge may begin anywhere). Readable at return; durable at `done`. Waits for nothing, unless twice as much
+    /// is queued as [`Self::room`] allows.
     pub fn append(&self, group: GroupId, entries: Vec<Entry>, done: Done) {
-        let too_long = entries.iter().any(|e| e.payload.len() > limits::LOG_RECORD_BYTES_MAX);
-        if too_long {
-            return done(Err(LogError::Misuse(format!(
-                "an entry of more than {} bytes",
-                limits::LOG_RECORD_BYTES_MAX
-            ))));
-        }
-        let actions = entries.iter().map(|e| Action::entry(group, e)).collect();
-        self.shared().submit(Op { actions, done }, |index| index.append(group, &entries));
+        let longest = entries.iter().map(|entry| entry.payload.len()).max().unwrap_or_default();
+        self.submit(done, longest, |state| {
+            state.index.check_append(group, &entries)?;
+            let records = entries.iter().map(|entry| {
+                let (record, ticket) = state.index.append(group, entry);
+                (record, Some(ticket))
+            });
+            Ok(records.collect())
+        });
     }
 
     /// Saves the group's vote. In one order with all other writes.
     pub fn save_vote(&self, group: GroupId, vote: Bytes, done: Done) {
-        let action = Action::state(Kind::Vote, group, vote.clone());
-        self.shared().submit(Op { actions: vec![action], done }, |index| {
-            index.groups.entry(group).or_default().vote = Some(vote);
-            Ok(())
-        });
+        self.submit(done, vote.len(), |state| Ok(vec![(state.index.save_vote(group, vote), None)]));
     }
 
     /// Saves the group's checkpoint, replacing the one before; kept over rotation and recycling of segments.
     pub fn save_checkpoint(&self, group: GroupId, checkpoint: Bytes, done: Done) {
-        if checkpoint.len() > limits::LOG_RECORD_BYTES_MAX {
-            return done(Err(LogError::Misuse("a checkpoint that is too long".to_owned())));
-        }
-        let action = Action::state(Kind::Checkpoint, group, checkpoint.clone());
-        self.shared().submit(Op { actions: vec![action], done }, |index| {
-            index.groups.entry(group).or_default().checkpoint = Some(checkpoint);
-            Ok(())
+        self.submit(done, checkpoint.len(), |state| {
+            Ok(vec![(state.index.save_checkpoint(group, checkpoint), None)])
         });
     }
 
     /// Drops all entries behind `last` (all entries if `None`).
     pub fn truncate_after(&self, group: GroupId, last: Option<Position>, done: Done) {
-        let payload = Bytes::from_static(if last.is_some() { b"1" } else { b"" });
-        let action = Action {
-            position: last.unwrap_or_default(),
-            ..Action::state(Kind::Truncate, group, payload)
-        };
-        self.shared().submit(Op { actions: vec![action], done }, |index| {
-            let state = index.groups.entry(group).or_default();
-            let freed = state.truncate_after(last);
-            index.cached_bytes -= freed;
-            Ok(())
+        self.submit(done, 0, |state| {
+            let record = state.index.truncate(group, last)?;
+            Ok(record.map(|record| (record, None)).into_iter().collect())
         });
     }
 
     /// Drops all entries up to and including `upto`, which may lie behind the last entry (after a checkpoint
     /// from the leader). Segments in which no group has an entry left are recycled.
     pub fn purge(&self, group: GroupId, upto: Position, done: Done) {
-        let action = Action { position: upto, ..Action::state(Kind::Purge, group, Bytes::new()) };
-        self.shared().submit(Op { actions: vec![action], done }, |index| {
-            let freed = index.groups.entry(group).or_default().purge(upto);
-            index.cached_bytes -= freed;
-            Ok(())
+        self.submit(done, 0, |state| {
+            let record = state.index.purge(group, upto);
+            Ok(record.map(|record| (record, None)).into_iter().collect())
         });
     }
 
     /// Removes everything of a group that this node no longer carries.
     pub fn forget(&self, group: GroupId, done: Done) {
-        let action = Action::state(Kind::Forget, group, Bytes::new());
-        self.shared().submit(Op { actions: vec![action], done }, |index| {
-            let freed = index.groups.remove(&group).map_or(0, |mut g| g.truncate_after(None));
-            index.cached_bytes -= freed;
-            Ok(())
+        self.submit(done, 0, |state| {
+            let record = state.index.forget(group);
+            Ok(record.map(|record| (record, None)).into_iter().collect())
         });
+    }
+
+    /// Resolves when the writer's queue has room. Await it before an append: it is what bounds memory when the
+    /// disk is slower than the callers.
+    pub async fn room(&self) {
+        loop {
+            let notified = self.inner.shared.room.notified();
+            {
+                let state = self.inner.shared.lock();
+                if state.queue.has_room() || state.failed.is_some() {
+                    return;
+                }
+            }
+            notified.await;
+        }
     }
 
     /// Reads entries of an index range until `bytes_max` payload bytes are reached (at least one entry).
@@ -264,162 +258,158 @@ impl Log {
         range: Range<u64>,
         bytes_max: usize,
     ) -> Result<Vec<Entry>, LogError> {
-        let slots = self.shared().state().index.collect(group, range, bytes_max)?;
-        slots
-            .into_iter()
-            .map(|(position, slot)| {
-                let payload = match slot.payload {
-                    Some(payload) => payload,
-                    None => self.read_from_disk(group, position, slot.place)?,
-                };
-                Ok(Entry { position, payload })
-            })
-            .collect()
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        for index in range {
+            if bytes >= bytes_max && !entries.is_empty() {
+                break;
+            }
+            let entry = match self.locate(group, index)? {
+                Place::Memory(entry) => entry,
+                Place::Disk { slot, file, stamp } => {
+                    self.read_disk(group, index, slot, &*file, stamp)?
+                }
+            };
+            bytes += entry.payload.len();
+            entries.push(entry);
+        }
+        Ok(entries)
     }
 
-    /// Whether all of a range is in memory, so that [`Log::read`] would not touch the disk.
+    /// Whether [`Log::read`] of this range would be answered from memory.
     #[must_use]
     pub fn is_cached(&self, group: GroupId, range: Range<u64>, bytes_max: usize) -> bool {
-        let slots = self.shared().state().index.collect(group, range, bytes_max);
-        slots.is_ok_and(|slots| slots.iter().all(|(_, slot)| slot.payload.is_some()))
+        let state = self.inner.shared.lock();
+        let mut bytes = 0;
+        for index in range {
+            match state.index.locate(group, index) {
+                Some(Place::Memory(entry)) => bytes += entry.payload.len(),
+                _ => return false,
+            }
+            if bytes >= bytes_max {
+                break;
+            }
+        }
+        true
     }
 
-    /// Calls `then` when the log has failed for good, with the reason; at once if it already has.
-    pub fn on_failure(&self, then: Box<dyn FnOnce(String) + Send>) {
-        self.shared().on_failure(then);
-    }
-
-    /// Figures for operators.
-    #[must_use]
+    /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
-        self.shared().state().usage
+        let Shared { disk, dir, .. } = &*self.inner.shared;
+        let disk_free = disk.free_bytes(dir).unwrap_or(0);
+        let state = self.inner.shared.lock();
+        let (segments, bytes) = state.index.usage();
+        Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
     }
 
-    fn shared(&self) -> &Shared {
-        &self.handle.shared
+    /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
+    /// writer's thread: must not block.
+    pub fn on_failure(&self, tell: Box<dyn FnOnce(String) + Send>) {
+        let mut state = self.inner.shared.lock();
+        if let Some(error) = state.failed.clone() {
+            drop(state);
+            tell(error.to_string());
+        } else {
+            state.on_failure.push(tell);
+        }
     }
 
-    fn read_from_disk(
+    /// Changes what callers see and queues the records that say so, as one step.
+    fn submit(
+        &self,
+        done: Done,
+        longest: usize,
+        change: impl FnOnce(&mut State) -> Result<Vec<(Record, Option<u64>)>, String>,
+    ) {
+        if longest > LOG_RECORD_BYTES_MAX {
+            let what =
+                format!("a record of {longest} bytes, at most {LOG_RECORD_BYTES_MAX} may be");
+            return done(Err(LogError::Misuse(what)));
+        }
+        let shared = &*self.inner.shared;
+        let mut state = shared.lock();
+        let on_writer = shared.thread.get() == Some(&std::thread::current().id());
+        while state.failed.is_none() && state.queue.is_full() && !on_writer {
+            state = shared.space.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Some(error) = state.failed.clone() {
+            drop(state);
+            return done(Err(error));
+        }
+        let mut records = match change(&mut state) {
+            Ok(records) => records,
+            Err(what) => {
+                drop(state);
+                return done(Err(LogError::Misuse(what)));
+            }
+        };
+        let last = records.pop();
+        for (record, ticket) in records {
+            state.queue.push(Item { record: Some(record), ticket, done: None });
+        }
+        let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
+        state.queue.push(Item { record, ticket, done: Some(done) });
+        drop(state);
+        shared.work.notify_one();
+    }
+
+    /// Where an entry is.
+    fn locate(&self, group: GroupId, index: u64) -> Result<Place, LogError> {
+        let state = self.inner.shared.lock();
+        match &state.failed {
+            Some(error) => Err(error.clone()),
+            None => state.index.locate(group, index).ok_or(LogError::Missing { group, index }),
+        }
+    }
+
+    /// Reads an entry from its segment and checks that it is the one.
+    fn read_disk(
         &self,
         group: GroupId,
-        position: Position,
-        place: index::Place,
-    ) -> Result<Bytes, LogError> {
-        let segment = self.shared().state().segments.get(&place.generation).cloned();
-        let missing = LogError::Missing { group, index: position.index };
-        let Some(segment) = segment else { return Err(missing) };
-        let mut record = vec![0_u8; HEADER_BYTES + place.payload_bytes as usize];
-        segment
-            .file
-            .read_at(u64::from(place.offset), &mut record)
-            .map_err(|e| LogError::Disk(format!("{}: {e}", segment.name)))?;
-        let mut header = [0_u8; HEADER_BYTES];
-        header.copy_from_slice(&record[..HEADER_BYTES]);
-        let checked = record::decode(segment.seal, &header, &record[HEADER_BYTES..]);
-        let expected = |h: &record::Header| {
-            h.kind == Kind::Entry && h.group == group && h.position == position
-        };
-        if checked.as_ref().is_ok_and(expected) {
-            return Ok(Bytes::from(record).slice(HEADER_BYTES..));
+        index: u64,
+        slot: Slot,
+        file: &dyn DiskFile,
+        stamp: Stamp,
+    ) -> Result<Entry, LogError> {
+        let payload_len = slot.len as usize;
+        let mut bytes = vec![0; padded(payload_len)];
+        let outcome = file
+            .read_at(u64::from(slot.offset), &mut bytes)
+            .map_err(|e| LogError::Disk(format!("reading {}: {e}", segment::name(slot.generation))))
+            .and_then(|()| {
+                let file = segment::name(slot.generation);
+                let offset = u64::from(slot.offset);
+                let parsed = parse(stamp, &bytes).map_err(|fault| fault.error(&file, offset))?;
+                let found = (parsed.kind, parsed.group, parsed.term, parsed.index, parsed.len);
+                if found == (Kind::Entry, group, slot.term, index, payload_len) {
+                    Ok(())
+                } else {
+                    let what = format!("entry {index} of group {group} expected, found {found:?}");
+                    Err(LogError::Damaged { file, offset, what })
+                }
+            });
+        if let Err(error) = outcome {
+            // The segment may have been recycled while it was read: then the entry is gone, not damaged.
+            return match self.locate(group, index)? {
+                Place::Disk { slot: now, .. } if now == slot => Err(error),
+                _ => Err(LogError::Missing { group, index }),
+            };
         }
-        // Purged and its segment used again while we read: gone, not damaged.
-        let still = self.shared().state().segments.contains_key(&place.generation);
-        Err(if still {
-            LogError::Damaged {
-                file: segment.name,
-                offset: u64::from(place.offset),
-                what: format!("entry {} of group {group}: {checked:?}", position.index),
-            }
-        } else {
-            missing
-        })
+        let payload = Bytes::from(bytes).slice(record::HEADER..record::HEADER + payload_len);
+        Ok(Entry { position: Position { term: slot.term, index }, payload })
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-    use crate::env::SystemDisk;
-
-    fn open(dir: &std::path::Path) -> Log {
-        let options = Options {
-            dir: dir.to_owned(),
-            segment_bytes: limits::SEGMENT_BYTES_MIN,
-            cache_bytes: 64 * 1024,
-        };
-        Log::open(Arc::new(SystemDisk), options).expect("opens")
-    }
-
-    fn durable(write: impl FnOnce(Done)) {
-        let (tell, told) = mpsc::channel();
-        write(Box::new(move |result| tell.send(result).expect("somebody waits")));
-        told.recv().expect("answered").expect("written");
-    }
-
-    fn entry(term: u64, index: u64, bytes: usize) -> Entry {
-        let payload = Bytes::from(vec![u8::try_from(index % 251).expect("small"); bytes]);
-        Entry { position: Position { term, index }, payload }
-    }
-
-    #[test]
-    fn what_was_written_is_there_after_reopening_and_rotation() {
-        let dir = tempfile::tempdir().expect("dir");
-        let log = open(dir.path());
-        durable(|done| log.save_vote(1, Bytes::from_static(b"vote"), done));
-        for index in 0..40 {
-            durable(|done| log.append(1, vec![entry(1, index, 500_000)], done));
-            durable(|done| log.append(2, vec![entry(1, index, 10)], done));
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.work.notify_one();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && thread.thread().id() != std::thread::current().id()
+        {
+            // A panic of the writer has been reported by its own thread.
+            let _ = thread.join();
         }
-        durable(|done| log.truncate_after(2, Some(Position { term: 1, index: 30 }), done));
-        durable(|done| log.append(2, vec![entry(2, 31, 7)], done));
-        drop(log);
-        let log = open(dir.path());
-        assert_eq!(log.state(1).vote, Some(Bytes::from_static(b"vote")));
-        assert_eq!(log.state(2).last, Some(Position { term: 2, index: 31 }));
-        for index in 0..40 {
-            assert_eq!(
-                log.read(1, index..index + 1, 1).expect("read")[0],
-                entry(1, index, 500_000)
-            );
-        }
-        assert!(matches!(log.read(2, 31..33, 1 << 20), Err(LogError::Missing { index: 32, .. })));
-    }
-
-    #[test]
-    fn purged_segments_are_used_again() {
-        let dir = tempfile::tempdir().expect("dir");
-        let log = open(dir.path());
-        for index in 0..200 {
-            durable(|done| log.append(1, vec![entry(1, index, 500_000)], done));
-            if index > 4 {
-                durable(|done| log.purge(1, Position { term: 1, index: index - 4 }, done));
-            }
-        }
-        drop(log);
-        let files = std::fs::read_dir(dir.path()).expect("dir").count();
-        assert!(files < 10, "{files} files for 2.5 MB of live entries");
-        let log = open(dir.path());
-        assert_eq!(log.state(1).purged, Some(Position { term: 1, index: 195 }));
-        assert_eq!(log.read(1, 196..200, 1 << 30).expect("read").len(), 4);
-    }
-
-    #[test]
-    fn a_flipped_bit_before_the_last_flush_is_damage() {
-        let dir = tempfile::tempdir().expect("dir");
-        let log = open(dir.path());
-        for index in 0..5 {
-            durable(|done| log.append(1, vec![entry(1, index, 1000)], done));
-        }
-        drop(log);
-        let file = dir.path().join(segment::segment_name(1));
-        let mut bytes = std::fs::read(&file).expect("read");
-        bytes[1500] ^= 4;
-        std::fs::write(&file, bytes).expect("write");
-        let options =
-            Options { dir: dir.path().to_owned(), segment_bytes: 1 << 23, cache_bytes: 0 };
-        let opened = Log::open(Arc::new(SystemDisk), options);
-        assert!(matches!(opened, Err(LogError::Damaged { .. })), "{opened:?}");
     }
 }

@@ -1,262 +1,265 @@
-//! Start: reads the segments in order and rebuilds the index.
-//!
-//! A flush ends with a Commit record that carries the flush's number; numbers are consecutive over all segments, and
-//! flush *n + 1* is only written after flush *n* was synced. So, where reading stops at a record that is not valid:
-//!
-//! * a valid Commit of a later flush than the one that was being read proves that what is unreadable had been synced:
-//!   the disk lost it. `Damaged`: this replica must not serve.
-//! * otherwise it is the torn tail of the last flush, which nobody has been told about: it is left behind, and writing
-//!   goes on in a new segment, so that no byte of it is ever read again.
+//! Opening the log: what is on the disk is read, checked, and made sure of (docs/log-format.md §5).
 
-use std::{io, path::Path};
-
-use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 use super::{
-    LogError,
-    index::{Index, Place, Slot},
-    record::{self, Bad, HEADER_BYTES, Header, Kind},
-    segment::{self, HeaderState, SEGMENT_HEADER_BYTES, Segment},
+    LogError, Options,
+    active::{Active, Beginning, Free},
+    index::Index,
+    record::{Kind, Record},
+    segment::{Image, Scan, free_generation_of, free_name, generation_of, name},
+    writer::put_away,
 };
-use crate::env::Disk;
+use crate::{
+    env::Disk,
+    limits::{LOG_FLUSH_BYTES_MAX, LOG_FREE_SEGMENTS_MAX},
+};
 
-/// What was found.
+/// The generation of a log's first segment.
+const FIRST: u64 = 1;
+
+/// A log that was opened.
 pub(super) struct Recovered {
     pub(super) index: Index,
-    /// Oldest first.
-    pub(super) segments: Vec<Segment>,
-    pub(super) free: Vec<(u64, u64)>,
-    /// Number of the last flush that ended.
-    pub(super) flush: u64,
-    /// Highest generation ever seen.
-    pub(super) generation: u64,
+    pub(super) active: Active,
+    pub(super) free: Free,
+    pub(super) released: u64,
 }
 
-/// Bytes read from a segment at once.
-const READ_BYTES: usize = 4 * 1024 * 1024;
+/// The last segment, and the end of the one before if that is still there.
+struct Tail {
+    image: Image,
+    scan: Scan,
+    released: u64,
+}
 
-/// Reads the log in `dir`.
-pub(super) fn recover(disk: &dyn Disk, dir: &Path) -> Result<Recovered, LogError> {
-    let names = disk.list(dir).map_err(|e| fault(dir, &e))?;
-    let free = segment::list_free(disk, dir, &names).map_err(|e| fault(dir, &e))?;
-    let mut generation = free.iter().map(|(generation, _)| *generation).max().unwrap_or(0);
-    let mut found =
-        Recovered { index: Index::default(), segments: Vec::new(), free, flush: 0, generation: 0 };
-    let mut expected = None;
-    let logs: Vec<&String> =
-        names.iter().filter(|n| segment::generation_of(n, ".seg").is_some()).collect();
-    for (at, name) in logs.iter().enumerate() {
-        let named = segment::generation_of(name, ".seg").unwrap_or_default();
-        generation = generation.max(named);
-        let last = at + 1 == logs.len();
-        let segment = match segment::open(disk, dir, name)? {
-            HeaderState::Begun(segment) => segment,
-            HeaderState::NotBegun if last => {
-                disk.remove(&segment::path_of(dir, name)).map_err(|e| fault(dir, &e))?;
-                continue;
-            }
-            HeaderState::NotBegun => return Err(damaged(name, 0, "its header is not valid")),
+/// Opens or creates the log.
+///
+/// # Errors
+/// `Damaged`, `Version`, or `Disk`.
+pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
+    let dir = &*options.dir;
+    let failed = |e| LogError::Disk(format!("{}: {e}", dir.display()));
+    disk.create_dir(dir).map_err(failed)?;
+    let names = disk.list(dir).map_err(failed)?;
+    let mut segments: BTreeSet<u64> = names.iter().filter_map(|n| generation_of(n)).collect();
+    let mut free = free_files(disk, dir, &names)?;
+
+    let Some(tail) = find_tail(disk, dir, &mut segments)? else {
+        return match free.front() {
+            None => create(disk, options),
+            Some((path, _)) => Err(damaged(path, "a segment was in use here, but none is left")),
         };
-        if expected.is_some_and(|expected| expected != named) {
-            return Err(damaged(name, 0, "the segment before it is missing"));
+    };
+    let last = tail.image.generation;
+    let ends = check_sequence(disk, dir, &segments, &tail)?;
+    let mut index = Index::default();
+    for (&generation, &end) in &ends {
+        let image = Image::load(disk, dir, generation)?;
+        let scan = image.scan_closed(end)?;
+        // Only a process that ended right after a head was written has not sealed the segment before it.
+        if !scan.sealed && (generation + 1 < last || tail.scan.flushes > 1) {
+            return Err(image.damaged(scan.end, "the segment's seal is damaged"));
         }
-        expected = Some(named + 1);
-        read_segment(&segment, &mut found)?;
-        found.segments.push(segment);
+        replay(&mut index, &image, &scan)?;
     }
-    for (group, state) in &found.index.groups {
-        let begins = state.purged.map_or(0, |p| p.index + 1);
-        if state.first().is_some_and(|first| first > begins) {
-            let what = format!("entries of group {group} before {:?} are missing", state.first());
-            return Err(damaged(&dir.display().to_string(), 0, &what));
-        }
+    replay(&mut index, &tail.image, &tail.scan)?;
+    index.settle()?;
+
+    let active = secure(disk, dir, &tail, ends.get(&(last.wrapping_sub(1))).copied())?;
+    for &generation in segments.range(..tail.released) {
+        let len = disk.open(&dir.join(name(generation))).and_then(|f| f.len()).map_err(failed)?;
+        put_away(disk, dir, generation, len, &mut free)?;
     }
-    found.generation = generation;
-    Ok(found)
+    Ok(Recovered { index, active, free, released: tail.released })
 }
 
-/// Reads a segment flush by flush; a flush counts when its Commit has been read.
-fn read_segment(segment: &Segment, found: &mut Recovered) -> Result<(), LogError> {
-    let mut reader = Reader::new(segment);
-    let mut flush: Vec<(Header, u64, Bytes)> = Vec::new();
-    loop {
-        let offset = reader.offset;
-        let (header, payload) = match reader.next() {
-            Ok(Some(record)) => record,
-            Ok(None) => return Ok(()),
-            Err(Stop::Fault(error)) => return Err(error),
-            Err(Stop::Bad(Bad::UnknownKind(kind))) => {
-                return Err(LogError::Version {
-                    file: segment.name.clone(),
-                    found: u32::from(kind),
-                    supported: segment::FORMAT_VERSION,
-                });
+/// Begins the first segment of a new log.
+fn create(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
+    let beginning = Beginning {
+        generation: FIRST,
+        released: FIRST,
+        previous_end: 0,
+        records: &[],
+        segment_bytes: options.segment_bytes,
+        first: 0,
+    };
+    let mut free = Free::new();
+    let active = Active::begin(disk, &options.dir, &mut free, &beginning)?;
+    let mut index = Index::default();
+    index.begin(active.stamp, Arc::clone(&active.file), active.size);
+    Ok(Recovered { index, active, free, released: FIRST })
+}
+
+/// The files that wait for reuse; what is too many of them is removed.
+fn free_files(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Free, LogError> {
+    let mut free = Free::new();
+    for generation in names.iter().filter_map(|n| free_generation_of(n)) {
+        let path = dir.join(free_name(generation));
+        let failed = |e| LogError::Disk(format!("{}: {e}", path.display()));
+        if free.len() < LOG_FREE_SEGMENTS_MAX {
+            let len = disk.open(&path).and_then(|f| f.len()).map_err(failed)?;
+            free.push_back((path, len));
+        } else {
+            disk.remove(&path).map_err(failed)?;
+        }
+    }
+    Ok(free)
+}
+
+/// Finds the last segment that was begun. A file behind it in which nothing ever counted is removed: the
+/// process ended in a rotation. `None`: the log is new.
+fn find_tail(
+    disk: &dyn Disk,
+    dir: &Path,
+    segments: &mut BTreeSet<u64>,
+) -> Result<Option<Tail>, LogError> {
+    let Some(&newest) = segments.last() else { return Ok(None) };
+    let image = Image::load(disk, dir, newest)?;
+    let (image, scan) = match image.scan_last()? {
+        Some(scan) => (image, scan),
+        None => {
+            segments.remove(&newest);
+            let before = find_before(disk, dir, segments, &image)?;
+            disk.remove(&image.path)
+                .and_then(|()| disk.sync_dir(dir))
+                .map_err(|e| LogError::Disk(format!("removing {}: {e}", image.path.display())))?;
+            let Some(before) = before else { return Ok(None) };
+            before
+        }
+    };
+    if scan.sealed {
+        let next = dir.join(name(image.generation + 1));
+        return Err(damaged(&next, "the segment is missing, the one before says it was begun"));
+    }
+    let released = scan.records.iter().rev().find_map(|found| match found.parsed.kind {
+        Kind::Release => Some(found.parsed.index),
+        Kind::Head => Some(found.parsed.term),
+        _ => None,
+    });
+    let released = released.ok_or_else(|| image.damaged(0, "the segment has no head"))?;
+    Ok(Some(Tail { image, scan, released }))
+}
+
+/// The segment before one that was not begun. `None`: there never was one.
+fn find_before(
+    disk: &dyn Disk,
+    dir: &Path,
+    segments: &BTreeSet<u64>,
+    newest: &Image,
+) -> Result<Option<(Image, Scan)>, LogError> {
+    let not_begun =
+        || newest.damaged(0, "the segment is not valid, and it is no interrupted rotation");
+    let Some(&last) = segments.last() else {
+        return if newest.generation == FIRST { Ok(None) } else { Err(not_begun()) };
+    };
+    if last + 1 != newest.generation {
+        return Err(not_begun());
+    }
+    let image = Image::load(disk, dir, last)?;
+    match image.scan_last()? {
+        // A seal means that the successor was durable.
+        Some(scan) if !scan.sealed => Ok(Some((image, scan))),
+        _ => Err(not_begun()),
+    }
+}
+
+/// Checks that every segment from the oldest needed to the last is there. Returns where each but the last ends,
+/// as its successor says.
+fn check_sequence(
+    disk: &dyn Disk,
+    dir: &Path,
+    segments: &BTreeSet<u64>,
+    tail: &Tail,
+) -> Result<BTreeMap<u64, u64>, LogError> {
+    let mut ends = BTreeMap::new();
+    for generation in tail.released..tail.image.generation {
+        let next = generation + 1;
+        for needed in [generation, next] {
+            if !segments.contains(&needed) {
+                return Err(damaged(&dir.join(name(needed)), "the segment is missing"));
             }
-            Err(Stop::Bad(Bad::Invalid(what))) => {
-                let later = later_flush(segment, offset, found.flush + 2)?;
-                if later {
-                    return Err(damaged(&segment.name, offset, what));
-                }
-                // Torn or never written. In a segment that is not the last the next one's first flush has the
-                // following number, which `commit` checks.
-                return Ok(());
-            }
+        }
+        let end = Image::load_head(disk, dir, next)?.previous_end()?;
+        let end =
+            end.ok_or_else(|| damaged(&dir.join(name(next)), "the segment's head is damaged"))?;
+        ends.insert(generation, end);
+    }
+    Ok(ends)
+}
+
+/// Adds what a segment holds to the index.
+fn replay(index: &mut Index, image: &Image, scan: &Scan) -> Result<(), LogError> {
+    index.begin(scan.stamp, Arc::clone(&image.file), image.bytes.len() as u64);
+    for found in &scan.records {
+        let p = found.parsed;
+        let record = Record {
+            kind: p.kind,
+            flag: p.flag,
+            group: p.group,
+            term: p.term,
+            index: p.index,
+            payload: found.payload.clone(),
         };
-        if header.kind != Kind::Commit {
-            flush.push((header, offset, payload));
-            continue;
-        }
-        let number = header.position.index;
-        let first_ever = found.flush == 0 && found.segments.is_empty();
-        if !first_ever && number != found.flush + 1 {
-            let what = format!("flush {} is missing", found.flush + 1);
-            return Err(damaged(&segment.name, offset, &what));
-        }
-        if header.position.term != flush.len() as u64 {
-            return Err(damaged(&segment.name, offset, "a flush has lost records"));
-        }
-        found.flush = number;
-        for (header, offset, payload) in flush.drain(..) {
-            replay(&mut found.index, segment, header, offset, payload);
-        }
+        index
+            .place(&record, p.len, image.generation, found.offset as u64)
+            .map_err(|what| image.damaged(found.offset, &what))?;
     }
+    Ok(())
 }
 
-/// Applies a record to the index. Later records win; holes are judged when all is read.
-fn replay(index: &mut Index, segment: &Segment, header: Header, offset: u64, payload: Bytes) {
-    let Header { kind, group, position, payload_bytes } = header;
-    let state = index.groups.entry(group).or_default();
-    match kind {
-        Kind::Entry => {
-            if state.purged.is_some_and(|p| p.index >= position.index) {
-                return;
-            }
-            if state.next().is_some_and(|next| next != position.index) {
-                // What lay between was purged: the record of that comes later.
-                state.clear();
-            }
-            let place = Place {
-                generation: segment.seal.generation,
-                // Segments are below 4 GiB: `Log::open` refuses others.
-                offset: u32::try_from(offset).unwrap_or(u32::MAX),
-                payload_bytes,
-            };
-            state.push(position.index, Slot { term: position.term, place, payload: None });
-        }
-        Kind::Vote => state.vote = Some(payload),
-        Kind::Checkpoint => state.checkpoint = Some(payload),
-        Kind::Truncate => {
-            let all = payload.is_empty();
-            state.truncate_after((!all).then_some(position));
-        }
-        Kind::Purge => {
-            state.purge(position);
-        }
-        Kind::Forget => {
-            index.groups.remove(&group);
-        }
-        Kind::Commit => {}
+/// Makes durable what was read: it may have been in the page cache only, left there by a process that ended
+/// between write and sync, or by a sync that failed. Only the last flush can be such. What is behind it is
+/// zeroed, so that nothing of a torn flush is ever read.
+fn secure(
+    disk: &dyn Disk,
+    dir: &Path,
+    tail: &Tail,
+    before: Option<u64>,
+) -> Result<Active, LogError> {
+    let Tail { image, scan, .. } = tail;
+    let active = Active {
+        file: Arc::clone(&image.file),
+        path: image.path.clone(),
+        stamp: scan.stamp,
+        offset: scan.end as u64,
+        size: image.bytes.len() as u64,
+        flushes: scan.flushes,
+        unconfirmed: scan.last_count > 0 && scan.flushes > 1,
+    };
+    let behind = image.bytes.get(scan.end..).unwrap_or_default();
+    let dirty = behind.iter().take(LOG_FLUSH_BYTES_MAX).rposition(|&b| b != 0);
+    let zero_to = dirty.map_or(scan.end, |at| scan.end + at + 1);
+    active.rewrite(&image.bytes, scan.last_flush..scan.end, zero_to)?;
+    disk.sync_dir(dir).map_err(|e| LogError::Disk(format!("syncing {}: {e}", dir.display())))?;
+    if scan.flushes == 1
+        && let Some(end) = before
+    {
+        seal_before(disk, dir, image.generation - 1, end)?;
     }
+    Ok(active)
 }
 
-/// Whether a valid Commit of flush `from` or later stands behind `offset`.
-fn later_flush(segment: &Segment, offset: u64, from: u64) -> Result<bool, LogError> {
-    let length = usize::try_from(segment.bytes - offset).unwrap_or(usize::MAX);
-    let mut rest = vec![0_u8; length];
-    segment.file.read_at(offset, &mut rest).map_err(|e| fault(Path::new(&segment.name), &e))?;
-    let generation = segment.seal.generation.to_le_bytes();
-    for at in 0..rest.len().saturating_sub(HEADER_BYTES - 1) {
-        if rest[at + 16] != Kind::Commit as u8 || rest[at + 8..at + 16] != generation {
-            continue;
-        }
-        let mut header = [0_u8; HEADER_BYTES];
-        header.copy_from_slice(&rest[at..at + HEADER_BYTES]);
-        if let Ok(header) = record::decode(segment.seal, &header, &[])
-            && header.position.index >= from
-        {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// Seals the segment before the last, in case the process ended before it had done so.
+fn seal_before(disk: &dyn Disk, dir: &Path, generation: u64, end: u64) -> Result<(), LogError> {
+    let image = Image::load(disk, dir, generation)?;
+    let scan = image.scan_closed(end)?;
+    let sealed = Active {
+        file: Arc::clone(&image.file),
+        path: image.path.clone(),
+        stamp: scan.stamp,
+        offset: end,
+        size: image.bytes.len() as u64,
+        flushes: scan.flushes,
+        unconfirmed: false,
+    };
+    sealed.seal()
 }
 
-enum Stop {
-    Fault(LogError),
-    Bad(Bad),
-}
-
-/// Reads records one after the other with few reads of the file.
-struct Reader<'a> {
-    segment: &'a Segment,
-    /// Of the next record in the file.
-    offset: u64,
-    /// Bytes of the file from `window_at`.
-    window: Bytes,
-    window_at: u64,
-}
-
-impl<'a> Reader<'a> {
-    fn new(segment: &'a Segment) -> Self {
-        Self {
-            segment,
-            offset: SEGMENT_HEADER_BYTES,
-            window: Bytes::new(),
-            window_at: SEGMENT_HEADER_BYTES,
-        }
-    }
-
-    fn next(&mut self) -> Result<Option<(Header, Bytes)>, Stop> {
-        let left = self.segment.bytes.saturating_sub(self.offset);
-        if left < HEADER_BYTES as u64 {
-            return Ok(None);
-        }
-        let mut header = [0_u8; HEADER_BYTES];
-        header.copy_from_slice(&self.bytes(HEADER_BYTES)?);
-        let payload_bytes = record::claimed_payload_bytes(&header);
-        if payload_bytes as u64 > left - HEADER_BYTES as u64 {
-            return Err(Stop::Bad(Bad::Invalid("its length reaches beyond the segment")));
-        }
-        // Garbage may claim any length within the segment; the generation is looked at before it is read.
-        if record::u64_at(&header, 8) != self.segment.seal.generation {
-            return Err(Stop::Bad(Bad::Invalid("no record of this generation")));
-        }
-        let record = self.bytes(HEADER_BYTES + payload_bytes)?;
-        let payload = record.slice(HEADER_BYTES..);
-        let header = record::decode(self.segment.seal, &header, &payload).map_err(Stop::Bad)?;
-        self.offset += record.len() as u64;
-        // A slice of the window would keep the whole window in memory.
-        Ok(Some((header, keep_small(header.kind, &payload))))
-    }
-
-    fn bytes(&mut self, length: usize) -> Result<Bytes, Stop> {
-        let from = usize::try_from(self.offset - self.window_at).unwrap_or(usize::MAX);
-        if from.saturating_add(length) > self.window.len() {
-            let left = usize::try_from(self.segment.bytes - self.offset).unwrap_or(usize::MAX);
-            let mut window = vec![0_u8; left.min(length.max(READ_BYTES))];
-            self.segment
-                .file
-                .read_at(self.offset, &mut window)
-                .map_err(|e| Stop::Fault(fault(Path::new(&self.segment.name), &e)))?;
-            self.window = Bytes::from(window);
-            self.window_at = self.offset;
-            return Ok(self.window.slice(..length));
-        }
-        Ok(self.window.slice(from..from + length))
-    }
-}
-
-/// Entries are not kept; what is kept is copied out of the window.
-fn keep_small(kind: Kind, payload: &Bytes) -> Bytes {
-    match kind {
-        Kind::Entry => Bytes::new(),
-        _ => Bytes::copy_from_slice(payload),
-    }
-}
-
-fn damaged(file: &str, offset: u64, what: &str) -> LogError {
-    LogError::Damaged { file: file.to_owned(), offset, what: what.to_owned() }
-}
-
-fn fault(path: &Path, error: &io::Error) -> LogError {
-    LogError::Disk(format!("{}: {error}", path.display()))
+fn damaged(path: &Path, what: &str) -> LogError {
+    LogError::Damaged { file: path.display().to_string(), offset: 0, what: what.to_owned() }
 }

@@ -1,162 +1,294 @@
-//! Segment files: names, header, making and recycling.
-//!
-//! `GGGGGGGGGGGGGGGG.seg` (generation, hexadecimal) is part of the log; `GGGGGGGGGGGGGGGG.free` was, and waits for
-//! its next use. A `.seg` whose header does not name its own generation was not begun: a crash came between its
-//! rename or creation and its first flush, so it holds nothing.
+//! One segment file: its name, its header, and the scan of its flushes (docs/log-format.md §1, §5).
 
 use std::{
-    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 use super::{
     LogError,
-    record::{Seal, u32_at, u64_at},
+    record::{
+        ALIGN, Fault, HEADER, Kind, Parsed, Stamp, VERSION, add_check, looks_like_marker, padded,
+        parse, u32_at, u64_at,
+    },
 };
 use crate::env::{Disk, DiskFile};
 
-/// Version of segment header and records.
-pub(super) const FORMAT_VERSION: u32 = 1;
-
-/// Bytes of the header: magic (8), version (4), salt (4), generation (8), length of the file (8), CRC32C (4), zero (4).
-pub(super) const SEGMENT_HEADER_BYTES: u64 = 40;
+/// Length of a segment's header; the head flush begins behind it.
+pub(super) const SEGMENT_HEADER: usize = 64;
 
 const MAGIC: &[u8; 8] = b"ppswlog\n";
 
-/// An open segment.
-#[derive(Clone)]
-pub(super) struct Segment {
-    pub(super) file: Arc<dyn DiskFile>,
-    pub(super) seal: Seal,
-    /// Length of the file; records end before it.
-    pub(super) bytes: u64,
-    pub(super) name: String,
-}
+/// Where the header's checksum over all before it stands.
+const HEADER_CRC: usize = SEGMENT_HEADER - 4;
 
-/// What a segment file's header says.
-pub(super) enum HeaderState {
-    Begun(Segment),
-    /// No flush of this generation ever ended.
-    NotBegun,
-}
-
-pub(super) fn segment_name(generation: u64) -> String {
+/// Name of the segment of a generation.
+pub(super) fn name(generation: u64) -> String {
     format!("{generation:016x}.seg")
 }
 
-fn free_name(generation: u64) -> String {
+/// Name of a file that was the segment of a generation and waits for reuse.
+pub(super) fn free_name(generation: u64) -> String {
     format!("{generation:016x}.free")
 }
 
-/// The generation in a file name with this ending.
-pub(super) fn generation_of(name: &str, ending: &str) -> Option<u64> {
-    let digits = name.strip_suffix(ending)?;
-    (digits.len() == 16).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+/// The generation in a file's name, if it is a segment.
+pub(super) fn generation_of(name: &str) -> Option<u64> {
+    digits(name.strip_suffix(".seg")?)
 }
 
-/// Makes the file of a generation, from a free one if there is one, and writes its header. Nothing is synced: the
-/// first flush does that, file and directory.
-pub(super) fn begin(
-    disk: &dyn Disk,
-    dir: &Path,
-    generation: u64,
-    bytes: u64,
-    free: &mut Vec<(u64, u64)>,
-) -> io::Result<Segment> {
-    let name = segment_name(generation);
-    let path = dir.join(&name);
-    let at = free.iter().position(|(_, length)| *length == bytes);
-    let file = if let Some(at) = at {
-        let (former, _) = free.swap_remove(at);
-        disk.rename(&dir.join(free_name(former)), &path)?;
-        disk.open(&path)?
-    } else {
-        let file = disk.create(&path)?;
-        file.allocate(bytes)?;
-        file
-    };
-    let seal = Seal { generation, salt: rand::random() };
-    file.write_at(0, &[&encode_header(seal, bytes)])?;
-    Ok(Segment { file, seal, bytes, name })
+/// The generation in a file's name, if it waits for reuse.
+pub(super) fn free_generation_of(name: &str) -> Option<u64> {
+    digits(name.strip_suffix(".free")?)
 }
 
-/// Takes a segment out of the log: keeps the file for reuse while fewer than `keep` wait, else removes it.
-pub(super) fn retire(
-    disk: &dyn Disk,
-    dir: &Path,
-    segment: &Segment,
-    free: &mut Vec<(u64, u64)>,
-    keep: usize,
-) -> io::Result<()> {
-    let path = dir.join(&segment.name);
-    if free.len() < keep {
-        disk.rename(&path, &dir.join(free_name(segment.seal.generation)))?;
-        free.push((segment.seal.generation, segment.bytes));
-        Ok(())
-    } else {
-        disk.remove(&path)
+fn digits(text: &str) -> Option<u64> {
+    (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok()).flatten()
+}
+
+/// The header of a segment.
+pub(super) fn header(stamp: Stamp) -> [u8; SEGMENT_HEADER] {
+    let mut head = [0; SEGMENT_HEADER];
+    head[..8].copy_from_slice(MAGIC);
+    head[8..12].copy_from_slice(&VERSION.to_le_bytes());
+    head[12..16].copy_from_slice(&stamp.salt.to_le_bytes());
+    head[16..24].copy_from_slice(&stamp.generation.to_le_bytes());
+    let crc = crc32c::crc32c(&head[..HEADER_CRC]);
+    head[HEADER_CRC..].copy_from_slice(&crc.to_le_bytes());
+    head
+}
+
+/// A segment file in memory.
+pub(super) struct Image {
+    pub(super) generation: u64,
+    pub(super) path: PathBuf,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// A record that the scan found inside a committed flush.
+pub(super) struct Found {
+    pub(super) parsed: Parsed,
+    pub(super) offset: usize,
+    /// Empty for entries, which are read from the file when asked for.
+    pub(super) payload: Bytes,
+}
+
+/// What a begun segment holds.
+pub(super) struct Scan {
+    pub(super) stamp: Stamp,
+    pub(super) records: Vec<Found>,
+    /// Where the last flush begins.
+    pub(super) last_flush: usize,
+    /// Records in the last flush.
+    pub(super) last_count: usize,
+    /// Flushes, the head's included.
+    pub(super) flushes: u64,
+    /// Where the last flush ends, and the next may begin.
+    pub(super) end: usize,
+    /// A seal stands there: the next generation has begun.
+    pub(super) sealed: bool,
+}
+
+/// Length of a segment's header and first record.
+const HEAD_END: usize = SEGMENT_HEADER + HEADER;
+
+impl Image {
+    /// Reads the segment of a generation.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(super) fn load(disk: &dyn Disk, dir: &Path, generation: u64) -> Result<Self, LogError> {
+        Self::load_first(disk, dir, generation, usize::MAX)
+    }
+
+    /// Reads as much of a segment as [`Self::previous_end`] needs.
+    ///
+    /// # Errors
+    /// `Disk`.
+    pub(super) fn load_head(
+        disk: &dyn Disk,
+        dir: &Path,
+        generation: u64,
+    ) -> Result<Self, LogError> {
+        Self::load_first(disk, dir, generation, HEAD_END)
+    }
+
+    fn load_first(
+        disk: &dyn Disk,
+        dir: &Path,
+        generation: u64,
+        most: usize,
+    ) -> Result<Self, LogError> {
+        let path = dir.join(name(generation));
+        let failed = |e| LogError::Disk(format!("reading {}: {e}", path.display()));
+        let file = disk.open(&path).map_err(failed)?;
+        let len = usize::try_from(file.len().map_err(failed)?).unwrap_or(usize::MAX);
+        let mut bytes = vec![0; len.min(most)];
+        file.read_at(0, &mut bytes).map_err(failed)?;
+        Ok(Self { generation, path, file, bytes })
+    }
+
+    /// Scans a segment that another follows, which says where this one ends.
+    ///
+    /// # Errors
+    /// `Damaged` for anything that is not right up to there, `Version`.
+    pub(super) fn scan_closed(&self, end: u64) -> Result<Scan, LogError> {
+        let stamp = self.stamp()?.ok_or_else(|| self.damaged(0, "the segment has no header"))?;
+        let mut scan = Scan::new(stamp);
+        while (scan.end as u64) < end {
+            let start = scan.end;
+            self.flush(&mut scan).map_err(|(at, fault)| self.fault(at, fault))?;
+            if scan.end as u64 > end {
+                return Err(self.damaged(start, "a flush reaches behind the segment's end"));
+            }
+        }
+        scan.sealed = self.sealed(&scan);
+        Ok(scan)
+    }
+
+    /// Scans the last segment. `None`: it was not begun, nothing in it ever counted.
+    ///
+    /// # Errors
+    /// `Damaged` for bytes that are not right although a later flush was begun, `Version`.
+    pub(super) fn scan_last(&self) -> Result<Option<Scan>, LogError> {
+        let Some(stamp) = self.stamp()? else {
+            // Without a salt nothing can be proved: a marker behind the head's that looks right is enough.
+            return match self.later_marker(None, SEGMENT_HEADER) {
+                Some(_) => Err(self.damaged(0, "the segment's header is damaged")),
+                None => Ok(None),
+            };
+        };
+        let mut scan = Scan::new(stamp);
+        let (at, fault) = loop {
+            if let Err(error) = self.flush(&mut scan) {
+                break error;
+            }
+        };
+        if matches!(fault, Fault::Unknown(_)) || self.later_marker(Some(stamp), scan.end).is_some()
+        {
+            return Err(self.fault(at, fault));
+        }
+        scan.sealed = self.sealed(&scan);
+        Ok((scan.flushes > 0).then_some(scan))
+    }
+
+    /// Where the segment before this one ends, as this one's first record says; `None`: there is none.
+    ///
+    /// # Errors
+    /// `Version`.
+    pub(super) fn previous_end(&self) -> Result<Option<u64>, LogError> {
+        let Some(stamp) = self.stamp()? else { return Ok(None) };
+        let first = parse(stamp, self.bytes.get(SEGMENT_HEADER..).unwrap_or_default());
+        Ok(first.ok().filter(|p| p.kind == Kind::Head).map(|p| p.index))
+    }
+
+    /// The error for something that is wrong at a place of this segment.
+    pub(super) fn damaged(&self, offset: usize, what: &str) -> LogError {
+        LogError::Damaged {
+            file: self.path.display().to_string(),
+            offset: offset as u64,
+            what: what.to_owned(),
+        }
+    }
+
+    /// The stamp in the file's header; `None` if the header is not valid for this generation.
+    fn stamp(&self) -> Result<Option<Stamp>, LogError> {
+        let Some(head) = self.bytes.get(..SEGMENT_HEADER) else { return Ok(None) };
+        if &head[..8] != MAGIC || u32_at(head, HEADER_CRC) != crc32c::crc32c(&head[..HEADER_CRC]) {
+            return Ok(None);
+        }
+        let version = u32_at(head, 8);
+        if version != VERSION {
+            let file = self.path.display().to_string();
+            return Err(LogError::Version { file, found: version, supported: VERSION });
+        }
+        let stamp = Stamp { salt: u32_at(head, 12), generation: u64_at(head, 16) };
+        Ok((stamp.generation == self.generation).then_some(stamp))
+    }
+
+    /// Reads one flush at the end of the scan and adds it; leaves the scan alone if there is none.
+    fn flush(&self, scan: &mut Scan) -> Result<(), (usize, Fault)> {
+        let (start, known) = (scan.end, scan.records.len());
+        let mut at = start;
+        let mut check = 0;
+        let outcome = loop {
+            let bytes = self.bytes.get(at..).unwrap_or_default();
+            let parsed = match parse(scan.stamp, bytes) {
+                Ok(parsed) => parsed,
+                Err(fault) => break Err((at, fault)),
+            };
+            let count = scan.records.len() - known;
+            if parsed.kind == Kind::Seal {
+                break Err((at, Fault::Bad("a seal stands in front of records".to_owned())));
+            }
+            if parsed.kind == Kind::Commit {
+                let right = parsed.term == scan.flushes
+                    && parsed.index == start as u64
+                    && parsed.len == 8
+                    && u32_at(bytes, HEADER) as usize == count
+                    && u32_at(bytes, HEADER + 4) == check;
+                if right {
+                    break Ok((at + padded(parsed.len), count));
+                }
+                let what = "the commit marker does not fit the records before it";
+                break Err((at, Fault::Bad(what.to_owned())));
+            }
+            let payload = match parsed.kind {
+                Kind::Entry => Bytes::new(),
+                _ => Bytes::copy_from_slice(&bytes[HEADER..HEADER + parsed.len]),
+            };
+            check = add_check(check, bytes);
+            scan.records.push(Found { parsed, offset: at, payload });
+            at += padded(parsed.len);
+        };
+        match outcome {
+            Ok((end, count)) => {
+                (scan.last_flush, scan.last_count, scan.end) = (start, count, end);
+                scan.flushes += 1;
+                Ok(())
+            }
+            Err(error) => {
+                scan.records.truncate(known);
+                Err(error)
+            }
+        }
+    }
+
+    /// Where a marker stands whose flush began behind `start`: proof that the flush at `start` was synced,
+    /// since the writer begins a flush only after that. Without a stamp the checksum is not asked for.
+    fn later_marker(&self, stamp: Option<Stamp>, start: usize) -> Option<usize> {
+        (start..self.bytes.len()).step_by(ALIGN).find(|&at| {
+            let bytes = &self.bytes[at..];
+            looks_like_marker(self.generation, bytes)
+                .is_some_and(|began| began > start as u64 && began < at as u64)
+                && stamp.is_none_or(|stamp| parse(stamp, bytes).is_ok())
+        })
+    }
+
+    /// Whether a seal stands behind the last flush.
+    fn sealed(&self, scan: &Scan) -> bool {
+        parse(scan.stamp, self.bytes.get(scan.end..).unwrap_or_default())
+            .is_ok_and(|p| p.kind == Kind::Seal && p.index == scan.end as u64)
+    }
+
+    fn fault(&self, at: usize, fault: Fault) -> LogError {
+        fault.error(&self.path.display().to_string(), at as u64)
     }
 }
 
-/// Opens a segment file of the log.
-///
-/// # Errors
-/// `Disk`, or `Version` for a header of a later format.
-pub(super) fn open(disk: &dyn Disk, dir: &Path, name: &str) -> Result<HeaderState, LogError> {
-    let fault = |e: io::Error| LogError::Disk(format!("{name}: {e}"));
-    let file = disk.open(&dir.join(name)).map_err(fault)?;
-    let length = file.len().map_err(fault)?;
-    if length < SEGMENT_HEADER_BYTES {
-        return Ok(HeaderState::NotBegun);
+impl Scan {
+    const fn new(stamp: Stamp) -> Self {
+        Self {
+            stamp,
+            records: Vec::new(),
+            last_flush: SEGMENT_HEADER,
+            last_count: 0,
+            flushes: 0,
+            end: SEGMENT_HEADER,
+            sealed: false,
+        }
     }
-    let mut header = [0_u8; SEGMENT_HEADER_BYTES as usize];
-    file.read_at(0, &mut header).map_err(fault)?;
-    if &header[..8] != MAGIC || crc32c::crc32c(&header[..32]) != u32_at(&header, 32) {
-        return Ok(HeaderState::NotBegun);
-    }
-    let version = u32_at(&header, 8);
-    if version != FORMAT_VERSION {
-        return Err(LogError::Version {
-            file: name.to_owned(),
-            found: version,
-            supported: FORMAT_VERSION,
-        });
-    }
-    let seal = Seal { salt: u32_at(&header, 12), generation: u64_at(&header, 16) };
-    if Some(seal.generation) != generation_of(name, ".seg") {
-        return Ok(HeaderState::NotBegun);
-    }
-    let bytes = u64_at(&header, 24).min(length);
-    Ok(HeaderState::Begun(Segment { file, seal, bytes, name: name.to_owned() }))
-}
-
-/// Free files of a directory: generation of their former use and length.
-pub(super) fn list_free(
-    disk: &dyn Disk,
-    dir: &Path,
-    names: &[String],
-) -> io::Result<Vec<(u64, u64)>> {
-    names
-        .iter()
-        .filter_map(|name| generation_of(name, ".free").map(|generation| (name, generation)))
-        .map(|(name, generation)| Ok((generation, disk.open(&dir.join(name))?.len()?)))
-        .collect()
-}
-
-/// Path of a segment that was not begun; to be removed.
-pub(super) fn path_of(dir: &Path, name: &str) -> PathBuf {
-    dir.join(name)
-}
-
-fn encode_header(seal: Seal, bytes: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] {
-    let mut header = [0_u8; SEGMENT_HEADER_BYTES as usize];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
-    header[12..16].copy_from_slice(&seal.salt.to_le_bytes());
-    header[16..24].copy_from_slice(&seal.generation.to_le_bytes());
-    header[24..32].copy_from_slice(&bytes.to_le_bytes());
-    let crc = crc32c::crc32c(&header[..32]);
-    header[32..36].copy_from_slice(&crc.to_le_bytes());
-    header
 }

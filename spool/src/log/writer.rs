@@ -1,471 +1,307 @@
-//! The writer thread: takes everything that waits, writes it, syncs once, and wakes all who wait (group commit).
+//! The writer thread: takes everything that waits, writes it as one flush, syncs once, tells all who wait.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
-    io,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    path::PathBuf,
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    thread::ThreadId,
 };
 
-use bytes::Bytes;
+use tokio::sync::Notify;
 
 use super::{
-    Done, Entry, GroupId, LogError, Options, Position, Usage,
-    index::{Index, Place},
-    record::{self, HEADER_BYTES, Header, Kind},
-    segment::{self, SEGMENT_HEADER_BYTES, Segment},
+    LogError,
+    active::{Active, Beginning, Frame, Free},
+    index::Index,
+    queue::{Item, Queue, Taken},
+    record::{Kind, Record},
+    segment::{free_name, name},
 };
-use crate::{env::Disk, limits};
+use crate::{
+    env::Disk,
+    limits::{LOG_CONFIRM_AFTER, LOG_FREE_SEGMENTS_MAX},
+};
 
-/// One record to be written.
-#[derive(Clone, Debug)]
-pub(super) struct Action {
-    pub(super) kind: Kind,
-    pub(super) group: GroupId,
-    pub(super) position: Position,
-    pub(super) payload: Bytes,
-}
+/// Called once, with the reason.
+pub(super) type OnFailure = Box<dyn FnOnce(String) + Send>;
 
-impl Action {
-    pub(super) fn entry(group: GroupId, entry: &Entry) -> Self {
-        let (position, payload) = (entry.position, entry.payload.clone());
-        Self { kind: Kind::Entry, group, position, payload }
-    }
-
-    pub(super) fn state(kind: Kind, group: GroupId, payload: Bytes) -> Self {
-        Self { kind, group, position: Position::default(), payload }
-    }
-
-    fn bytes(&self) -> usize {
-        HEADER_BYTES + self.payload.len()
-    }
-}
-
-/// Records that are durable together, and whom to tell.
-pub(super) struct Op {
-    pub(super) actions: Vec<Action>,
-    pub(super) done: Done,
-}
-
-impl Op {
-    fn bytes(&self) -> usize {
-        self.actions.iter().map(Action::bytes).sum()
-    }
-}
-
-/// What one round of the writer does.
-struct Work {
-    ops: Vec<Op>,
-    /// Oldest generation that is needed when all of `ops` is durable (`Some(None)`: only the current one); `None`: not
-    /// known this time.
-    oldest: Option<Option<u64>>,
-}
-
-/// What callers and writer share.
+/// What callers and the writer share.
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// Something waits, or the log was closed.
-    waiting: Condvar,
-    /// Room in the queue.
-    room: Condvar,
+    /// The writer waits here for work.
+    pub(super) work: Condvar,
+    /// Callers wait here while the queue is full.
+    pub(super) space: Condvar,
+    /// Callers await here that the queue has room.
+    pub(super) room: Notify,
+    /// The writer's thread, which must not wait for itself.
+    pub(super) thread: OnceLock<ThreadId>,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
 }
 
-/// See [`Shared`].
+/// What the mutex guards.
 pub(super) struct State {
     pub(super) index: Index,
-    pub(super) segments: BTreeMap<u64, Segment>,
-    pub(super) usage: Usage,
-    queue: VecDeque<Op>,
-    queue_bytes: usize,
-    closed: bool,
-    failed: Option<LogError>,
-    on_failure: Vec<Box<dyn FnOnce(String) + Send>>,
+    pub(super) queue: Queue,
+    /// Why the log has ended.
+    pub(super) failed: Option<LogError>,
+    pub(super) on_failure: Vec<OnFailure>,
+    /// The last handle is gone.
+    pub(super) closed: bool,
+    /// Bytes in files that wait for reuse.
+    pub(super) free_bytes: u64,
 }
 
 impl Shared {
-    pub(super) fn new(index: Index, segments: &[Segment]) -> Self {
-        let segments = segments.iter().map(|s| (s.seal.generation, s.clone())).collect();
-        Self {
-            state: Mutex::new(State {
-                index,
-                segments,
-                usage: Usage::default(),
-                queue: VecDeque::new(),
-                queue_bytes: 0,
-                closed: false,
-                failed: None,
-                on_failure: Vec::new(),
-            }),
-            waiting: Condvar::new(),
-            room: Condvar::new(),
-        }
-    }
-
-    /// The state; a panic elsewhere leaves it consistent, as no code in between can fail.
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Changes the index and queues the records of the change, as one step in the order of all changes.
-    pub(super) fn submit(&self, op: Op, change: impl FnOnce(&mut Index) -> Result<(), LogError>) {
-        let mut state = self.state();
-        while state.queue_bytes > limits::LOG_QUEUE_BYTES_MAX && state.failed.is_none() {
-            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let refused = match &state.failed {
-            Some(error) => Err(error.clone()),
-            None => change(&mut state.index),
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, index: Index) -> Self {
+        let state = State {
+            index,
+            queue: Queue::default(),
+            failed: None,
+            on_failure: Vec::new(),
+            closed: false,
+            free_bytes: 0,
         };
-        if let Err(error) = refused {
-            drop(state);
-            return (op.done)(Err(error));
-        }
-        state.queue_bytes += op.bytes();
-        state.queue.push_back(op);
-        drop(state);
-        self.waiting.notify_one();
-    }
-
-    pub(super) fn close(&self) {
-        self.state().closed = true;
-        self.waiting.notify_all();
-    }
-
-    pub(super) fn on_failure(&self, then: Box<dyn FnOnce(String) + Send>) {
-        let mut state = self.state();
-        match &state.failed {
-            None => state.on_failure.push(then),
-            Some(error) => {
-                let text = error.to_string();
-                drop(state);
-                then(text);
-            }
+        Self {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            space: Condvar::new(),
+            room: Notify::new(),
+            thread: OnceLock::new(),
+            disk,
+            dir,
         }
     }
 
-    /// Ends the log: everybody who waits, and everybody who comes, is told.
-    fn fail(&self, error: &LogError) {
-        let mut state = self.state();
-        state.failed = Some(error.clone());
-        state.queue_bytes = 0;
-        let (ops, callbacks) =
-            (std::mem::take(&mut state.queue), std::mem::take(&mut state.on_failure));
-        drop(state);
-        self.room.notify_all();
-        for op in ops {
-            (op.done)(Err(error.clone()));
-        }
-        for callback in callbacks {
-            callback(error.to_string());
-        }
-    }
-
-    /// Waits for work; takes as much as one flush may hold. `None`: closed, and nothing waits.
-    fn take(&self) -> Option<Work> {
-        let mut state = self.state();
-        while state.queue.is_empty() {
-            if state.closed {
-                return None;
-            }
-            state = self.waiting.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        let (mut ops, mut bytes) = (Vec::new(), 0);
-        while let Some(op) = state.queue.pop_front() {
-            bytes += op.bytes();
-            ops.push(op);
-            if bytes >= limits::LOG_FLUSH_BYTES_MAX {
-                break;
-            }
-        }
-        state.queue_bytes -= bytes;
-        // With nothing left behind, what the index no longer needs will not be needed by the disk either, once these
-        // operations (and the purges among them) are durable.
-        let oldest = state.queue.is_empty().then(|| state.index.oldest_generation());
-        drop(state);
-        self.room.notify_all();
-        Some(Work { ops, oldest })
+    /// The state. No holder of the lock can panic half-way, so a poisoned lock guards a whole state.
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What the groups' small state is at the writer's own place in the order of changes: written at the head of each
-/// segment, so that older segments can go.
-#[derive(Clone, Debug, Default)]
-struct Head {
-    vote: Option<Bytes>,
-    checkpoint: Option<Bytes>,
-    purged: Option<Position>,
+/// What there is to do.
+enum Work {
+    Flush(Vec<Item>),
+    Rotate(usize),
+    /// Only a release is due.
+    Release,
+    /// The last flush is to be confirmed: nothing came for a while.
+    Confirm,
+    Stop,
 }
 
 /// The thread's own state.
 pub(super) struct Writer {
-    disk: Arc<dyn Disk>,
-    options: Options,
-    shared: Arc<Shared>,
-    /// Oldest first; the last one is written to.
-    segments: VecDeque<Segment>,
-    free: Vec<(u64, u64)>,
-    heads: BTreeMap<GroupId, Head>,
-    /// Number of the last flush.
-    flush: u64,
-    generation: u64,
-    /// Where the next record goes.
-    offset: u64,
-    /// The directory has a new name that is not yet synced.
-    new_segment: bool,
+    pub(super) shared: Arc<Shared>,
+    pub(super) active: Active,
+    pub(super) free: Free,
+    /// Oldest generation that the disk says is needed.
+    pub(super) released: u64,
+    pub(super) segment_bytes: u64,
+    pub(super) cache_bytes: usize,
+    pub(super) frame: Frame,
+    /// What is being flushed.
+    pub(super) batch: Vec<Item>,
 }
 
 impl Writer {
-    pub(super) fn new(
-        disk: Arc<dyn Disk>,
-        options: Options,
-        shared: Arc<Shared>,
-        segments: Vec<Segment>,
-        free: Vec<(u64, u64)>,
-        flush: u64,
-        generation: u64,
-    ) -> Self {
-        let heads = shared
-            .state()
-            .index
-            .groups
-            .iter()
-            .map(|(group, state)| {
-                let (vote, checkpoint) = (state.vote.clone(), state.checkpoint.clone());
-                (*group, Head { vote, checkpoint, purged: state.purged })
-            })
-            .collect();
-        Self {
-            disk,
-            options,
-            shared,
-            segments: segments.into(),
-            free,
-            heads,
-            flush,
-            generation,
-            offset: 0,
-            new_segment: false,
-        }
-    }
-
-    /// Begins the first segment of this run.
-    pub(super) fn rotate_first(&mut self) -> Result<(), LogError> {
-        self.write(&[]).map_err(|e| self.fault(&e))?;
-        let oldest = self.shared.state().index.oldest_generation();
-        self.tidy(oldest).map_err(|e| self.fault(&e))
-    }
-
+    /// Works until the last handle is gone and all is written, or until the disk fails.
     pub(super) fn run(mut self) {
-        while let Some(Work { ops, oldest }) = self.shared.take() {
-            let actions: Vec<Action> =
-                ops.iter().flat_map(|op| op.actions.iter().cloned()).collect();
-            let flushed = self.flush_op_pieces(&actions);
-            if let Err(error) = flushed {
-                let error = self.fault(&error);
-                tracing::error!(%error, "the log has failed; this node must stop");
-                for op in ops {
-                    (op.done)(Err(error.clone()));
+        let _ = self.shared.thread.set(std::thread::current().id());
+        if let Err(error) = self.work() {
+            self.fail(&error);
+        }
+    }
+
+    fn work(&mut self) -> Result<(), LogError> {
+        self.report();
+        loop {
+            let needed = self.needed();
+            match self.wait(needed > self.released) {
+                Work::Flush(batch) => {
+                    self.batch = batch;
+                    self.flush(needed)?;
                 }
-                return self.shared.fail(&error);
-            }
-            for op in ops {
-                (op.done)(Ok(()));
-            }
-            let tidied = oldest.map_or(Ok(()), |oldest| self.tidy(oldest));
-            if let Err(error) = tidied {
-                let error = self.fault(&error);
-                tracing::error!(%error, "the log has failed; this node must stop");
-                return self.shared.fail(&error);
+                Work::Rotate(first) => self.rotate(first)?,
+                Work::Release if self.active.space().is_none() => self.rotate(0)?,
+                Work::Release => self.flush(needed)?,
+                Work::Confirm => self.confirm()?,
+                Work::Stop => return self.confirm(),
             }
         }
     }
 
-    /// Writes actions in flushes that fit a segment. One call of `append` may carry more than that; its `done` is
-    /// called when the last of its flushes is durable.
-    fn flush_op_pieces(&mut self, actions: &[Action]) -> io::Result<()> {
-        let mut rest = actions;
-        while !rest.is_empty() {
-            let mut bytes = 0;
-            let fit = rest
-                .iter()
-                .take_while(|action| {
-                    let first = bytes == 0;
-                    bytes += action.bytes();
-                    first || bytes <= limits::LOG_FLUSH_BYTES_MAX
-                })
-                .count();
-            self.write(&rest[..fit])?;
-            rest = &rest[fit..];
+    /// The oldest generation that must be kept, by what is durable.
+    fn needed(&self) -> u64 {
+        let generation = self.active.stamp.generation;
+        self.shared.lock().index.oldest_live().unwrap_or(generation)
+    }
+
+    /// Waits for work. `release`: there is some without anything in the queue.
+    fn wait(&self, release: bool) -> Work {
+        let confirm = self.active.unconfirmed && self.active.confirmable();
+        let mut state = self.shared.lock();
+        loop {
+            let work = match state.queue.take(self.active.space()) {
+                Taken::Batch(batch) => Work::Flush(batch),
+                Taken::NoRoom(first) => Work::Rotate(first),
+                Taken::Empty if release => Work::Release,
+                Taken::Empty if state.closed => Work::Stop,
+                Taken::Empty => {
+                    if !confirm {
+                        let woken = self.shared.work.wait(state);
+                        state = woken.unwrap_or_else(PoisonError::into_inner);
+                        continue;
+                    }
+                    let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
+                    let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+                    state = guard;
+                    if timeout.timed_out() && state.queue.is_empty() && !state.closed {
+                        return Work::Confirm;
+                    }
+                    continue;
+                }
+            };
+            if state.queue.has_room() {
+                self.shared.room.notify_waiters();
+            }
+            self.shared.space.notify_all();
+            return work;
+        }
+    }
+
+    /// Writes the batch, and the release of older segments if one is due.
+    fn flush(&mut self, needed: u64) -> Result<(), LogError> {
+        let release = needed > self.released;
+        self.frame.clear();
+        let stamp = self.active.stamp;
+        let mut offsets = Vec::with_capacity(self.batch.len());
+        for record in self.batch.iter().filter_map(|item| item.record.as_ref()) {
+            offsets.push(self.frame.push(stamp, record));
+        }
+        if release {
+            self.frame.push(stamp, &Record::plain(Kind::Release, 0, needed));
+        }
+        if !offsets.is_empty() || release {
+            let start = self.active.write(&mut self.frame)?;
+            metrics::counter!("ppsw_log_records_total").increment(offsets.len() as u64);
+            self.account(start, &offsets)?;
+        }
+        for item in self.batch.drain(..) {
+            if let Some(done) = item.done {
+                done(Ok(()));
+            }
+        }
+        if release {
+            self.retire(needed)?;
         }
         Ok(())
     }
 
-    /// One flush: records, Commit, sync.
-    fn write(&mut self, actions: &[Action]) -> io::Result<()> {
-        let body: usize = actions.iter().map(Action::bytes).sum();
-        let mut head = Vec::new();
-        let fits = self.segments.back().is_some_and(|segment| {
-            self.offset != 0 && self.offset + (body + HEADER_BYTES) as u64 <= segment.bytes
-        });
-        if !fits {
-            head = self.begin_segment(body)?;
+    /// Tells the index where the batch lies, now that it is durable.
+    fn account(&self, start: u64, offsets: &[u64]) -> Result<(), LogError> {
+        let generation = self.active.stamp.generation;
+        let mut state = self.shared.lock();
+        let records = self.batch.iter().filter_map(|i| i.record.as_ref().map(|r| (r, i.ticket)));
+        for ((record, ticket), offset) in records.zip(offsets) {
+            state
+                .index
+                .place(record, record.payload.len(), generation, start + offset)
+                .map_err(LogError::Misuse)?;
+            if let Some(ticket) = ticket {
+                state.index.placed(record.group, ticket);
+            }
         }
-        let Some(segment) = self.segments.back().cloned() else {
-            return Err(io::Error::other("no segment"));
+        state.index.evict(self.cache_bytes);
+        Ok(())
+    }
+
+    /// An empty flush behind the last: proof that the last was synced.
+    fn confirm(&mut self) -> Result<(), LogError> {
+        if self.active.unconfirmed && self.active.confirmable() {
+            self.frame.clear();
+            self.active.write(&mut self.frame)?;
+        }
+        Ok(())
+    }
+
+    /// Begins the next segment, whose first record will have `first` bytes.
+    fn rotate(&mut self, first: usize) -> Result<(), LogError> {
+        let generation = self.active.stamp.generation + 1;
+        let (records, released) = {
+            let state = self.shared.lock();
+            (state.index.head_records(), state.index.oldest_live().unwrap_or(generation))
         };
-        let count = head.len() + actions.len();
-        let mut offset = self.offset;
-        let mut headers = Vec::with_capacity(count + 1);
-        let mut places = Vec::with_capacity(actions.len());
-        for action in head.iter().chain(actions) {
-            headers.push(header_of(&segment, action));
-            if action.kind == Kind::Entry {
-                places.push((action.group, action.position, place_of(&segment, offset, action)));
-            }
-            offset += action.bytes() as u64;
+        let beginning = Beginning {
+            generation,
+            released,
+            previous_end: self.active.offset,
+            records: &records,
+            segment_bytes: self.segment_bytes,
+            first,
+        };
+        let Shared { disk, dir, .. } = &*self.shared;
+        let next = Active::begin(&**disk, dir, &mut self.free, &beginning)?;
+        self.active.seal()?;
+        self.shared.lock().index.begin(next.stamp, Arc::clone(&next.file), next.size);
+        self.active = next;
+        self.retire(released)
+    }
+
+    /// Puts away the segments before a generation. Only after the disk says that none of them is needed.
+    fn retire(&mut self, released: u64) -> Result<(), LogError> {
+        self.released = released;
+        let retired = self.shared.lock().index.take_before(released);
+        for (generation, segment) in retired {
+            let Shared { disk, dir, .. } = &*self.shared;
+            put_away(&**disk, dir, generation, segment.bytes, &mut self.free)?;
         }
-        let commit = Position { term: count as u64, index: self.flush + 1 };
-        let kind = Kind::Commit;
-        let commit = Header { kind, group: 0, position: commit, payload_bytes: 0 };
-        headers.push(record::encode(segment.seal, commit, &[]));
-        let mut pieces: Vec<&[u8]> = Vec::with_capacity(2 * count + 1);
-        for (header, action) in headers.iter().zip(head.iter().chain(actions)) {
-            pieces.push(header);
-            if !action.payload.is_empty() {
-                pieces.push(&action.payload);
-            }
-        }
-        if let Some(commit) = headers.last() {
-            pieces.push(commit);
-        }
-        segment.file.write_at(self.offset, &pieces)?;
-        self.sync(&segment)?;
-        self.flush += 1;
-        let end = offset + HEADER_BYTES as u64;
-        metrics::counter!("ppsw_log_records_total").increment(count as u64);
-        metrics::counter!("ppsw_log_bytes_total").increment(end - self.offset);
-        self.offset = end;
-        self.note(actions, &places);
+        self.report();
         Ok(())
     }
 
-    /// File, and directory if the file is new in it.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "measures the disk; nothing depends on the result"
-    )]
-    fn sync(&mut self, segment: &Segment) -> io::Result<()> {
-        let began = std::time::Instant::now();
-        segment.file.sync_data()?;
-        if self.new_segment {
-            self.disk.sync_dir(&self.options.dir)?;
-            self.new_segment = false;
-        }
-        metrics::counter!("ppsw_log_syncs_total").increment(1);
-        metrics::histogram!("ppsw_log_sync_seconds").record(began.elapsed().as_secs_f64());
-        Ok(())
+    fn report(&self) {
+        let mut state = self.shared.lock();
+        state.free_bytes = self.free.iter().map(|(_, bytes)| bytes).sum();
+        metrics::gauge!("ppsw_log_segments").set(state.index.usage().0 as f64);
     }
 
-    /// Makes the next segment current; returns the records that it begins with.
-    fn begin_segment(&mut self, body_bytes: usize) -> io::Result<Vec<Action>> {
-        self.generation += 1;
-        let mut head = Vec::new();
-        for (group, state) in &self.heads {
-            if let Some(position) = state.purged {
-                let purge = Action::state(Kind::Purge, *group, Bytes::new());
-                head.push(Action { position, ..purge });
-            }
-            for (kind, payload) in
-                [(Kind::Vote, &state.vote), (Kind::Checkpoint, &state.checkpoint)]
-            {
-                if let Some(payload) = payload {
-                    head.push(Action::state(kind, *group, payload.clone()));
-                }
-            }
-        }
-        let head_bytes: usize = head.iter().map(Action::bytes).sum();
-        let needed = SEGMENT_HEADER_BYTES + (head_bytes + body_bytes + HEADER_BYTES) as u64;
-        let bytes = self.options.segment_bytes.max(needed);
-        let made =
-            segment::begin(&*self.disk, &self.options.dir, self.generation, bytes, &mut self.free)?;
-        self.segments.push_back(made.clone());
-        self.shared.state().segments.insert(self.generation, made);
-        self.offset = SEGMENT_HEADER_BYTES;
-        self.new_segment = true;
-        self.measure();
-        Ok(head)
-    }
-
-    /// After a flush: the index learns places, the heads follow the order of changes.
-    fn note(&mut self, actions: &[Action], places: &[(GroupId, Position, Place)]) {
-        let mut state = self.shared.state();
-        for (group, position, place) in places {
-            state.index.written(*group, *position, *place);
-        }
-        state.index.evict(self.options.cache_bytes);
-        state.index.compact();
+    /// Ends the log: all who wait are told, and all who come.
+    fn fail(&mut self, error: &LogError) {
+        tracing::error!(%error, "the log has failed; the process must end");
+        let mut state = self.shared.lock();
+        state.failed = Some(error.clone());
+        let waiting = state.queue.drain();
+        let told = std::mem::take(&mut state.on_failure);
         drop(state);
-        for action in actions {
-            let head = self.heads.entry(action.group).or_default();
-            match action.kind {
-                Kind::Vote => head.vote = Some(action.payload.clone()),
-                Kind::Checkpoint => head.checkpoint = Some(action.payload.clone()),
-                Kind::Purge => head.purged = Some(action.position).max(head.purged),
-                Kind::Forget => {
-                    self.heads.remove(&action.group);
-                }
-                Kind::Entry | Kind::Truncate | Kind::Commit => {}
-            }
+        self.shared.room.notify_waiters();
+        self.shared.space.notify_all();
+        for done in self.batch.drain(..).chain(waiting).filter_map(|item| item.done) {
+            done(Err(error.clone()));
+        }
+        for tell in told {
+            tell(error.to_string());
         }
     }
+}
 
-    /// Retires the segments before `oldest`, oldest first.
-    fn tidy(&mut self, oldest: Option<u64>) -> io::Result<()> {
-        let oldest = oldest.unwrap_or(self.generation);
-        let before = self.segments.len();
-        while self.segments.len() > 1
-            && let Some(segment) = self.segments.pop_front_if(|s| s.seal.generation < oldest)
-        {
-            self.shared.state().segments.remove(&segment.seal.generation);
-            let (disk, dir) = (&*self.disk, &self.options.dir);
-            segment::retire(disk, dir, &segment, &mut self.free, limits::FREE_SEGMENTS_MAX)?;
-        }
-        if self.segments.len() != before || self.shared.state().usage.bytes == 0 {
-            self.measure();
-        }
+/// Keeps a segment's file for reuse, or removes it if enough are kept. That need not be durable: after a power
+/// cut it is found below what is needed, and put away again.
+pub(super) fn put_away(
+    disk: &dyn Disk,
+    dir: &std::path::Path,
+    generation: u64,
+    bytes: u64,
+    free: &mut Free,
+) -> Result<(), LogError> {
+    let path = dir.join(name(generation));
+    let failed = |e| LogError::Disk(format!("putting away {}: {e}", path.display()));
+    if free.len() < LOG_FREE_SEGMENTS_MAX {
+        let kept = dir.join(free_name(generation));
+        disk.rename(&path, &kept).map_err(failed)?;
+        free.push_back((kept, bytes));
         Ok(())
-    }
-
-    fn measure(&self) {
-        let usage = Usage {
-            segments: self.segments.len() as u64,
-            bytes: self.segments.iter().map(|s| s.bytes).sum(),
-            free_bytes: self.disk.free_bytes(&self.options.dir).unwrap_or(0),
-        };
-        metrics::gauge!("ppsw_log_segments").set(usage.segments as f64);
-        self.shared.state().usage = usage;
-    }
-
-    fn fault(&self, error: &io::Error) -> LogError {
-        LogError::Disk(format!("{}: {error}", self.options.dir.display()))
-    }
-}
-
-fn header_of(segment: &Segment, action: &Action) -> [u8; HEADER_BYTES] {
-    let header = Header {
-        kind: action.kind,
-        group: action.group,
-        position: action.position,
-        // `Log` refuses payloads near 4 GiB.
-        payload_bytes: u32::try_from(action.payload.len()).unwrap_or(u32::MAX),
-    };
-    record::encode(segment.seal, header, &action.payload)
-}
-
-fn place_of(segment: &Segment, offset: u64, action: &Action) -> Place {
-    Place {
-        generation: segment.seal.generation,
-        // Segments are below 4 GiB.
-        offset: u32::try_from(offset).unwrap_or(u32::MAX),
-        payload_bytes: u32::try_from(action.payload.len()).unwrap_or(u32::MAX),
+    } else {
+        disk.remove(&path).map_err(failed)
     }
 }

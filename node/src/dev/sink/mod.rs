@@ -23,6 +23,7 @@ use ppsw_spool::env::SystemClock;
 use tokio::net::TcpListener;
 
 use super::listen;
+use crate::run::Failure;
 use maildir::Maildir;
 use session::{Protocol, Session};
 
@@ -30,7 +31,7 @@ use session::{Protocol, Session};
 ///
 /// # Errors
 /// An address can't be bound, or the Maildir can't be made.
-pub async fn sink(smtp: SocketAddr, lmtp: SocketAddr, maildir: &Path) -> io::Result<()> {
+pub async fn sink(smtp: SocketAddr, lmtp: SocketAddr, maildir: &Path) -> Result<(), Failure> {
     let maildir = Arc::new(Maildir::create(maildir, Arc::new(SystemClock))?);
     let smtp = listen::tcp(smtp, "the sink's SMTP").await?;
     let lmtp = listen::tcp(lmtp, "the sink's LMTP").await?;

@@ -93,7 +93,7 @@ impl Session {
 
     fn extensions(&self) -> Vec<String> {
         let mut list = vec![format!("SIZE {}", self.personality.size_limit), "8BITMIME".into()];
-        if self.personality.pipelining {
+        if self.personality.pipelining && !self.pipelining_off {
             list.push("PIPELINING".into());
         }
         list.extend(["CHUNKING".into(), "SMTPUTF8".into(), "ENHANCEDSTATUSCODES".into()]);

@@ -84,6 +84,8 @@ struct Session {
     connection: Connection,
     personality: Personality,
     hello: Hello,
+    /// A rule said not to offer PIPELINING.
+    pipelining_off: bool,
     /// SASL mechanism that authenticated the client.
     mechanism: Option<&'static str>,
     tally: Tally,
@@ -112,6 +114,7 @@ pub(super) async fn serve(front: Arc<FrontEnd>, stream: Box<dyn Transport>, ends
         connection,
         personality,
         hello: Hello::Helo,
+        pipelining_off: false,
         mechanism: None,
         tally: Tally::default(),
         verb: "connect",
@@ -311,6 +314,7 @@ impl Session {
             pipelining_off: false,
             log: vec![format!("rules of {stage:?} took too long")],
         });
+        self.pipelining_off |= decision.pipelining_off;
         for line in &decision.log {
             self.front.events.note(&self.peer(), line);
         }

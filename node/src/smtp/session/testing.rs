@@ -45,11 +45,21 @@ pub(in crate::smtp) fn options() -> Options {
         delay_warning: Duration::from_secs(86_400),
         ignore_bounce_errors_after: Duration::from_secs(86_400),
         auto_thaw: Duration::from_secs(28_800),
+        check_spool_space: 0,
+        check_spool_inodes: 0,
+        allow_domain_literals: true,
     }
 }
 
 pub(in crate::smtp) fn decision(verdict: Verdict) -> Decision {
-    Decision { verdict, delay: Duration::ZERO, submission: None, log: Vec::new() }
+    Decision {
+        verdict,
+        delay: Duration::ZERO,
+        submission: None,
+        enforce_sync_off: false,
+        pipelining_off: false,
+        log: Vec::new(),
+    }
 }
 
 type Rule = dyn Fn(Stage, &Connection, &Transaction) -> Decision + Send + Sync;

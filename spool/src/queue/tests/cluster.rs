@@ -18,7 +18,7 @@ use crate::{
     NodeId,
     env::{Clock as _, SystemClock, SystemDisk},
     group::{Dial, Groups, Lane, Timing},
-    limits::{CHUNK_BYTES_MAX, SEGMENT_BYTES_MIN},
+    limits::{CHUNK_BYTES_MAX, LOG_SEGMENT_BYTES},
     log::{Log, Options},
 };
 
@@ -45,7 +45,7 @@ struct Node {
 impl Node {
     async fn start(node: NodeId, dir: &Path, dial: &Arc<Loopback>) -> Self {
         let options =
-            Options { dir: dir.to_owned(), segment_bytes: SEGMENT_BYTES_MIN, cache_bytes: 1 << 20 };
+            Options { dir: dir.to_owned(), segment_bytes: LOG_SEGMENT_BYTES, cache_bytes: 1 << 20 };
         let log = Log::open(Arc::new(SystemDisk), options).unwrap();
         let clock = Arc::new(SystemClock);
         let groups =

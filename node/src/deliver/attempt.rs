@@ -1,0 +1,375 @@
+//! One attempt to deliver one message: route, transmit, judge, record.
+
+use std::{sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use metrics::{counter, gauge, histogram};
+use ppsw_spool::{
+    env::UnixMs,
+    queue::{Outcome, QueuedMessage, Verdict},
+};
+use tracing::warn;
+
+use super::{
+    Parts,
+    lanes::Lanes,
+    plan::{Leg, Plan, plan},
+    record::record,
+    result::{Attempted, Result, label},
+    seams::{Fence, QueueSource, Routing},
+    transaction::{Answer, Mail},
+    transmit::{Sent, Transmission, Transmitter},
+};
+use crate::{
+    limits::{BOUNCE_RETURN_BYTES_MAX, DESTINATION_FULL_DELAY, FENCE_POLL},
+    maillog::{AddressEvent, ArrivalEvent},
+    message::bounce::Excerpt,
+    route::Protocol,
+};
+
+/// What attempts of a node share.
+pub(super) struct Workshop {
+    pub(super) parts: Parts,
+    pub(super) transmitter: Transmitter,
+    pub(super) lanes: Lanes,
+}
+
+/// How an attempt ended, as far as the scheduler has to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// Recorded, or nothing to record.
+    Done,
+    /// Nothing was tried: the destinations have enough to do.
+    Postponed,
+}
+
+/// What came of one leg.
+enum LegResult {
+    Full,
+    Sent(Vec<Sent>),
+}
+
+struct Lease<'a>(&'a dyn QueueSource);
+
+#[async_trait]
+impl Fence for Lease<'_> {
+    fn holds(&self) -> bool {
+        self.0.may_deliver()
+    }
+
+    async fn broken(&self) {
+        // Asked, not told: the lease ends by time alone, without an event.
+        while self.holds() {
+            tokio::time::sleep(FENCE_POLL).await;
+        }
+    }
+}
+
+impl Workshop {
+    /// One attempt. The caller sees to it that there is only one at a time for a message.
+    pub(super) async fn attempt(
+        &self,
+        source: &dyn QueueSource,
+        message: &Arc<QueuedMessage>,
+    ) -> Ended {
+        let routing = self.parts.router.current();
+        let fence = Lease(source);
+        let planned = tokio::select! {
+            plan = plan(message, &*routing, self.parts.clock.now()) => plan,
+            () = fence.broken() => return Ended::Done,
+        };
+        if !fence.holds() {
+            return Ended::Done;
+        }
+        let legs = planned.legs.iter().map(|leg| self.leg(source, message, leg, &fence));
+        let legs = futures::future::join_all(legs).await;
+        let nothing_done = planned.decided.is_empty() && !planned.legs.is_empty();
+        if nothing_done && legs.iter().all(|leg| matches!(leg, LegResult::Full)) {
+            return Ended::Postponed;
+        }
+        self.conclude(source, message, &*routing, &planned, legs).await;
+        Ended::Done
+    }
+
+    /// One transaction, when its destination has a place for it.
+    async fn leg(
+        &self,
+        source: &dyn QueueSource,
+        message: &QueuedMessage,
+        leg: &Leg,
+        fence: &Lease<'_>,
+    ) -> LegResult {
+        let fenced = || {
+            let sent =
+                Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
+            LegResult::Sent(vec![sent; leg.addresses.len()])
+        };
+        let place = tokio::select! {
+            place = self.lanes.enter(&leg.destination) => place,
+            () = fence.broken() => return fenced(),
+        };
+        let Ok(_place) = place else { return LegResult::Full };
+        if !fence.holds() {
+            return fenced();
+        }
+        let envelope = &message.envelope;
+        let mail = Mail {
+            sender: leg.return_path.clone(),
+            size: message.size,
+            eight_bit: envelope.eight_bit,
+            smtputf8: envelope.smtputf8,
+            strip_nul: leg.destination.strip_nul && envelope.nul_count > 0,
+            return_headers_only: envelope.return_headers_only,
+            envelope_id: envelope.envelope_id.clone(),
+        };
+        let recipients: Vec<_> = leg.addresses.iter().map(|a| a.rcpt.clone()).collect();
+        let flight = InFlight::begin();
+        let sent = self
+            .transmitter
+            .transmit(&Transmission {
+                destination: &leg.destination,
+                mail: &mail,
+                recipients: &recipients,
+                body: &|| source.body(message),
+                fence,
+            })
+            .await;
+        drop(flight);
+        LegResult::Sent(sent)
+    }
+
+    /// Judges, logs, records.
+    async fn conclude(
+        &self,
+        source: &dyn QueueSource,
+        message: &Arc<QueuedMessage>,
+        routing: &dyn Routing,
+        plan: &Plan,
+        legs: Vec<LegResult>,
+    ) {
+        let attempted =
+            Attempted { message, routing, now: self.parts.clock.now(), name: &self.parts.name };
+        let results = results(&attempted, plan, legs);
+        self.log(&attempted, &results);
+        let mut outcome = attempted.outcome(plan, &results);
+        if outcome.results.is_empty() && outcome.finished.is_empty() {
+            return;
+        }
+        let wanted = attempted.reports(&results);
+        if !wanted.is_empty() {
+            let excerpt = self.excerpt(source, message, routing).await;
+            attempted.attach(&mut outcome, wanted, &excerpt, &|| self.parts.queues.new_id());
+        }
+        let (completes, created) = (attempted.completes(&outcome), created(&outcome));
+        if let Err(why) = record(source, &*self.parts.forward, outcome).await {
+            counter!("ppsw_outcomes_lost_total").increment(1);
+            warn!(id = %message.id, "an outcome could not be recorded: {}", why.0);
+            self.parts.log.outcome_lost(message.id, &why.0);
+            return;
+        }
+        for (id, envelope, size) in created {
+            counter!("ppsw_bounces_total").increment(1);
+            self.parts.log.arrival(&ArrivalEvent {
+                id,
+                envelope: &envelope,
+                size,
+                mechanism: None,
+                about: Some(message.id),
+                elapsed: Duration::ZERO,
+                discarded: false,
+            });
+        }
+        if completes {
+            let now = self.parts.clock.now();
+            self.parts.log.completed(message.id, now.since(message.envelope.received));
+        }
+    }
+
+    /// One line for each address.
+    fn log(&self, attempted: &Attempted<'_>, results: &[Result]) {
+        let (message, log) = (attempted.message, &self.parts.log);
+        for result in results {
+            let peer = result.host.as_ref().map(|h| (h.name.as_str(), h.address.to_string()));
+            let event = AddressEvent {
+                id: message.id,
+                address: &result.address.rcpt.address,
+                parents: &result.address.parents,
+                sender: &message.envelope.sender,
+                return_path: &result.address.return_path,
+                router: &result.router,
+                transport: &result.transport,
+                host: peer.as_ref().map(|(name, address)| (*name, address.as_str())),
+                text: &result.text,
+            };
+            match result.verdict {
+                Verdict::Delivered => log.delivered(
+                    &event,
+                    result.further,
+                    message.size,
+                    attempted.age(),
+                    result.time,
+                ),
+                Verdict::Failed => {
+                    log.failed(&event);
+                    if message.envelope.sender.is_empty() {
+                        log.bounce_dropped(message.id, attempted.age());
+                    }
+                }
+                Verdict::Deferred { next_due } => log.deferred(&event, next_due),
+            }
+        }
+    }
+
+    /// The beginning of a message, for a report. What cannot be read is left out: a report without it is better than
+    /// none.
+    async fn excerpt(
+        &self,
+        source: &dyn QueueSource,
+        message: &QueuedMessage,
+        routing: &dyn Routing,
+    ) -> Excerpt {
+        let limit = usize::try_from(routing.options().bounce_return_size_limit)
+            .unwrap_or(usize::MAX)
+            .min(BOUNCE_RETURN_BYTES_MAX);
+        let mut excerpt =
+            Excerpt { headers_only: message.envelope.return_headers_only, ..Excerpt::default() };
+        let mut body = source.body(message);
+        while excerpt.bytes.len() <= limit {
+            match body.next().await {
+                Ok(Some(chunk)) => {
+                    let room = (limit + 1).saturating_sub(excerpt.bytes.len());
+                    excerpt.bytes.extend_from_slice(&chunk[..chunk.len().min(room)]);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    warn!(id = %message.id, "a report goes without its message: {error}");
+                    break;
+                }
+            }
+        }
+        excerpt.cut = excerpt.bytes.len() > limit;
+        excerpt.bytes.truncate(limit);
+        if excerpt.headers_only
+            && let Some(end) = excerpt.bytes.windows(4).position(|w| w == b"\r\n\r\n")
+        {
+            excerpt.bytes.truncate(end + 2);
+        }
+        excerpt
+    }
+}
+
+/// All addresses of an attempt, judged.
+fn results(attempted: &Attempted<'_>, plan: &Plan, legs: Vec<LegResult>) -> Vec<Result> {
+    let mut out = Vec::new();
+    for decided in &plan.decided {
+        let text = decided.text.clone();
+        let answer = if decided.failed {
+            Answer::Failed(text)
+        } else {
+            Answer::Deferred { text, elsewhere: false }
+        };
+        let Some((verdict, text)) = attempted.judge(&decided.address.rcpt.address, answer) else {
+            continue;
+        };
+        count(&verdict, "none");
+        out.push(Result {
+            address: decided.address.clone(),
+            verdict,
+            text,
+            router: String::new(),
+            transport: String::new(),
+            host: None,
+            time: Duration::ZERO,
+            further: false,
+            relayed: false,
+        });
+    }
+    for (leg, result) in plan.legs.iter().zip(legs) {
+        match result {
+            LegResult::Sent(sent) => sent_results(attempted, leg, sent, &mut out),
+            LegResult::Full => full_results(attempted.now, leg, &mut out),
+        }
+    }
+    out
+}
+
+fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut Vec<Result>) {
+    let mut further = false;
+    for (address, sent) in leg.addresses.iter().zip(sent) {
+        let Some((verdict, text)) = attempted.judge(&address.rcpt.address, sent.answer) else {
+            continue;
+        };
+        let transport = match leg.destination.protocol {
+            Protocol::Smtp => "smtp",
+            Protocol::Lmtp => "lmtp",
+        };
+        count(&verdict, transport);
+        if sent.host.is_some() {
+            histogram!("ppsw_delivery_seconds", "transport" => transport)
+                .record(sent.time.as_secs_f64());
+        }
+        let delivered = verdict == Verdict::Delivered;
+        out.push(Result {
+            address: address.clone(),
+            verdict,
+            text,
+            router: leg.destination.router.clone(),
+            transport: leg.destination.transport.clone(),
+            host: sent.host,
+            time: sent.time,
+            further: delivered && further,
+            relayed: !sent.notifies,
+        });
+        further |= delivered;
+    }
+}
+
+/// Other addresses of the message were tried, these were not: again soon, without counting as a failure of theirs.
+fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
+    for address in &leg.addresses {
+        out.push(Result {
+            address: address.clone(),
+            verdict: Verdict::Deferred { next_due: now.plus(DESTINATION_FULL_DELAY) },
+            text: "many messages wait for this destination".to_owned(),
+            router: leg.destination.router.clone(),
+            transport: leg.destination.transport.clone(),
+            host: None,
+            time: Duration::ZERO,
+            further: false,
+            relayed: false,
+        });
+    }
+}
+
+/// What the log says of the messages that an outcome makes.
+fn created(
+    outcome: &Outcome,
+) -> Vec<(ppsw_spool::queue::MessageId, ppsw_spool::queue::Envelope, u64)> {
+    let size = |bytes: &bytes::Bytes| bytes.len() as u64;
+    outcome.creates.iter().map(|(id, envelope, b)| (*id, envelope.clone(), size(b))).collect()
+}
+
+fn count(verdict: &Verdict, transport: &'static str) {
+    counter!(
+        "ppsw_delivery_attempts_total",
+        "result" => label(verdict),
+        "transport" => transport
+    )
+    .increment(1);
+}
+
+/// Counts a transmission while it lasts.
+struct InFlight;
+
+impl InFlight {
+    fn begin() -> Self {
+        gauge!("ppsw_deliveries_in_flight").increment(1.0);
+        Self
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        gauge!("ppsw_deliveries_in_flight").decrement(1.0);
+    }
+}

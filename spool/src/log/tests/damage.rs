@@ -1,0 +1,206 @@
+//! Damage and failure, one case each.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use proptest::prelude::*;
+
+use super::{
+    super::{segment::Image, *},
+    entry,
+    model::Model,
+    sim::{Lies, SimDisk, Trouble},
+    wait,
+};
+
+const SEGMENT: u64 = 4096;
+
+fn options() -> Options {
+    Options { dir: PathBuf::from("/log"), segment_bytes: SEGMENT, cache_bytes: 0 }
+}
+
+fn open(disk: &SimDisk) -> Result<Log, LogError> {
+    Log::open(Arc::new(disk.clone()), options())
+}
+
+fn disk() -> SimDisk {
+    SimDisk::new(1, Lies::default())
+}
+
+fn position(index: u64) -> Position {
+    Position { term: 1, index }
+}
+
+fn append(log: &Log, group: GroupId, index: u64, bytes: usize) -> Result<(), LogError> {
+    wait(|done| log.append(group, vec![entry(1, index, vec![0xa5; bytes])], done))
+}
+
+/// A log of several segments, two groups, votes and purges, closed in order.
+fn written(disk: &SimDisk) -> Model {
+    let log = open(disk).unwrap();
+    for i in 0..30 {
+        append(&log, 1, i, 700).unwrap();
+        append(&log, 2, i, 50).unwrap();
+        wait(|done| log.save_vote(1, vec![1; 9].into(), done)).unwrap();
+    }
+    wait(|done| log.purge(1, position(12), done)).unwrap();
+    wait(|done| log.purge(2, position(14), done)).unwrap();
+    append(&log, 1, 30, 100).unwrap();
+    Model::of(&log).unwrap()
+}
+
+fn segments(disk: &SimDisk) -> Vec<u64> {
+    let names = disk.list(Path::new("/log")).unwrap();
+    names.iter().filter_map(|name| segment::generation_of(name)).collect()
+}
+
+/// Where each segment's records end: its seal included, for the last up to the marker that confirms.
+fn ends(disk: &SimDisk) -> Vec<(PathBuf, usize)> {
+    let all = segments(disk);
+    all.iter()
+        .map(|&generation| {
+            let image = Image::load(disk, Path::new("/log"), generation).unwrap();
+            let scan = image.scan_last().unwrap().unwrap();
+            let last = all.last() == Some(&generation);
+            (image.path, if last { scan.last_flush } else { scan.end + record::HEADER })
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_flipped_bit_is_damage(place in 0.0..1.0_f64, bit in 0..8_u8) {
+        let disk = disk();
+        written(&disk);
+        let ends = ends(&disk);
+        prop_assert!(ends.len() > 2);
+        let all: usize = ends.iter().map(|(_, end)| end).sum();
+        let mut at = (place * all as f64) as usize;
+        for (path, end) in ends {
+            if at < end {
+                disk.flip(&path, at, bit);
+                break;
+            }
+            at -= end;
+        }
+        let outcome = open(&disk.next_life());
+        prop_assert!(matches!(outcome, Err(LogError::Damaged { .. })), "{:?}", outcome.err());
+    }
+}
+
+#[test]
+fn a_missing_segment_is_damage() {
+    let disk = disk();
+    let model = written(&disk);
+    for generation in segments(&disk) {
+        let path = Path::new("/log").join(segment::name(generation));
+        let aside = Path::new("/log/aside");
+        disk.rename(&path, aside).unwrap();
+        assert!(matches!(open(&disk).map(drop), Err(LogError::Damaged { .. })), "{generation}");
+        disk.rename(aside, &path).unwrap();
+    }
+    assert_eq!(Model::of(&open(&disk).unwrap()).unwrap(), model);
+}
+
+#[test]
+fn damage_under_a_running_log_is_not_served() {
+    let disk = disk();
+    let log = open(&disk).unwrap();
+    append(&log, 1, 0, 300).unwrap();
+    assert_eq!(log.read(1, 0..1, 1).unwrap(), [entry(1, 0, vec![0xa5; 300])]);
+    let path = Path::new("/log").join(segment::name(1));
+    disk.flip(&path, 300, 3);
+    assert!(matches!(log.read(1, 0..1, 1), Err(LogError::Damaged { .. })));
+}
+
+#[test]
+fn a_failed_write_ends_the_log() {
+    let disk = disk();
+    let log = open(&disk).unwrap();
+    let told = Arc::new(AtomicUsize::new(0));
+    let tell = || {
+        let told = Arc::clone(&told);
+        Box::new(move |_| {
+            told.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    log.on_failure(tell());
+    disk.trouble(1, Trouble::Error);
+    assert!(matches!(append(&log, 1, 0, 10), Err(LogError::Disk(_))));
+    assert!(matches!(append(&log, 1, 0, 10), Err(LogError::Disk(_))));
+    assert!(matches!(log.read(1, 0..1, 1), Err(LogError::Disk(_))));
+    assert!(matches!(wait(|done| log.save_vote(1, Bytes::new(), done)), Err(LogError::Disk(_))));
+    log.on_failure(tell());
+    drop(log);
+    assert_eq!(told.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn misuse_changes_nothing_and_harms_nobody() {
+    let log = open(&disk()).unwrap();
+    append(&log, 1, 0, 10).unwrap();
+    assert!(matches!(append(&log, 1, 2, 10), Err(LogError::Misuse(_))));
+    assert!(matches!(append(&log, 1, 0, 10), Err(LogError::Misuse(_))));
+    assert!(matches!(append(&log, 1, 1, LOG_RECORD_BYTES_MAX + 1), Err(LogError::Misuse(_))));
+    wait(|done| log.purge(1, position(5), done)).unwrap();
+    let truncated = wait(|done| log.truncate_after(1, Some(position(4)), done));
+    assert!(matches!(truncated, Err(LogError::Misuse(_))));
+    assert!(matches!(append(&log, 1, 5, 10), Err(LogError::Misuse(_))));
+    append(&log, 1, 6, 10).unwrap();
+    assert_eq!(log.state(1).last, Some(position(6)));
+}
+
+#[test]
+fn segments_are_recycled_and_few_are_kept() {
+    let disk = disk();
+    let log = open(&disk).unwrap();
+    wait(|done| log.save_checkpoint(1, vec![9; 500].into(), done)).unwrap();
+    for i in 0..200 {
+        append(&log, 1, i, 700).unwrap();
+        if i % 50 == 49 {
+            wait(|done| log.purge(1, position(i - 1), done)).unwrap();
+        }
+    }
+    wait(|done| log.save_vote(1, Bytes::new(), done)).unwrap();
+    drop(log);
+    let names = disk.list(Path::new("/log")).unwrap();
+    assert!(names.len() <= 6, "{names:?}");
+    assert!(names.iter().any(|name| segment::free_generation_of(name).is_some()), "{names:?}");
+    let log = open(&disk).unwrap();
+    assert_eq!(log.state(1).checkpoint, Some(vec![9; 500].into()));
+    assert_eq!(log.state(1).purged, Some(position(198)));
+    assert_eq!(log.read(1, 199..200, 1).unwrap().len(), 1);
+    assert!(log.usage().bytes <= 2 * SEGMENT + 2000);
+}
+
+#[test]
+fn a_record_longer_than_a_segment_has_a_segment_of_its_size() {
+    let disk = disk();
+    let log = open(&disk).unwrap();
+    append(&log, 1, 0, LOG_RECORD_BYTES_MAX).unwrap();
+    append(&log, 1, 1, 10).unwrap();
+    wait(|done| log.save_checkpoint(2, vec![3; 100_000].into(), done)).unwrap();
+    append(&log, 1, 2, LOG_RECORD_BYTES_MAX).unwrap();
+    let model = Model::of(&log).unwrap();
+    drop(log);
+    assert_eq!(Model::of(&open(&disk).unwrap()).unwrap(), model);
+}
+
+#[tokio::test]
+async fn room_comes_back_when_the_writer_has_taken_what_waits() {
+    let log = open(&disk()).unwrap();
+    for i in 0..20 {
+        log.room().await;
+        let done = Box::new(|result: Result<(), LogError>| assert!(result.is_ok()));
+        log.append(1, vec![entry(1, i, vec![0; LOG_RECORD_BYTES_MAX])], done);
+    }
+    wait(|done| log.append(1, Vec::new(), done)).unwrap();
+    assert_eq!(log.state(1).last, Some(position(19)));
+}

@@ -1,0 +1,366 @@
+//! A disk in memory with a volatile cache, power cuts, and errors.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+use crate::env::{Disk, DiskFile};
+
+/// What a disk persists at once; a sector itself may still be torn.
+const SECTOR: usize = 512;
+
+/// What the disk does wrong on purpose, to see that the tests notice.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lies {
+    pub(super) sync_data: bool,
+    pub(super) sync_dir: bool,
+}
+
+/// What happens at the disk operation that was chosen.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Trouble {
+    /// The machine stops in the middle of it; everything after fails without effect.
+    Stop,
+    /// It fails with EIO.
+    Error,
+}
+
+#[derive(Clone, Default)]
+struct File {
+    /// What reads see.
+    cached: Vec<u8>,
+    /// What survives a power cut.
+    durable: Vec<u8>,
+    /// Writes that were not synced, oldest first.
+    pending: Vec<(usize, Vec<u8>)>,
+}
+
+#[derive(Clone)]
+enum DirOp {
+    Create(PathBuf, usize),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+}
+
+struct World {
+    files: Vec<File>,
+    names: BTreeMap<PathBuf, usize>,
+    durable_names: BTreeMap<PathBuf, usize>,
+    pending_names: Vec<DirOp>,
+    /// Handles of an earlier life have no effect.
+    life: u64,
+    stopped: bool,
+    trouble: Option<(u64, Trouble)>,
+    operations: u64,
+    lies: Lies,
+    rng: StdRng,
+}
+
+/// The disk, as one life of the process sees it.
+#[derive(Clone)]
+pub(super) struct SimDisk {
+    world: Arc<Mutex<World>>,
+    life: u64,
+}
+
+struct SimFile {
+    disk: SimDisk,
+    id: usize,
+}
+
+/// How much of an operation to do.
+enum Extent {
+    All,
+    Part,
+}
+
+fn eio() -> io::Error {
+    io::Error::other("simulated EIO")
+}
+
+impl SimDisk {
+    pub(super) fn new(seed: u64, lies: Lies) -> Self {
+        let world = World {
+            files: Vec::new(),
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            pending_names: Vec::new(),
+            life: 0,
+            stopped: false,
+            trouble: None,
+            operations: 0,
+            lies,
+            rng: StdRng::seed_from_u64(seed),
+        };
+        Self { world: Arc::new(Mutex::new(world)), life: 0 }
+    }
+
+    /// Lets trouble come at the `after`th changing operation from now.
+    pub(super) fn trouble(&self, after: u64, trouble: Trouble) {
+        let mut world = self.world.lock().unwrap();
+        world.trouble = Some((world.operations + after, trouble));
+    }
+
+    /// From now on the process can do nothing more, as if killed.
+    pub(super) fn stop(&self) {
+        self.world.lock().unwrap().stopped = true;
+    }
+
+    /// A new process, with what the cache of the machine holds.
+    pub(super) fn next_life(&self) -> Self {
+        let mut world = self.world.lock().unwrap();
+        world.life += 1;
+        world.stopped = false;
+        world.trouble = None;
+        Self { world: Arc::clone(&self.world), life: world.life }
+    }
+
+    /// The cache is lost. Of what was not synced an arbitrary part has reached the medium.
+    pub(super) fn power_cut(&self) {
+        let mut world = self.world.lock().unwrap();
+        let world = &mut *world;
+        // A journal keeps directory operations in order.
+        let kept = world.rng.random_range(0..=world.pending_names.len());
+        let operations: Vec<DirOp> = world.pending_names.drain(..).take(kept).collect();
+        for operation in operations {
+            operation.apply(&mut world.durable_names);
+        }
+        world.names.clone_from(&world.durable_names);
+        for file in &mut world.files {
+            file.lose(&mut world.rng);
+        }
+    }
+
+    /// Flips a bit, in the cache and on the medium.
+    pub(super) fn flip(&self, path: &Path, byte: usize, bit: u8) {
+        let mut world = self.world.lock().unwrap();
+        let id = world.names[path];
+        let file = &mut world.files[id];
+        file.cached[byte] ^= 1 << bit;
+        file.durable.clone_from(&file.cached);
+        file.pending.clear();
+    }
+
+    /// Does a changing operation, or the trouble that was ordered for it.
+    fn change<T>(
+        &self,
+        operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let mut world = self.world.lock().unwrap();
+        if world.life != self.life || world.stopped {
+            return Err(eio());
+        }
+        world.operations += 1;
+        match world.trouble {
+            Some((at, trouble)) if at == world.operations => {
+                if world.rng.random() {
+                    let _ = operation(&mut world, Extent::Part);
+                }
+                world.stopped = matches!(trouble, Trouble::Stop);
+                Err(eio())
+            }
+            _ => operation(&mut world, Extent::All),
+        }
+    }
+}
+
+impl DirOp {
+    fn apply(self, names: &mut BTreeMap<PathBuf, usize>) {
+        match self {
+            Self::Create(path, id) => {
+                names.insert(path, id);
+            }
+            Self::Rename(from, to) => {
+                if let Some(id) = names.remove(&from) {
+                    names.insert(to, id);
+                }
+            }
+            Self::Remove(path) => {
+                names.remove(&path);
+            }
+        }
+    }
+}
+
+impl World {
+    fn name(&mut self, operation: DirOp) {
+        self.pending_names.push(operation.clone());
+        operation.apply(&mut self.names);
+    }
+}
+
+impl File {
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        put(&mut self.cached, at, bytes);
+        self.pending.push((at, bytes.to_vec()));
+    }
+
+    fn sync(&mut self) {
+        self.durable.clone_from(&self.cached);
+        self.pending.clear();
+    }
+
+    /// Lets an arbitrary part of the pending writes reach the medium.
+    fn persist_some(&mut self, rng: &mut StdRng) {
+        let mode = rng.random_range(0..4);
+        for (at, bytes) in std::mem::take(&mut self.pending) {
+            let prefix = rng.random_range(0..=bytes.len());
+            let mut from = 0;
+            while from < bytes.len() {
+                // Sectors of the file, not of the write.
+                let to = (((at + from) / SECTOR + 1) * SECTOR - at).min(bytes.len());
+                let keep = match mode {
+                    0 => true,
+                    1 => false,
+                    2 => to <= prefix,
+                    _ => rng.random(),
+                };
+                let torn = rng.random_ratio(1, 16);
+                let to_here = if torn { rng.random_range(from..=to) } else { to };
+                if keep {
+                    put(&mut self.durable, at + from, &bytes[from..to_here]);
+                }
+                from = to;
+            }
+        }
+    }
+
+    fn lose(&mut self, rng: &mut StdRng) {
+        self.persist_some(rng);
+        if rng.random() {
+            // The size, set by an allocation, may be durable before any data is.
+            let len = self.durable.len().max(self.cached.len());
+            self.durable.resize(len, 0);
+        }
+        self.cached.clone_from(&self.durable);
+    }
+}
+
+fn put(to: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    if to.len() < at + bytes.len() {
+        to.resize(at + bytes.len(), 0);
+    }
+    to[at..at + bytes.len()].copy_from_slice(bytes);
+}
+
+impl DiskFile for SimFile {
+    fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
+        self.disk.change(|world, extent| {
+            let mut bytes = bufs.concat();
+            if matches!(extent, Extent::Part) {
+                let kept = world.rng.random_range(0..=bytes.len());
+                bytes.truncate(kept);
+            }
+            world.files[self.id].write(usize::try_from(offset).unwrap(), &bytes);
+            Ok(())
+        })
+    }
+
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let world = self.disk.world.lock().unwrap();
+        let at = usize::try_from(offset).unwrap();
+        let bytes = world.files[self.id].cached.get(at..at + buf.len());
+        buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.disk.change(|world, extent| {
+            let World { files, rng, lies, .. } = world;
+            let file = &mut files[self.id];
+            match extent {
+                Extent::All if lies.sync_data => {}
+                Extent::All => file.sync(),
+                // A failed sync: the cache keeps what was written and calls it clean.
+                Extent::Part => file.persist_some(rng),
+            }
+            Ok(())
+        })
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.disk.world.lock().unwrap().files[self.id].cached.len() as u64)
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<()> {
+        self.disk.change(|world, _| {
+            let cached = &mut world.files[self.id].cached;
+            let len = cached.len().max(usize::try_from(bytes).unwrap());
+            cached.resize(len, 0);
+            Ok(())
+        })
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let id = self.world.lock().unwrap().names.get(path).copied();
+        let id = id.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Arc::new(SimFile { disk: self.clone(), id }))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.change(|world, _| {
+            if world.names.contains_key(path) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            let id = world.files.len();
+            world.files.push(File::default());
+            world.name(DirOp::Create(path.to_owned(), id));
+            Ok(Arc::new(SimFile { disk: self.clone(), id }) as Arc<dyn DiskFile>)
+        })
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change(|world, _| {
+            world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+            world.name(DirOp::Rename(from.to_owned(), to.to_owned()));
+            Ok(())
+        })
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.change(|world, _| {
+            world.names.get(path).ok_or(io::ErrorKind::NotFound)?;
+            world.name(DirOp::Remove(path.to_owned()));
+            Ok(())
+        })
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let world = self.world.lock().unwrap();
+        let here = world.names.keys().filter(|path| path.parent() == Some(dir));
+        Ok(here.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect())
+    }
+
+    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.change(|world, extent| {
+            if world.lies.sync_dir {
+                return Ok(());
+            }
+            let all = world.pending_names.len();
+            let kept = match extent {
+                Extent::All => all,
+                Extent::Part => world.rng.random_range(0..=all),
+            };
+            let operations: Vec<DirOp> = world.pending_names.drain(..kept).collect();
+            for operation in operations {
+                operation.apply(&mut world.durable_names);
+            }
+            Ok(())
+        })
+    }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(1 << 30)
+    }
+}
