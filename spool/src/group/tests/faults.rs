@@ -142,6 +142,7 @@ async fn what_the_log_cannot_hold_is_refused_and_harms_nobody() {
     assert!(matches!(group.propose(longest.clone(), 20 * SECOND).await, Ok(Reply::Value(_))));
     let at = group.status().applied_index.unwrap();
     assert_eq!(group.read(at).await.unwrap(), longest);
+    assert!(matches!(group.propose(longest, 20 * SECOND).await, Ok(Reply::Value(_))));
     // Nor is its state short enough for a checkpoint: the log stays as it is.
     cluster.say(leader, "more").await.unwrap();
     group.checkpoint().await.unwrap();
