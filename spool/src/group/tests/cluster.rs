@@ -140,6 +140,9 @@ async fn checkpoints_under_load_agree_with_the_log_behind_them() {
     }
     cluster.say(leader, "end").await.unwrap();
     cluster.until_all_have("end").await;
+    for node in cluster.nodes.iter().flatten() {
+        assert!(!node.tape.disturbed.load(Ordering::Relaxed));
+    }
     let before = cluster.node(leader).tape.entries();
     assert_eq!(before.len(), 801);
     cluster.stop_all().await;

@@ -1,6 +1,6 @@
 //! Cut wires, nodes that stop in the middle, disks that fail, and requests that nobody should send.
 
-use std::{io, sync::atomic::AtomicBool};
+use std::io;
 
 use ppsw_proto::raft::{self as wire, raft_client::RaftClient};
 
