@@ -19,7 +19,7 @@ async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
         let holders = cluster.holders();
         assert!(holders.len() <= 1, "{holders:?}");
         if holders.is_empty() {
-            lost = lost.or(Some(began.elapsed()));
+            lost.get_or_insert_with(|| began.elapsed());
         }
         holders.first().is_some_and(|holder| *holder != 1)
     })
