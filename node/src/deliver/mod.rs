@@ -33,7 +33,6 @@ use std::sync::Arc;
 use ppsw_spool::env::Clock;
 
 pub use schedule::Deliverer;
-pub use seams::ConfiguredRouter;
 
 use crate::maillog::MailLog;
 

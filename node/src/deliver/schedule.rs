@@ -6,12 +6,11 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ppsw_spool::{
     PartitionId,
-    env::Clock,
     queue::{MessageId, Pulse, QueuedMessage},
 };
 use tokio::sync::{Notify, watch};
@@ -20,17 +19,13 @@ use tokio_util::task::TaskTracker;
 use super::{
     Parts,
     attempt::{Ended, Workshop},
-    connect::TcpConnector,
     lanes::Lanes,
-    seams::{Forward, QueueSource, Queues, Router},
+    seams::QueueSource,
     transmit::{Transmitter, quit_all},
 };
-use crate::{
-    limits::{
-        DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
-        SCAN_INTERVAL,
-    },
-    maillog::MailLog,
+use crate::limits::{
+    DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
+    SCAN_INTERVAL,
 };
 
 /// Delivers the messages of the partitions that this node leads. Clones share it.
@@ -45,8 +40,6 @@ struct Shared {
     /// An attempt ended, or delivery is to stop.
     changed: Notify,
     attempts: TaskTracker,
-    /// The loop that takes messages.
-    loops: TaskTracker,
 }
 
 /// Messages that are not to be taken (again) now.
@@ -58,23 +51,9 @@ struct Taken {
 }
 
 impl Deliverer {
-    /// Starts to deliver, over TCP, until [`Self::finish`].
+    /// A deliverer that does nothing until it runs.
     #[must_use]
-    pub fn start(
-        name: String,
-        queues: Arc<dyn Queues>,
-        router: Arc<dyn Router>,
-        forward: Arc<dyn Forward>,
-        log: MailLog,
-        clock: Arc<dyn Clock>,
-    ) -> Self {
-        let connector = Arc::new(TcpConnector);
-        Self::with(Parts { name, queues, router, connector, forward, clock, log })
-    }
-
-    /// Like [`Self::start`], with whatever connections.
-    #[must_use]
-    pub fn with(parts: Parts) -> Self {
+    pub fn new(parts: Parts) -> Self {
         let transmitter = Transmitter::new(
             Arc::clone(&parts.connector),
             Arc::clone(&parts.clock),
@@ -87,15 +66,12 @@ impl Deliverer {
             taken: Mutex::default(),
             changed: Notify::new(),
             attempts: TaskTracker::new(),
-            loops: TaskTracker::new(),
         };
-        let deliverer = Self { shared: Arc::new(shared) };
-        let running = deliverer.clone();
-        deliverer.shared.loops.spawn(async move { running.run().await });
-        deliverer
+        Self { shared: Arc::new(shared) }
     }
 
-    async fn run(&self) {
+    /// Delivers until [`Self::stop`]; then waits for the attempts in flight to be recorded. To be called once.
+    pub async fn run(&self) {
         let shared = &self.shared;
         let mut pulses: BTreeMap<PartitionId, watch::Receiver<Pulse>> = BTreeMap::new();
         while !shared.workshop.stopped.load(Ordering::Acquire) {
@@ -115,13 +91,10 @@ impl Deliverer {
         quit_all(shared.workshop.transmitter.idle()).await;
     }
 
-    /// Takes no more messages, gives up what has not come to its final dot, and waits up to `patience` for the rest
-    /// to be recorded. False: something is left.
-    pub async fn finish(&self, patience: Duration) -> bool {
+    /// Takes no more messages, and gives up what has not come to its final dot.
+    pub fn stop(&self) {
         self.shared.workshop.stopped.store(true, Ordering::Release);
         self.shared.changed.notify_one();
-        self.shared.loops.close();
-        tokio::time::timeout(patience, self.shared.loops.wait()).await.is_ok()
     }
 
     /// Attempts of a partition that have begun and are not yet recorded: a drain waits until there are none.

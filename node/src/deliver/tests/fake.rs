@@ -258,6 +258,7 @@ pub(super) struct Setting {
     pub(super) clock: Arc<TestClock>,
     pub(super) forwarded: Arc<Forwarded>,
     pub(super) deliverer: Deliverer,
+    running: tokio::task::JoinHandle<()>,
     dir: tempfile::TempDir,
     _thread: LogThread,
 }
@@ -271,7 +272,7 @@ impl Setting {
         let dir = tempfile::tempdir().unwrap();
         let time: Arc<dyn Clock> = Arc::clone(&clock) as _;
         let (log, thread) = MailLog::open(dir.path(), 1, Arc::clone(&time)).unwrap();
-        let deliverer = Deliverer::with(Parts {
+        let deliverer = Deliverer::new(Parts {
             name: "us.example".into(),
             queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
             router: Arc::new(Fixed(Arc::new(table))),
@@ -280,7 +281,16 @@ impl Setting {
             clock: time,
             log,
         });
-        Self { queue, clock, forwarded, deliverer, dir, _thread: thread }
+        let running = deliverer.clone();
+        let running = tokio::spawn(async move { running.run().await });
+        Self { queue, clock, forwarded, deliverer, running, dir, _thread: thread }
+    }
+
+    /// Stops delivery, soon.
+    pub(super) async fn finish(&mut self) {
+        self.deliverer.stop();
+        let ended = tokio::time::timeout(Duration::from_secs(5), &mut self.running).await;
+        ended.unwrap().unwrap();
     }
 
     /// Queues a message of `sender` for `recipients`; its number is its id's.
