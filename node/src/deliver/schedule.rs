@@ -9,9 +9,10 @@ use std::{
     time::Instant,
 };
 
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use ppsw_spool::{
     PartitionId,
-    queue::{MessageId, Pulse, QueuedMessage},
+    queue::{MessageId, MessageState, Pulse},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::limits::{
     DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
-    SCAN_INTERVAL,
+    SCAN_INTERVAL, SCAN_PAUSE_FACTOR,
 };
 
 /// Delivers the messages of the partitions that this node leads. Clones share it.
@@ -48,6 +49,8 @@ struct Taken {
     in_flight: BTreeMap<PartitionId, HashSet<MessageId>>,
     count: usize,
     postponed: HashMap<MessageId, Instant>,
+    /// When those that have waited for long were last looked for.
+    swept: Option<Instant>,
 }
 
 impl Deliverer {
@@ -60,6 +63,7 @@ impl Deliverer {
             parts.name.clone(),
         );
         let stopped = AtomicBool::new(false);
+        describe_metrics();
         let workshop = Workshop { parts, transmitter, lanes: Lanes::new(), stopped };
         let shared = Shared {
             workshop,
@@ -81,9 +85,12 @@ impl Deliverer {
                 // Seen before the queue is looked at: no change is missed.
                 pulses.entry(source.id()).or_insert_with(|| source.watch()).mark_unchanged();
             }
-            if !shared.take(&sources) {
-                shared.wait(&sources, &mut pulses).await;
-            }
+            let begin = shared.workshop.parts.clock.instant();
+            shared.forget_postponed(begin);
+            shared.take(&sources);
+            let took = shared.workshop.parts.clock.instant().saturating_duration_since(begin);
+            shared.wait(&sources, &mut pulses).await;
+            tokio::time::sleep(SCAN_COALESCE.max(took * SCAN_PAUSE_FACTOR)).await;
             shared.tidy();
         }
         shared.attempts.close();
@@ -115,46 +122,59 @@ impl Shared {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts attempts for due messages. True if there may be more at once.
-    fn take(self: &Arc<Self>, sources: &[Arc<dyn QueueSource>]) -> bool {
-        let clock = &self.workshop.parts.clock;
-        let mut more = false;
-        for source in sources {
-            if !source.may_deliver() {
-                continue;
-            }
+    /// Starts attempts for due messages.
+    fn take(self: &Arc<Self>, sources: &[Arc<dyn QueueSource>]) {
+        for source in sources.iter().filter(|source| source.may_deliver()) {
             let room = {
-                let mut taken = self.lock();
-                let now = clock.instant();
-                taken.postponed.retain(|_, until| *until > now);
-                if taken.postponed.len() >= POSTPONED_MAX {
-                    0
-                } else {
-                    (MESSAGES_TAKEN_MAX - taken.count.min(MESSAGES_TAKEN_MAX)).min(DUE_BATCH)
-                }
+                let taken = self.lock();
+                let room =
+                    if taken.postponed.len() < POSTPONED_MAX { MESSAGES_TAKEN_MAX } else { 0 };
+                room.saturating_sub(taken.count).min(DUE_BATCH)
             };
             if room == 0 {
                 continue;
             }
             let id = source.id();
             let skip = |message| self.lock().holds(id, message);
-            let due = source.due(clock.now(), room, &skip);
-            more |= due.len() == room;
+            let due = source.due(self.workshop.parts.clock.now(), room, &skip);
+            if due.len() == room {
+                // There may be more.
+                self.changed.notify_one();
+            }
             for message in due {
-                self.start(source, message);
+                self.start(source, message.id);
             }
         }
-        more
     }
 
-    fn start(self: &Arc<Self>, source: &Arc<dyn QueueSource>, message: Arc<QueuedMessage>) {
-        let Some(mut taken) = Token::take(self, source.id(), message.id) else { return };
+    fn start(self: &Arc<Self>, source: &Arc<dyn QueueSource>, id: MessageId) {
+        let Some(mut taken) = Token::take(self, source.id(), id) else { return };
+        // Asked anew under the token: an attempt that ended while the queue was looked at has changed it.
+        let Some(message) = source.get(id) else { return };
+        let now = self.workshop.parts.clock.now();
+        if message.state != MessageState::Queued || message.not_before > now {
+            return;
+        }
         let source = Arc::clone(source);
         self.attempts.spawn(async move {
             // The token is given back when the outcome is recorded, and not before.
             taken.ended = taken.shared.workshop.attempt(&*source, &message).await;
             drop(taken);
         });
+    }
+
+    /// Lets messages be taken again for which there is room now, or which have waited for long.
+    fn forget_postponed(&self, now: Instant) {
+        let released = self.workshop.lanes.released();
+        let mut taken = self.lock();
+        for id in released {
+            taken.postponed.remove(&id);
+        }
+        let swept = taken.swept.is_some_and(|at| now < at + SCAN_INTERVAL);
+        if !swept {
+            taken.swept = Some(now);
+            taken.postponed.retain(|_, until| *until > now);
+        }
     }
 
     /// Ends idle connections, not in anybody's way.
@@ -187,8 +207,29 @@ impl Shared {
             () = pulse => {}
             () = tokio::time::sleep(pause) => {}
         }
-        tokio::time::sleep(SCAN_COALESCE).await;
     }
+}
+
+fn describe_metrics() {
+    describe_counter!(
+        "ppsw_delivery_attempts_total",
+        "Addresses tried, by result (delivered, deferred, failed) and transport (smtp, lmtp, none)"
+    );
+    describe_histogram!(
+        "ppsw_delivery_seconds",
+        Unit::Seconds,
+        "From the first connection for an address to its answer, by transport"
+    );
+    describe_gauge!("ppsw_deliveries_in_flight", "Transactions with other servers that run");
+    describe_counter!("ppsw_bounces_total", "Bounces, delay warnings and relay reports made");
+    describe_counter!(
+        "ppsw_outcomes_forwarded_total",
+        "Outcomes that were recorded by another node, after the partition had moved"
+    );
+    describe_counter!(
+        "ppsw_outcomes_lost_total",
+        "Outcomes that could be recorded nowhere: each may make a duplicate"
+    );
 }
 
 /// A change of the queue. A queue that is gone does not change.

@@ -158,6 +158,9 @@ impl QueueSource for Queue {
     fn watch(&self) -> watch::Receiver<Pulse> {
         self.pulse.subscribe()
     }
+    fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
+        self.message(id)
+    }
     fn due(
         &self,
         now: UnixMs,

@@ -257,3 +257,17 @@ async fn a_stuck_destination_does_not_hold_up_others() {
     setting.finish().await;
     assert_eq!(setting.deliverer.attempts_in_flight(1), 0);
 }
+
+/// More messages than a destination has places for: each is delivered once, and soon.
+#[tokio::test]
+async fn a_burst_to_one_destination_is_delivered_once_each() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[("a@y", vec![deliver_to("a@y", &there)])]));
+    for number in 0..600 {
+        setting.put(number, "s@x", &["a@y"]);
+    }
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    assert_eq!(server.complete().len(), 600);
+    assert!(server.connections() <= 25, "{} connections", server.connections());
+}
