@@ -141,8 +141,9 @@ pub const DNS_ATTEMPTS: usize = 2;
 /// Time for one question with all its attempts; then it is answered "try again later".
 pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longest domain name (RFC 1035 §2.3.4, RFC 5321 §4.5.3.1.2).
+/// Longest domain in an address (RFC 5321 §4.5.3.1.2).
 pub const DOMAIN_BYTES_MAX: usize = 255;
+
 /// Longest name that is asked for (RFC 1035 §2.3.4).
 pub const DNS_NAME_BYTES_MAX: usize = 255;
 
