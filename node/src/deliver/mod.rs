@@ -33,6 +33,7 @@ use std::sync::Arc;
 use ppsw_spool::env::Clock;
 
 pub use schedule::Deliverer;
+pub use seams::ConfiguredRouter;
 
 use crate::maillog::MailLog;
 

@@ -6,12 +6,13 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use ppsw_spool::{
     PartitionId,
+    env::Clock,
     queue::{MessageId, MessageState, Pulse},
 };
 use tokio::sync::{Notify, watch};
@@ -20,13 +21,17 @@ use tokio_util::task::TaskTracker;
 use super::{
     Parts,
     attempt::{Ended, Workshop},
+    connect::TcpConnector,
     lanes::Lanes,
-    seams::QueueSource,
+    seams::{Forward, QueueSource, Queues, Router},
     transmit::{Transmitter, quit_all},
 };
-use crate::limits::{
-    DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
-    SCAN_INTERVAL, SCAN_PAUSE_FACTOR,
+use crate::{
+    limits::{
+        DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
+        SCAN_INTERVAL, SCAN_PAUSE_FACTOR,
+    },
+    maillog::MailLog,
 };
 
 /// Delivers the messages of the partitions that this node leads. Clones share it.
@@ -41,6 +46,8 @@ struct Shared {
     /// An attempt ended, or delivery is to stop.
     changed: Notify,
     attempts: TaskTracker,
+    /// Nothing runs any more.
+    ended: watch::Sender<bool>,
 }
 
 /// Messages that are not to be taken (again) now.
@@ -54,6 +61,23 @@ struct Taken {
 }
 
 impl Deliverer {
+    /// Starts to deliver over TCP; [`Self::finish`] ends it.
+    #[must_use]
+    pub fn start(
+        name: String,
+        queues: Arc<dyn Queues>,
+        router: Arc<dyn Router>,
+        forward: Arc<dyn Forward>,
+        log: MailLog,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let connector = Arc::new(TcpConnector);
+        let deliverer = Self::new(Parts { name, queues, router, connector, forward, clock, log });
+        let running = deliverer.clone();
+        tokio::spawn(async move { running.run().await });
+        deliverer
+    }
+
     /// A deliverer that does nothing until it runs.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
@@ -70,6 +94,7 @@ impl Deliverer {
             taken: Mutex::default(),
             changed: Notify::new(),
             attempts: TaskTracker::new(),
+            ended: watch::Sender::new(false),
         };
         Self { shared: Arc::new(shared) }
     }
@@ -96,12 +121,21 @@ impl Deliverer {
         shared.attempts.close();
         shared.attempts.wait().await;
         quit_all(shared.workshop.transmitter.idle()).await;
+        shared.ended.send_replace(true);
     }
 
     /// Takes no more messages, and gives up what has not come to its final dot.
     pub fn stop(&self) {
         self.shared.workshop.stopped.store(true, Ordering::Release);
         self.shared.changed.notify_one();
+    }
+
+    /// Stops, and waits up to `patience` until all that was sent is recorded. False: something is left.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        self.stop();
+        let mut ended = self.shared.ended.subscribe();
+        // The sender lives in `shared`, so the wait ends by the value alone.
+        tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await.is_ok()
     }
 
     /// Attempts of a partition that have begun and are not yet recorded: a drain waits until there are none.

@@ -261,7 +261,6 @@ pub(super) struct Setting {
     pub(super) clock: Arc<TestClock>,
     pub(super) forwarded: Arc<Forwarded>,
     pub(super) deliverer: Deliverer,
-    running: tokio::task::JoinHandle<()>,
     dir: tempfile::TempDir,
     _thread: LogThread,
 }
@@ -285,15 +284,13 @@ impl Setting {
             log,
         });
         let running = deliverer.clone();
-        let running = tokio::spawn(async move { running.run().await });
-        Self { queue, clock, forwarded, deliverer, running, dir, _thread: thread }
+        tokio::spawn(async move { running.run().await });
+        Self { queue, clock, forwarded, deliverer, dir, _thread: thread }
     }
 
     /// Stops delivery, soon.
-    pub(super) async fn finish(&mut self) {
-        self.deliverer.stop();
-        let ended = tokio::time::timeout(Duration::from_secs(5), &mut self.running).await;
-        ended.unwrap().unwrap();
+    pub(super) async fn finish(&self) {
+        assert!(self.deliverer.finish(Duration::from_secs(5)).await);
     }
 
     /// Queues a message of `sender` for `recipients`; its number is its id's.

@@ -36,7 +36,7 @@ async fn a_message_is_delivered_to_all_its_destinations_in_one_outcome() {
     let (one, two) = (good().await, good().await);
     let (to_one, to_two) =
         (destination(&[&one], Protocol::Smtp), destination(&[&two], Protocol::Smtp));
-    let mut setting = Setting::new(table(&[
+    let setting = Setting::new(table(&[
         ("a@one", vec![deliver_to("a@one", &to_one)]),
         ("b@one", vec![deliver_to("b@one", &to_one)]),
         ("c@two", vec![deliver_to("c@two", &to_two)]),
@@ -241,7 +241,7 @@ async fn a_stuck_destination_does_not_hold_up_others() {
     let server = good().await;
     let to_stuck = destination(&[&stuck], Protocol::Smtp);
     let to_good = destination(&[&server], Protocol::Smtp);
-    let mut setting = Setting::new(table(&[
+    let setting = Setting::new(table(&[
         ("a@stuck", vec![deliver_to("a@stuck", &to_stuck)]),
         ("a@good", vec![deliver_to("a@good", &to_good)]),
     ]));
