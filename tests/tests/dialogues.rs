@@ -1,7 +1,12 @@
 //! Every script of `tests/dialogues/` goes as written.
 
 #![allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::path::Path;
 
@@ -42,5 +47,10 @@ fn dialogues_go_as_written() {
     });
     let texts: Vec<String> = failures.iter().map(ToString::to_string).collect();
     println!("{} of {count} dialogues went as written", count - texts.len());
-    assert!(texts.is_empty(), "{} of {count} dialogues failed:\n\n{}", texts.len(), texts.join("\n\n"));
+    assert!(
+        texts.is_empty(),
+        "{} of {count} dialogues failed:\n\n{}",
+        texts.len(),
+        texts.join("\n\n")
+    );
 }

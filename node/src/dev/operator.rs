@@ -70,8 +70,8 @@ pub(super) struct Operator {
 impl Operator {
     pub(super) async fn connect(address: SocketAddr, credentials: &Path) -> Result<Self, String> {
         let credentials = Credentials::load(credentials).map_err(|error| error.to_string())?;
-        let connect = client::Operator::connect(&address.to_string(), &credentials);
-        let client = within(connect).await?.map_err(|error| error.to_string())?;
+        let address = address.to_string();
+        let client = within(client::Operator::connect(&address, &credentials)).await?.map_err(|error| error.to_string())?;
         Ok(Self { client })
     }
 
