@@ -157,6 +157,9 @@ mod tests {
         state.members.remove(&2);
         guard.state = watch::channel(Arc::new(state)).1;
         assert!(guard.admit(NODE, "Report", Some(&peer(Role::Node, Some(2)))).is_err());
-        assert!(guard.admit(NODE, "Report", Some(&peer(Role::Node, Some(9)))).is_ok(), "just joined");
+        assert!(
+            guard.admit(NODE, "Report", Some(&peer(Role::Node, Some(9)))).is_ok(),
+            "just joined"
+        );
     }
 }

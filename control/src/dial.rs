@@ -120,4 +120,3 @@ pub(crate) fn server_tls(identity: &Identity) -> ServerTlsConfig {
         .client_auth_optional(true)
         .timeout(limits::CONNECT_PATIENCE)
 }
-

@@ -119,9 +119,7 @@ async fn hand_all_over(
     };
     let work = async {
         let partitions = join_all(partitions.iter().map(|p| hand_one_over(shared, p)));
-        let control = async {
-            if control { give_control(shared).await } else { Ok(()) }
-        };
+        let control = async { if control { give_control(shared).await } else { Ok(()) } };
         let (partitions, control) = futures::future::join(partitions, control).await;
         let troubles: Vec<String> =
             partitions.into_iter().chain([control]).filter_map(Result::err).collect();

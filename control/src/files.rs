@@ -48,7 +48,8 @@ pub(crate) fn write(path: &Path, text: &str, access: Access) -> io::Result<()> {
     let mode = if access == Access::Secret { 0o600 } else { 0o644 };
     let put = || -> io::Result<()> {
         let _ = fs::remove_file(fresh);
-        let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(fresh)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(fresh)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(fresh, path)?;
@@ -76,9 +77,7 @@ pub(crate) fn make_private_dir(path: &Path) -> io::Result<()> {
 /// # Errors
 /// With the directory's name in the text; also if the new name is taken by a directory that is not empty.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
-    fs::rename(from, to)
-        .and_then(|()| sync_parent(to))
-        .map_err(|error| named(to, &error))
+    fs::rename(from, to).and_then(|()| sync_parent(to)).map_err(|error| named(to, &error))
 }
 
 /// Removes a file, if it is there.

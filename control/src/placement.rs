@@ -18,7 +18,12 @@ pub enum Step {
 pub fn wanted_voters(home: NodeId, members: &BTreeSet<NodeId>) -> Vec<NodeId> {
     let after = members.range(home.saturating_add(1)..);
     let before = members.range(..home);
-    members.get(&home).into_iter().chain(after).chain(before).copied()
+    members
+        .get(&home)
+        .into_iter()
+        .chain(after)
+        .chain(before)
+        .copied()
         .take(limits::PARTITION_VOTERS)
         .collect()
 }

@@ -265,7 +265,8 @@ impl Shared {
 
     /// Asks all members at once.
     pub(crate) async fn ask_all(&self, state: &State) -> BTreeMap<NodeId, pb::NodeReport> {
-        let asked = state.members.keys().map(|node| async { Some((*node, self.ask(*node).await?)) });
+        let asked =
+            state.members.keys().map(|node| async { Some((*node, self.ask(*node).await?)) });
         join_all(asked).await.into_iter().flatten().collect()
     }
 
@@ -315,5 +316,7 @@ async fn open_log(options: &PlaneOptions, disk: Arc<dyn Disk>) -> Result<Log, Pl
     };
     // Recovery reads the whole log.
     let opened = tokio::task::spawn_blocking(move || Log::open(disk, options)).await;
-    opened.map_err(|error| PlaneError::Refused(format!("opening the log ended: {error}")))?.map_err(Into::into)
+    opened
+        .map_err(|error| PlaneError::Refused(format!("opening the log ended: {error}")))?
+        .map_err(Into::into)
 }

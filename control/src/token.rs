@@ -19,7 +19,9 @@ pub struct Token {
 
 /// The text is no token.
 #[derive(Debug, thiserror::Error)]
-#[error("expected a token of the form ppsw1-<64 hex digits>-<40 hex digits> as `ppswctl token create` prints it: {0}")]
+#[error(
+    "expected a token of the form ppsw1-<64 hex digits>-<40 hex digits> as `ppswctl token create` prints it: {0}"
+)]
 pub struct TokenError(&'static str);
 
 impl Token {

@@ -1,5 +1,11 @@
 //! Three nodes in one process on loopback, with real logs, real Raft groups and real TLS.
-#![allow(clippy::disallowed_methods, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test"
+)]
 
 use std::{
     net::SocketAddr,
@@ -104,10 +110,9 @@ impl Cluster {
         let credentials = Credentials::load(&admin).unwrap();
         let peer = addresses[0].to_string();
         let operator = Operator::connect(&peer, &credentials).await.unwrap();
-        let token = until("a token", async || {
-            operator.create_token(Duration::from_secs(600)).await.ok()
-        })
-        .await;
+        let token =
+            until("a token", async || operator.create_token(Duration::from_secs(600)).await.ok())
+                .await;
         for node in 2..=nodes {
             let address = addresses[node - 1];
             assert_eq!(join(&data(node), address, &token, &peer).await.unwrap(), node as u64);
@@ -126,9 +131,10 @@ impl Cluster {
         until("every partition at home with all its voters", async || {
             let status = self.status().await;
             let control = status.control.unwrap();
-            let home = status.partitions.iter().all(|p| {
-                p.leader == u64::from(p.id) && p.voters.len() == nodes.min(3)
-            });
+            let home = status
+                .partitions
+                .iter()
+                .all(|p| p.leader == u64::from(p.id) && p.voters.len() == nodes.min(3));
             (status.partitions.len() == nodes && home && control.voters.len() == nodes)
                 .then_some(())
         })
@@ -186,7 +192,8 @@ async fn a_cluster_forms_drains_and_goes_home_again() {
     cluster.drain(2, false).await.unwrap();
     cluster.drain(2, false).await.unwrap();
     cluster.until_state(2, "draining").await;
-    until("told the node", async || second.hooks.draining.load(Ordering::SeqCst).then_some(())).await;
+    until("told the node", async || second.hooks.draining.load(Ordering::SeqCst).then_some(()))
+        .await;
     assert!(second.plane.draining() && !second.plane.not_ready().is_empty());
     let refused = cluster.drain(3, false).await.unwrap_err();
     assert!(refused.message().contains("node 2 is drained already"), "{refused}");
@@ -204,7 +211,8 @@ async fn a_cluster_forms_drains_and_goes_home_again() {
 
     cluster.undrain(2).await;
     cluster.until_home(3).await;
-    until("told the node", async || (!second.hooks.draining.load(Ordering::SeqCst)).then_some(())).await;
+    until("told the node", async || (!second.hooks.draining.load(Ordering::SeqCst)).then_some(()))
+        .await;
     cluster.stop().await;
 }
 
@@ -215,10 +223,7 @@ async fn a_drain_survives_a_restart_and_mail_stays() {
     writer.write(b"Subject: x\r\n\r\nhello\r\n").await.unwrap();
     let envelope = Envelope {
         sender: "spqr1@hermes.cam.ac.uk".to_owned(),
-        recipients: vec![Recipient {
-            address: "a@example.org".to_owned(),
-            ..Recipient::default()
-        }],
+        recipients: vec![Recipient { address: "a@example.org".to_owned(), ..Recipient::default() }],
         received: UnixMs(1_790_000_000_000),
         ..Envelope::default()
     };
@@ -226,7 +231,9 @@ async fn a_drain_survives_a_restart_and_mail_stays() {
 
     cluster.drain(3, false).await.unwrap();
     cluster.until_state(3, "drained").await;
-    let list = cluster.listed(pb::QueueFilter { domain: "example.org".to_owned(), ..Default::default() }).await;
+    let list = cluster
+        .listed(pb::QueueFilter { domain: "example.org".to_owned(), ..Default::default() })
+        .await;
     assert_eq!(list.len(), 1);
     assert_eq!((list[0].id.as_str(), list[0].partition), (id.to_string().as_str(), 3));
     assert_ne!(list[0].node, 3);

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{files, policy::Service};
+use crate::{files, limits, policy::Service};
 
 /// The configuration file of one node. Every option is written in the example of `docs/operations.md`.
 #[derive(Clone, Debug, Deserialize)]
@@ -69,8 +69,9 @@ impl NodeConfig {
     /// # Errors
     /// `Read`, `Parse` with line and column, `Value` for what parses and makes no sense.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = files::read_text(path)
+        let bytes = files::read(path, limits::NODE_CONFIG_BYTES_MAX)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = String::from_utf8_lossy(&bytes);
         let mut config: Self = toml::from_str(&text)
             .map_err(|e| ConfigError::Parse { path: path.to_owned(), what: e.to_string() })?;
         config.check().map_err(|what| ConfigError::Value { path: path.to_owned(), what })?;

@@ -4,6 +4,7 @@
 //!   there; [`message`] makes what we write ourselves (headers, bounces); [`maillog`] tells what happened.
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
+pub mod config;
 pub mod deliver;
 pub mod dev;
 pub mod dns;
@@ -15,5 +16,6 @@ pub mod message;
 pub mod net;
 pub mod policy;
 pub mod route;
+pub mod run;
 pub mod smtp;
 pub mod tables;

@@ -141,8 +141,9 @@ pub const DNS_ATTEMPTS: usize = 2;
 /// Time for one question with all its attempts; then it is answered "try again later".
 pub const DNS_QUESTION_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Longest domain name (RFC 1035 §2.3.4, RFC 5321 §4.5.3.1.2).
+/// Longest domain in an address (RFC 5321 §4.5.3.1.2).
 pub const DOMAIN_BYTES_MAX: usize = 255;
+
 /// Longest name that is asked for (RFC 1035 §2.3.4).
 pub const DNS_NAME_BYTES_MAX: usize = 255;
 
@@ -377,3 +378,9 @@ pub const LOG_FIELD_BYTES_MAX: usize = 4_096;
 
 /// How often the writer looks whether its files have been renamed.
 pub const LOG_REOPEN_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Time that sessions and attempts have to end when the node is told to stop; systemd waits longer.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Longest `ppswd.toml`: a page or two of text.
+pub const NODE_CONFIG_BYTES_MAX: u64 = 256 * 1024;

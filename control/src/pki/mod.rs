@@ -9,8 +9,8 @@ mod verify;
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use ppsw_spool::{NodeId, env::UnixMs};
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
 };
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -135,8 +135,8 @@ impl Authority {
         let request = parse_request(csr)?;
         let name = format!("node-{node}");
         let mut params = params(Role::Node.as_str(), &self.cluster, &name, now);
-        params.subject_alt_names = CertificateParams::new([server_name(node, &self.cluster)])?
-            .subject_alt_names;
+        params.subject_alt_names =
+            CertificateParams::new([server_name(node, &self.cluster)])?.subject_alt_names;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         Ok(params.signed_by(&request.public_key, &self.issuer)?.pem())
@@ -190,8 +190,7 @@ pub fn fingerprint(pem: &str) -> Result<String, PkiError> {
 /// If the subject has another form than our CA writes.
 pub fn peer(der: &[u8]) -> Result<Peer, PkiError> {
     let unfit = |what: &str| PkiError::Unfit(format!("the peer's certificate {what}"));
-    let (_, certificate) =
-        X509Certificate::from_der(der).map_err(|_| unfit("cannot be parsed"))?;
+    let (_, certificate) = X509Certificate::from_der(der).map_err(|_| unfit("cannot be parsed"))?;
     let subject = certificate.subject();
     let first = |attribute: Option<&x509_parser::x509::AttributeTypeAndValue<'_>>| {
         attribute.and_then(|a| a.as_str().ok()).map(str::to_owned)
@@ -201,8 +200,7 @@ pub fn peer(der: &[u8]) -> Result<Peer, PkiError> {
         .ok_or_else(|| unfit("has no role (O=node, O=admin or O=viewer)"))?;
     let cluster = first(subject.iter_organizational_unit().next())
         .ok_or_else(|| unfit("names no cluster (OU)"))?;
-    let name =
-        first(subject.iter_common_name().next()).ok_or_else(|| unfit("has no name (CN)"))?;
+    let name = first(subject.iter_common_name().next()).ok_or_else(|| unfit("has no name (CN)"))?;
     let node = match role {
         Role::Node => Some(
             name.strip_prefix("node-")

@@ -50,10 +50,7 @@ impl PinnedCa {
     /// With the CA's fingerprint from a token.
     #[must_use]
     pub fn new(fingerprint: &str) -> Self {
-        Self {
-            fingerprint: fingerprint.to_owned(),
-            provider: Arc::new(ring::default_provider()),
-        }
+        Self { fingerprint: fingerprint.to_owned(), provider: Arc::new(ring::default_provider()) }
     }
 }
 
@@ -174,7 +171,11 @@ fn verify_node(
 fn has_dns_name(der: &[u8], wanted: &str) -> bool {
     let Ok((_, certificate)) = X509Certificate::from_der(der) else { return false };
     let Ok(Some(names)) = certificate.subject_alternative_name() else { return false };
-    names.value.general_names.iter().any(|name| matches!(name, GeneralName::DNSName(n) if *n == wanted))
+    names
+        .value
+        .general_names
+        .iter()
+        .any(|name| matches!(name, GeneralName::DNSName(n) if *n == wanted))
 }
 
 #[cfg(test)]

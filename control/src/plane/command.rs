@@ -18,7 +18,9 @@ pub(crate) enum CommandError {
     #[error("{0}")]
     Refused(String),
     /// No leader or no majority in time.
-    #[error("the control group does not answer ({0}): have most of the nodes stopped? Try again later")]
+    #[error(
+        "the control group does not answer ({0}): have most of the nodes stopped? Try again later"
+    )]
     NoMajority(String),
 }
 
@@ -26,7 +28,10 @@ pub(crate) enum CommandError {
 enum Tried {
     Ended(Result<Bytes, CommandError>),
     /// Nothing was written; perhaps somebody else leads.
-    Again { leader: Option<NodeId>, why: String },
+    Again {
+        leader: Option<NodeId>,
+        why: String,
+    },
 }
 
 impl From<CommandError> for tonic::Status {

@@ -258,7 +258,10 @@ mod tests {
         };
         let envelope = Envelope {
             sender: "x@example.org".to_owned(),
-            recipients: vec![Recipient { address: "y@example.org".to_owned(), ..Recipient::default() }],
+            recipients: vec![Recipient {
+                address: "y@example.org".to_owned(),
+                ..Recipient::default()
+            }],
             origin: Origin { personality: "local".to_owned(), ..Origin::default() },
             received: UnixMs(5),
             prepend: Bytes::from_static(b"Received: x\r\n"),

@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
-use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change, drain_progress::Phase};
+use ppsw_proto::control::{
+    self as pb, admin_server::Admin, command::Change, drain_progress::Phase,
+};
 use tonic::{Request, Response, Status};
 
 use super::queue;
@@ -52,7 +54,8 @@ impl Admin for Service {
         queue::Filter::new(request.filter.clone(), self.0.now())?;
         let nodes = self.asked(request.filter.as_ref())?;
         let shared = Arc::clone(&self.0);
-        let streams = nodes.into_iter().map(move |node| pages(Arc::clone(&shared), node, request.clone()));
+        let streams =
+            nodes.into_iter().map(move |node| pages(Arc::clone(&shared), node, request.clone()));
         // One node after the other: bounded memory here, and a stable order.
         Ok(Response::new(stream::iter(streams).flatten().map(Ok).boxed()))
     }
@@ -123,15 +126,10 @@ impl Admin for Service {
         let hash = token::hash(&token.secret);
         let now = shared.now();
         let expires_ms = now.plus(lifetime).0;
-        let create = pb::CreateToken {
-            hash: hash.clone().into(),
-            created_ms: now.0,
-            expires_ms,
-            by,
-        };
+        let create =
+            pb::CreateToken { hash: hash.clone().into(), created_ms: now.0, expires_ms, by };
         shared.command(Change::CreateToken(create)).await?;
-        let reply =
-            pb::MakeTokenReply { id: token::id(&hash), token: token.to_line(), expires_ms };
+        let reply = pb::MakeTokenReply { id: token::id(&hash), token: token.to_line(), expires_ms };
         Ok(Response::new(reply))
     }
 

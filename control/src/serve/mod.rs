@@ -51,7 +51,10 @@ pub(crate) fn run(
         .add_routes(routes(&shared));
     Ok(async move {
         if let Err(error) = router.serve_with_incoming(listener).await {
-            tracing::error!(error = crate::client::deepest(&error), "the control plane's server ended");
+            tracing::error!(
+                error = crate::client::deepest(&error),
+                "the control plane's server ended"
+            );
         }
     })
 }
@@ -69,7 +72,5 @@ fn routes(shared: &Arc<Shared>) -> Routes {
     let own = Routes::new(nodes).add_service(admin).add_service(join).into_axum_router();
     // Only one of two routers that are merged may have an answer to unknown paths.
     let groups = shared.groups.service().into_axum_router().reset_fallback();
-    own.merge(groups)
-        .layer(middleware::from_fn_with_state(Arc::new(guard), access::check))
-        .into()
+    own.merge(groups).layer(middleware::from_fn_with_state(Arc::new(guard), access::check)).into()
 }

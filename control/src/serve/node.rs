@@ -41,9 +41,7 @@ impl Node for Service {
             Some(partition) => {
                 match partition.record(outcome, deadline(request.deadline_ms)).await {
                     Ok(()) => Wire::Done(true),
-                    Err(ProposeError::NotLeader { leader }) => {
-                        Wire::NotLeader(leader.unwrap_or(0))
-                    }
+                    Err(ProposeError::NotLeader { leader }) => Wire::NotLeader(leader.unwrap_or(0)),
                     Err(error) => Wire::Unknown(error.to_string()),
                 }
             }

@@ -66,7 +66,9 @@ impl Filter {
         };
         let ids = filter.ids.iter().map(|text| {
             text.parse().map_err(|_| {
-                Status::invalid_argument(format!("expected a message id like 1vN3kq-000001-02, not `{text}`"))
+                Status::invalid_argument(format!(
+                    "expected a message id like 1vN3kq-000001-02, not `{text}`"
+                ))
             })
         });
         Ok(Self {

@@ -71,9 +71,10 @@ impl State {
     /// The member that an operator means by number or name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<&pb::Member> {
-        name.parse().ok().and_then(|id: NodeId| self.members.get(&id)).or_else(|| {
-            self.members.values().find(|member| member.name.eq_ignore_ascii_case(name))
-        })
+        name.parse()
+            .ok()
+            .and_then(|id: NodeId| self.members.get(&id))
+            .or_else(|| self.members.values().find(|member| member.name.eq_ignore_ascii_case(name)))
     }
 
     /// The valid token with this hash.
@@ -103,7 +104,9 @@ impl State {
             Some(Change::EndDrain(end)) => self.end_drain(&end),
             Some(Change::CreateToken(create)) => self.create_token(create),
             Some(Change::RevokeToken(revoke)) => self.revoke_token(&revoke),
-            None => Err("a control command of an unknown kind: update ppswd on all nodes".to_owned()),
+            None => {
+                Err("a control command of an unknown kind: update ppswd on all nodes".to_owned())
+            }
         };
         applied.map_or_else(Reply::Refused, |()| Reply::Done)
     }
@@ -177,7 +180,10 @@ impl State {
         }
         let id = self.next_node;
         if id > limits::NODE_ID_MAX {
-            return Reply::Refused(format!("all {} node numbers have been used", limits::NODE_ID_MAX));
+            return Reply::Refused(format!(
+                "all {} node numbers have been used",
+                limits::NODE_ID_MAX
+            ));
         }
         self.next_node += 1;
         let member = pb::Member {
@@ -195,8 +201,7 @@ impl State {
     fn announce(&mut self, announce: pb::Announce) -> Result<(), String> {
         check_text("address", &announce.control)?;
         check_text("address", &announce.http)?;
-        let member =
-            self.members.get_mut(&announce.node).ok_or_else(|| no_node(announce.node))?;
+        let member = self.members.get_mut(&announce.node).ok_or_else(|| no_node(announce.node))?;
         member.control = announce.control;
         member.http = announce.http;
         Ok(())

@@ -63,7 +63,10 @@ fn a_token_must_be_known_and_fresh() {
     assert!(admit(&mut state, 8, b"a", 10).is_err());
     assert!(admit(&mut state, 7, b"a", 1000).is_err(), "expired");
     let id = token::id(&[7; 32]);
-    assert_eq!(apply(&mut state, Change::RevokeToken(pb::RevokeToken { id: id.clone() })), Reply::Done);
+    assert_eq!(
+        apply(&mut state, Change::RevokeToken(pb::RevokeToken { id: id.clone() })),
+        Reply::Done
+    );
     assert!(admit(&mut state, 7, b"a", 10).is_err(), "revoked");
     assert!(matches!(
         apply(&mut state, Change::RevokeToken(pb::RevokeToken { id })),

@@ -1,6 +1,12 @@
 //! One attempt to deliver one message: route, transmit, judge, record.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use metrics::{counter, gauge, histogram};
@@ -32,6 +38,8 @@ pub(super) struct Workshop {
     pub(super) parts: Parts,
     pub(super) transmitter: Transmitter,
     pub(super) lanes: Lanes,
+    /// This node ends: nothing more gets its final dot.
+    pub(super) stopped: AtomicBool,
 }
 
 /// How an attempt ended, as far as the scheduler has to know.
@@ -49,12 +57,16 @@ enum LegResult {
     Sent(Vec<Sent>),
 }
 
-struct Lease<'a>(&'a dyn QueueSource);
+/// The lease of the partition, while this node is not to end.
+struct Lease<'a> {
+    source: &'a dyn QueueSource,
+    stopped: &'a AtomicBool,
+}
 
 #[async_trait]
 impl Fence for Lease<'_> {
     fn holds(&self) -> bool {
-        self.0.may_deliver()
+        !self.stopped.load(Ordering::Acquire) && self.source.may_deliver()
     }
 
     async fn broken(&self) {
@@ -73,7 +85,7 @@ impl Workshop {
         message: &Arc<QueuedMessage>,
     ) -> Ended {
         let routing = self.parts.router.current();
-        let fence = Lease(source);
+        let fence = Lease { source, stopped: &self.stopped };
         let planned = tokio::select! {
             plan = plan(message, &*routing, self.parts.clock.now()) => plan,
             () = fence.broken() => return Ended::Done,
@@ -100,7 +112,8 @@ impl Workshop {
         fence: &Lease<'_>,
     ) -> LegResult {
         let fenced = || {
-            let sent = Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
+            let sent =
+                Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
             LegResult::Sent(vec![sent; leg.addresses.len()])
         };
         let place = tokio::select! {
@@ -146,12 +159,8 @@ impl Workshop {
         plan: &Plan,
         legs: Vec<LegResult>,
     ) {
-        let attempted = Attempted {
-            message,
-            routing,
-            now: self.parts.clock.now(),
-            name: &self.parts.name,
-        };
+        let attempted =
+            Attempted { message, routing, now: self.parts.clock.now(), name: &self.parts.name };
         let results = results(&attempted, plan, legs);
         self.log(&attempted, &results);
         let mut outcome = attempted.outcome(plan, &results);
@@ -234,10 +243,8 @@ impl Workshop {
         let limit = usize::try_from(routing.options().bounce_return_size_limit)
             .unwrap_or(usize::MAX)
             .min(BOUNCE_RETURN_BYTES_MAX);
-        let mut excerpt = Excerpt {
-            headers_only: message.envelope.return_headers_only,
-            ..Excerpt::default()
-        };
+        let mut excerpt =
+            Excerpt { headers_only: message.envelope.return_headers_only, ..Excerpt::default() };
         let mut body = source.body(message);
         while excerpt.bytes.len() <= limit {
             match body.next().await {

@@ -119,12 +119,7 @@ mod tests {
             router: "r".into(),
             transport: "t".into(),
             protocol: Protocol::Smtp,
-            hosts: vec![Host {
-                name: host.into(),
-                addresses: vec![],
-                port: 25,
-                preference: 0,
-            }],
+            hosts: vec![Host { name: host.into(), addresses: vec![], port: 25, preference: 0 }],
             strip_nul: false,
         }
     }

@@ -23,6 +23,8 @@ pub mod retry;
 mod schedule;
 pub mod seams;
 mod session;
+#[cfg(test)]
+mod tests;
 mod transaction;
 mod transmit;
 
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use ppsw_spool::env::Clock;
 
 pub use schedule::Deliverer;
+pub use seams::ConfiguredRouter;
 
 use crate::maillog::MailLog;
 

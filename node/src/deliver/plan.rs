@@ -105,12 +105,7 @@ fn return_path(message: &QueuedMessage, target: &Target) -> String {
     }
 }
 
-fn address(
-    attempt: &Attempt,
-    number: u32,
-    target: Target,
-    return_path: String,
-) -> (Address, Fate) {
+fn address(attempt: &Attempt, number: u32, target: Target, return_path: String) -> (Address, Fate) {
     let recipient = &attempt.recipient;
     let address = Address {
         rcpt: Rcpt {

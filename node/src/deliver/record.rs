@@ -27,8 +27,7 @@ pub(crate) async fn record(
                 warn!(id = %outcome.message, "no majority recorded an outcome in {after:?}: trying on");
             }
             Err(ProposeError::NotLeader { .. }) => {
-                let result =
-                    forward.forward(source.id(), outcome.clone(), RECORD_DEADLINE).await;
+                let result = forward.forward(source.id(), outcome.clone(), RECORD_DEADLINE).await;
                 let Err(why) = result else {
                     counter!("ppsw_outcomes_forwarded_total").increment(1);
                     return Ok(());

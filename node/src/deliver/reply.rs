@@ -100,7 +100,8 @@ impl ReplyBuffer {
 /// Code, whether it is the last line, and text. The separator may be missing (RFC 5321 §4.2 asks for tolerance).
 fn parse_line(line: &[u8]) -> Result<(u16, bool, String), ReplyError> {
     let malformed = || ReplyError::Malformed(printable(&String::from_utf8_lossy(line)));
-    let digits = line.get(..3).filter(|d| d.iter().all(u8::is_ascii_digit)).ok_or_else(malformed)?;
+    let digits =
+        line.get(..3).filter(|d| d.iter().all(u8::is_ascii_digit)).ok_or_else(malformed)?;
     let code = digits.iter().fold(0_u16, |code, d| code * 10 + u16::from(d - b'0'));
     if !(200..600).contains(&code) {
         return Err(malformed());
@@ -127,18 +128,6 @@ pub(crate) fn printable(text: &str) -> String {
     out
 }
 
-/// The enhanced status code (RFC 3463) at the beginning of a text, perhaps behind a reply code.
-pub(crate) fn enhanced_status(text: &str) -> Option<&str> {
-    text.split(' ').take(2).find(|word| {
-        let mut parts = word.split('.');
-        let class = parts.next().is_some_and(|p| matches!(p, "2" | "4" | "5"));
-        let number = |p: Option<&str>| {
-            p.is_some_and(|p| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit()))
-        };
-        class && number(parts.next()) && number(parts.next()) && parts.next().is_none()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -158,13 +147,5 @@ mod tests {
         assert!(matches!(read(&b"250-x\r\n".repeat(1000)).await, Err(ReplyError::Malformed(_))));
         assert!(matches!(read(&b"2".repeat(10_000)).await, Err(ReplyError::Malformed(_))));
         assert_eq!(read(b"550 \x1b[2J\0bad\r\n").await.unwrap().text(), "550  [2J bad");
-    }
-
-    #[test]
-    fn the_enhanced_status_is_found() {
-        assert_eq!(enhanced_status("550 5.1.1 no such user"), Some("5.1.1"));
-        assert_eq!(enhanced_status("5.4.7 too old"), Some("5.4.7"));
-        assert_eq!(enhanced_status("550 no 5.1.1"), None);
-        assert_eq!(enhanced_status("550 10.1.1.1 is bad"), None);
     }
 }

@@ -6,11 +6,12 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ppsw_spool::{
     PartitionId,
+    env::Clock,
     queue::{MessageId, Pulse, QueuedMessage},
 };
 use tokio::sync::{Notify, watch};
@@ -19,13 +20,17 @@ use tokio_util::task::TaskTracker;
 use super::{
     Parts,
     attempt::{Ended, Workshop},
+    connect::TcpConnector,
     lanes::Lanes,
-    seams::QueueSource,
+    seams::{Forward, QueueSource, Queues, Router},
     transmit::{Transmitter, quit_all},
 };
-use crate::limits::{
-    DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
-    SCAN_INTERVAL,
+use crate::{
+    limits::{
+        DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
+        SCAN_INTERVAL,
+    },
+    maillog::MailLog,
 };
 
 /// Delivers the messages of the partitions that this node leads. Clones share it.
@@ -39,8 +44,9 @@ struct Shared {
     taken: Mutex<Taken>,
     /// An attempt ended, or delivery is to stop.
     changed: Notify,
-    stopped: AtomicBool,
     attempts: TaskTracker,
+    /// The loop that takes messages.
+    loops: TaskTracker,
 }
 
 /// Messages that are not to be taken (again) now.
@@ -52,30 +58,47 @@ struct Taken {
 }
 
 impl Deliverer {
-    /// A deliverer that does nothing until it runs.
+    /// Starts to deliver, over TCP, until [`Self::finish`].
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn start(
+        name: String,
+        queues: Arc<dyn Queues>,
+        router: Arc<dyn Router>,
+        forward: Arc<dyn Forward>,
+        log: MailLog,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        let connector = Arc::new(TcpConnector);
+        Self::with(Parts { name, queues, router, connector, forward, clock, log })
+    }
+
+    /// Like [`Self::start`], with whatever connections.
+    #[must_use]
+    pub fn with(parts: Parts) -> Self {
         let transmitter = Transmitter::new(
             Arc::clone(&parts.connector),
             Arc::clone(&parts.clock),
             parts.name.clone(),
         );
-        let workshop = Workshop { parts, transmitter, lanes: Lanes::new() };
+        let stopped = AtomicBool::new(false);
+        let workshop = Workshop { parts, transmitter, lanes: Lanes::new(), stopped };
         let shared = Shared {
             workshop,
             taken: Mutex::default(),
             changed: Notify::new(),
-            stopped: AtomicBool::new(false),
             attempts: TaskTracker::new(),
+            loops: TaskTracker::new(),
         };
-        Self { shared: Arc::new(shared) }
+        let deliverer = Self { shared: Arc::new(shared) };
+        let running = deliverer.clone();
+        deliverer.shared.loops.spawn(async move { running.run().await });
+        deliverer
     }
 
-    /// Delivers until [`Self::stop`]; then waits for the attempts in flight.
-    pub async fn run(&self) {
+    async fn run(&self) {
         let shared = &self.shared;
         let mut pulses: BTreeMap<PartitionId, watch::Receiver<Pulse>> = BTreeMap::new();
-        while !shared.stopped.load(Ordering::Acquire) {
+        while !shared.workshop.stopped.load(Ordering::Acquire) {
             let sources = shared.workshop.parts.queues.partitions();
             pulses.retain(|id, _| sources.iter().any(|source| source.id() == *id));
             for source in &sources {
@@ -92,11 +115,13 @@ impl Deliverer {
         quit_all(shared.workshop.transmitter.idle()).await;
     }
 
-    /// Takes no more messages. Attempts that wait for a place are not begun when the partitions say so
-    /// ([`QueueSource::may_deliver`]).
-    pub fn stop(&self) {
-        self.shared.stopped.store(true, Ordering::Release);
+    /// Takes no more messages, gives up what has not come to its final dot, and waits up to `patience` for the rest
+    /// to be recorded. False: something is left.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        self.shared.workshop.stopped.store(true, Ordering::Release);
         self.shared.changed.notify_one();
+        self.shared.loops.close();
+        tokio::time::timeout(patience, self.shared.loops.wait()).await.is_ok()
     }
 
     /// Attempts of a partition that have begun and are not yet recorded: a drain waits until there are none.
@@ -245,4 +270,3 @@ impl Drop for Token {
         self.shared.changed.notify_one();
     }
 }
-

@@ -5,10 +5,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use tokio::{
-    io::AsyncWriteExt,
-    time::timeout,
-};
+use tokio::{io::AsyncWriteExt, time::timeout};
 
 use super::{
     connect::{Connector, Stream},

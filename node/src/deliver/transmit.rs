@@ -144,8 +144,7 @@ impl Transmitter {
         candidate: &Candidate,
     ) -> Result<Session, SessionError> {
         let protocol = what.destination.protocol;
-        let opened =
-            Session::open(&*self.connector, candidate.address, protocol, &self.name).await;
+        let opened = Session::open(&*self.connector, candidate.address, protocol, &self.name).await;
         match &opened {
             Ok(_) => self.down.mark_up(candidate.address),
             // Busy is not down: a host that answers is asked again.
@@ -177,8 +176,11 @@ impl Sent {
 /// Says why a host was left out, where nothing better is known.
 fn note_down(sent: &mut [Sent], candidate: &Candidate) {
     for slot in sent.iter_mut().filter(|slot| slot.is_open() && slot.host.is_none()) {
-        let text =
-            format!("host {} [{}] could not be reached a moment ago", candidate.name, candidate.address.ip());
+        let text = format!(
+            "host {} [{}] could not be reached a moment ago",
+            candidate.name,
+            candidate.address.ip()
+        );
         slot.answer = Answer::Deferred { text, elsewhere: true };
     }
 }

@@ -71,7 +71,8 @@ impl Operator {
     pub(super) async fn connect(address: SocketAddr, credentials: &Path) -> Result<Self, String> {
         let credentials = Credentials::load(credentials).map_err(|error| error.to_string())?;
         let address = address.to_string();
-        let client = within(client::Operator::connect(&address, &credentials)).await?.map_err(|error| error.to_string())?;
+        let connect = client::Operator::connect(&address, &credentials);
+        let client = within(connect).await?.map_err(|error| error.to_string())?;
         Ok(Self { client })
     }
 
@@ -100,7 +101,9 @@ impl Operator {
 }
 
 async fn within<T>(call: impl Future<Output = T>) -> Result<T, String> {
-    timeout(ANSWER_MAX, call).await.map_err(|_| format!("no answer within {} s", ANSWER_MAX.as_secs()))
+    timeout(ANSWER_MAX, call)
+        .await
+        .map_err(|_| format!("no answer within {} s", ANSWER_MAX.as_secs()))
 }
 
 fn text(status: &tonic::Status) -> String {

@@ -129,8 +129,7 @@ fn attempt_start(flag: &str, attempt: &Attempt) -> String {
         }
         let _ = write!(line, " {}", bracket(original));
     }
-    let _ =
-        write!(line, " F={} P={}", bracket(&attempt.sender), bracket(&attempt.return_path));
+    let _ = write!(line, " F={} P={}", bracket(&attempt.sender), bracket(&attempt.return_path));
     if !attempt.router.is_empty() {
         let _ = write!(line, " R={}", clean(&attempt.router));
     }

@@ -157,8 +157,7 @@ impl Report<'_> {
             "\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\n{}",
             self.status()
         );
-        let part =
-            if self.excerpt.headers_only { "text/rfc822-headers" } else { "message/rfc822" };
+        let part = if self.excerpt.headers_only { "text/rfc822-headers" } else { "message/rfc822" };
         let encoding = if original.is_ascii() { "7bit" } else { "8bit" };
         let _ = write!(
             out,
@@ -241,7 +240,11 @@ impl Report<'_> {
             out.push_str(&wrap(&plain(&reported.text), "    ", "    "));
         }
         if let Kind::Delayed { until } = self.kind {
-            let _ = write!(out, "\r\nWe give up on {}; then you will be told.\r\n", rfc5322_date(until));
+            let _ = write!(
+                out,
+                "\r\nWe give up on {}; then you will be told.\r\n",
+                rfc5322_date(until)
+            );
         }
         out.push_str(match (self.excerpt.headers_only, self.excerpt.cut) {
             (true, _) => "\r\nThe header of your message follows.\r\n",
@@ -308,8 +311,7 @@ impl Report<'_> {
 fn find_status(text: &str) -> Option<&str> {
     text.split([' ', ':', '(', ')', ';', ',']).find(|word| {
         let parts: Vec<&str> = word.split('.').collect();
-        let number =
-            |p: &str| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());
+        let number = |p: &str| (1..=3).contains(&p.len()) && p.bytes().all(|b| b.is_ascii_digit());
         matches!(parts.as_slice(), [class, subject, detail]
             if matches!(*class, "2" | "4" | "5") && number(subject) && number(detail))
     })
@@ -417,7 +419,10 @@ mod tests {
         let bytes = b"Subject: hello\r\n\r\nbody\r\n".to_vec();
         let excerpt = Excerpt { bytes, headers_only: false, cut: false };
         let (made, bytes) = report(&envelope, &recipients, &excerpt).to_message();
-        assert_eq!((made.sender.as_str(), made.recipients[0].address.as_str()), ("", "sender@example.org"));
+        assert_eq!(
+            (made.sender.as_str(), made.recipients[0].address.as_str()),
+            ("", "sender@example.org")
+        );
         let message = MessageParser::default().parse(&bytes[..]).unwrap();
         let kind = message.content_type().unwrap();
         assert_eq!((kind.ctype(), kind.subtype()), ("multipart", Some("report")));

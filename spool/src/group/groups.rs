@@ -191,6 +191,9 @@ fn config(id: GroupId, timing: Timing) -> Result<openraft::Config, LogError> {
         enable_pre_vote: Some(true),
         // Its own documentation forbids it with a volatile state machine.
         enable_leader_restore: Some(false),
+        // A leader whose heartbeats arrive but who hears no answers would keep its followers from electing another:
+        // without a majority it falls silent, for longer than a lease and the longest election time-out together.
+        quorum_loss_probe_interval: Some(3 * ms(timing.election_max)),
         // Checkpoints are taken when the machine can give something up, not by count.
         snapshot_policy: openraft::SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,

@@ -44,7 +44,10 @@ struct OwnFile {
 pub(crate) fn find(args: &Args) -> Result<Cluster, Failure> {
     if let Some(path) = &args.cluster {
         let file: ClusterFile = serde_json::from_str(&read(path)?).map_err(|e| {
-            Failure::Usage(format!("{}: {e}; expected the cluster.json of a cluster", path.display()))
+            Failure::Usage(format!(
+                "{}: {e}; expected the cluster.json of a cluster",
+                path.display()
+            ))
         })?;
         let own = if args.viewer {
             file.viewer.ok_or_else(|| Failure::Usage("the file names no viewer".to_owned()))?
@@ -58,7 +61,9 @@ pub(crate) fn find(args: &Args) -> Result<Cluster, Failure> {
     }
     if !args.address.is_empty() {
         let credentials = args.credentials.clone().ok_or_else(|| {
-            Failure::Usage("--address needs --credentials DIR (ca.pem, cert.pem, key.pem)".to_owned())
+            Failure::Usage(
+                "--address needs --credentials DIR (ca.pem, cert.pem, key.pem)".to_owned(),
+            )
         })?;
         return Ok(Cluster { addresses: args.address.clone(), credentials });
     }

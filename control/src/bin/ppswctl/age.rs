@@ -39,7 +39,8 @@ pub(crate) fn span(milliseconds: u64) -> String {
 
 /// RFC 3339 in UTC; `null` for 0.
 pub(crate) fn rfc3339(unix_ms: u64) -> serde_json::Value {
-    let time = i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
+    let time =
+        i64::try_from(unix_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok());
     match time {
         Some(time) if unix_ms != 0 => time.to_string().into(),
         _ => serde_json::Value::Null,

@@ -135,7 +135,9 @@ mod tests {
     fn json_is_understood_before_and_after_the_verb() {
         use clap::CommandFactory;
         Args::command().debug_assert();
-        for line in ["ppswctl --json queue list", "ppswctl queue list --json", "ppswctl queue --json list"] {
+        for line in
+            ["ppswctl --json queue list", "ppswctl queue list --json", "ppswctl queue --json list"]
+        {
             let args = Args::try_parse_from(line.split(' ')).unwrap();
             assert!(args.json, "{line}");
         }

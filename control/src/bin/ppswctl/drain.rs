@@ -91,7 +91,8 @@ async fn fresh_status(cluster: &Cluster) -> Option<StatusReply> {
 
 async fn progress(cluster: &Cluster, node: u64) -> Option<DrainProgress> {
     let status = fresh_status(cluster).await?;
-    let found = status.nodes.into_iter().find(|n| n.member.as_ref().is_some_and(|m| m.id == node))?;
+    let found =
+        status.nodes.into_iter().find(|n| n.member.as_ref().is_some_and(|m| m.id == node))?;
     found.report?.drain
 }
 

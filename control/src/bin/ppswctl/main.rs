@@ -48,10 +48,9 @@ impl From<tonic::Status> for Failure {
         match status.code() {
             Code::Unavailable => Self::Silent(status.message().to_owned()),
             Code::DeadlineExceeded => Self::TimedOut(status.message().to_owned()),
-            Code::Unauthenticated | Code::PermissionDenied => Self::Refused(format!(
-                "{}; give credentials of the right role",
-                status.message()
-            )),
+            Code::Unauthenticated | Code::PermissionDenied => {
+                Self::Refused(format!("{}; give credentials of the right role", status.message()))
+            }
             _ => Self::Refused(status.message().to_owned()),
         }
     }

@@ -25,7 +25,7 @@ pub(crate) async fn summary(
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["domain", "recipients", "deferred", "oldest"]);
     let now = now_ms();
     for domain in &summary.domains {
@@ -82,7 +82,13 @@ pub(crate) async fn show(admin: &mut Admin, id: &str, as_json: bool) -> Result<(
     println!("{}: {} on node {}, partition {}", item.id, item.state, item.node, item.partition);
     println!("  sender     <{}>", item.sender);
     println!("  size       {} bytes", item.size);
-    println!("  received   {} from {} [{}] by {}", text(item.received_ms), origin.helo, origin.client, origin.personality);
+    println!(
+        "  received   {} from {} [{}] by {}",
+        text(item.received_ms),
+        origin.helo,
+        origin.client,
+        origin.personality
+    );
     println!("  next retry {}", text(item.next_retry_ms));
     println!("  expires    {}", text(item.expires_ms));
     for recipient in &item.recipients {
@@ -177,7 +183,10 @@ fn summary_json(summary: &QueueSummary) -> Value {
 fn warn_of_silent(silent: &[u64]) {
     if !silent.is_empty() {
         let nodes: Vec<String> = silent.iter().map(u64::to_string).collect();
-        eprintln!("ppswctl: no answer from node {}: their messages are missing here", nodes.join(", "));
+        eprintln!(
+            "ppswctl: no answer from node {}: their messages are missing here",
+            nodes.join(", ")
+        );
     }
 }
 

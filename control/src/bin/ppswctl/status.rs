@@ -42,7 +42,10 @@ pub(crate) fn find_node(status: &StatusReply, given: &str) -> Result<u64, Failur
         .map(|member| member.id);
     found.ok_or_else(|| {
         let known: Vec<String> = members.map(|member| member.id.to_string()).collect();
-        Failure::Refused(format!("no node {given:?} in this cluster; there are {}", known.join(", ")))
+        Failure::Refused(format!(
+            "no node {given:?} in this cluster; there are {}",
+            known.join(", ")
+        ))
     })
 }
 
@@ -84,7 +87,7 @@ fn group_json(group: &GroupStatus) -> Value {
 
 fn node_table(nodes: &[NodeStatus]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["node", "state", "control", "http", "not ready because"]);
     for node in nodes {
         let member = node.member.clone().unwrap_or_default();
@@ -102,10 +105,11 @@ fn node_table(nodes: &[NodeStatus]) -> Table {
 
 fn group_table(status: &StatusReply) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["group", "leader", "voters", "wanted", "term", "messages"]);
     let groups = status.control.iter().map(|group| ("control".to_owned(), group));
-    let partitions = status.partitions.iter().map(|group| (format!("partition {}", group.id), group));
+    let partitions =
+        status.partitions.iter().map(|group| (format!("partition {}", group.id), group));
     for (name, group) in groups.chain(partitions) {
         let leader = if group.leader == 0 { "none".to_owned() } else { group.leader.to_string() };
         table.add_row([

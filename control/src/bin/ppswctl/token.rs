@@ -40,7 +40,7 @@ pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_BORDERS_ONLY);
+    table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["id", "created", "expires", "by"]);
     for token in tokens {
         let text = |value: Value| value.as_str().unwrap_or("-").to_owned();

@@ -1,0 +1,341 @@
+//! A partition's queue in memory, and the rest of a node around it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use ppsw_spool::{
+    PartitionId,
+    env::{Clock, UnixMs},
+    group::ProposeError,
+    log::LogError,
+    queue::{
+        Attempt, Body, Envelope, MessageId, MessageState, Outcome, Pulse, QueuedMessage, Recipient,
+        RecipientState, Verdict,
+    },
+};
+use tokio::sync::watch;
+
+use crate::{
+    deliver::{
+        Deliverer, Parts,
+        connect::TcpConnector,
+        retry::{RULE_OTHERS, RetryRule},
+        seams::{BodySource, Forward, QueueSource, Queues, Router, Routing},
+    },
+    maillog::{LogThread, MailLog},
+    policy::Options,
+    route::{Destination, Fate, Target},
+};
+
+/// A wall clock that tests move; the monotonic one is real.
+pub(super) struct TestClock(pub(super) AtomicU64);
+
+impl Clock for TestClock {
+    fn now(&self) -> UnixMs {
+        UnixMs(self.0.load(Ordering::SeqCst))
+    }
+    #[allow(clippy::disallowed_methods, reason = "time-outs of a test are real")]
+    fn instant(&self) -> Instant {
+        Instant::now()
+    }
+}
+
+pub(super) struct Queue {
+    messages: Mutex<BTreeMap<MessageId, Arc<QueuedMessage>>>,
+    bodies: Mutex<HashMap<MessageId, Bytes>>,
+    pub(super) leading: AtomicBool,
+    pub(super) outcomes: Mutex<Vec<Outcome>>,
+    /// What the next calls of `record` say instead of recording.
+    pub(super) troubles: Mutex<VecDeque<ProposeError>>,
+    pulse: watch::Sender<Pulse>,
+}
+
+impl Queue {
+    fn new() -> Self {
+        Self {
+            messages: Mutex::default(),
+            bodies: Mutex::default(),
+            leading: AtomicBool::new(true),
+            outcomes: Mutex::default(),
+            troubles: Mutex::default(),
+            pulse: watch::Sender::new(Pulse::default()),
+        }
+    }
+
+    pub(super) fn put(&self, id: MessageId, envelope: Envelope, body: Bytes) {
+        let recipients = envelope.recipients.iter().map(|recipient| Attempt {
+            recipient: recipient.clone(),
+            state: RecipientState::New,
+            attempts: 0,
+            last_error: String::new(),
+            next_due: envelope.received,
+            done: BTreeSet::new(),
+        });
+        let message = QueuedMessage {
+            id,
+            recipients: recipients.collect(),
+            state: MessageState::Queued,
+            body: Body::Inline { index: 0 },
+            size: body.len() as u64,
+            warned: false,
+            not_before: UnixMs(0),
+            envelope,
+        };
+        self.bodies.lock().unwrap().insert(id, body);
+        self.messages.lock().unwrap().insert(id, Arc::new(message));
+        self.pulse.send_modify(|pulse| pulse.changes += 1);
+    }
+
+    pub(super) fn message(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
+        self.messages.lock().unwrap().get(&id).cloned()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.messages.lock().unwrap().len()
+    }
+
+    pub(super) fn apply(&self, outcome: &Outcome) {
+        for (id, envelope, bytes) in &outcome.creates {
+            self.put(*id, envelope.clone(), bytes.clone());
+        }
+        let mut messages = self.messages.lock().unwrap();
+        let Some(message) = messages.get_mut(&outcome.message) else { return };
+        let message = Arc::make_mut(message);
+        for result in &outcome.results {
+            let attempt = &mut message.recipients[result.recipient as usize];
+            attempt.attempts += 1;
+            attempt.state = RecipientState::Deferred;
+            match result.verdict {
+                Verdict::Deferred { next_due } => attempt.next_due = next_due,
+                _ => _ = attempt.done.insert(result.address.clone()),
+            }
+        }
+        for number in &outcome.finished {
+            message.recipients[*number as usize].state = RecipientState::Delivered;
+        }
+        message.warned |= outcome.warned;
+        if !message.recipients.iter().any(Attempt::is_open) {
+            messages.remove(&outcome.message);
+        }
+        drop(messages);
+        self.outcomes.lock().unwrap().push(outcome.clone());
+        self.pulse.send_modify(|pulse| pulse.changes += 1);
+    }
+
+    fn due_times(&self) -> Vec<(UnixMs, Arc<QueuedMessage>)> {
+        let due = |message: &QueuedMessage| {
+            message.recipients.iter().filter(|r| r.is_open()).map(|r| r.next_due).min().unwrap()
+        };
+        let messages = self.messages.lock().unwrap();
+        let mut out: Vec<_> = messages.values().map(|m| (due(m), Arc::clone(m))).collect();
+        out.sort_by_key(|(due, message)| (*due, message.id));
+        out
+    }
+}
+
+struct OneChunk(Option<Bytes>);
+
+#[async_trait]
+impl BodySource for OneChunk {
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        Ok(self.0.take())
+    }
+}
+
+#[async_trait]
+impl QueueSource for Queue {
+    fn id(&self) -> PartitionId {
+        1
+    }
+    fn watch(&self) -> watch::Receiver<Pulse> {
+        self.pulse.subscribe()
+    }
+    fn due(
+        &self,
+        now: UnixMs,
+        limit: usize,
+        skip: &dyn Fn(MessageId) -> bool,
+    ) -> Vec<Arc<QueuedMessage>> {
+        let due = self.due_times().into_iter().filter(|(due, _)| *due <= now);
+        due.map(|(_, message)| message).filter(|m| !skip(m.id)).take(limit).collect()
+    }
+    fn next_due(&self) -> Option<UnixMs> {
+        self.due_times().first().map(|(due, _)| *due)
+    }
+    fn may_deliver(&self) -> bool {
+        self.leading.load(Ordering::SeqCst)
+    }
+    async fn record(&self, outcome: Outcome, _: Duration) -> Result<(), ProposeError> {
+        let trouble = self.troubles.lock().unwrap().pop_front();
+        match trouble {
+            Some(trouble) => Err(trouble),
+            None => {
+                self.apply(&outcome);
+                Ok(())
+            }
+        }
+    }
+    fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
+        Box::new(OneChunk(self.bodies.lock().unwrap().get(&message.id).cloned()))
+    }
+}
+
+struct Node {
+    queue: Arc<Queue>,
+    next: AtomicU64,
+}
+
+impl Queues for Node {
+    fn partitions(&self) -> Vec<Arc<dyn QueueSource>> {
+        vec![Arc::clone(&self.queue) as Arc<dyn QueueSource>]
+    }
+    fn new_id(&self) -> Option<MessageId> {
+        Some(id(self.next.fetch_add(1, Ordering::SeqCst)))
+    }
+}
+
+/// Routes by table.
+#[derive(Clone, Default)]
+pub(super) struct Table {
+    pub(super) routes: BTreeMap<String, Vec<Target>>,
+    pub(super) options: Options,
+}
+
+#[async_trait]
+impl Routing for Table {
+    async fn route(&self, address: &str) -> Vec<Target> {
+        self.routes.get(address).cloned().unwrap_or_else(|| {
+            vec![target(address, Fate::Fail(format!("5.1.1 no route to {address}")))]
+        })
+    }
+    fn options(&self) -> &Options {
+        &self.options
+    }
+    fn retry(&self, _: &str) -> RetryRule {
+        RULE_OTHERS.parse().unwrap()
+    }
+}
+
+struct Fixed(Arc<Table>);
+
+impl Router for Fixed {
+    fn current(&self) -> Arc<dyn Routing> {
+        Arc::clone(&self.0) as Arc<dyn Routing>
+    }
+}
+
+/// Counts what is forwarded; refuses the first `refusals`.
+#[derive(Default)]
+pub(super) struct Forwarded {
+    pub(super) refusals: Mutex<u32>,
+    pub(super) outcomes: Mutex<Vec<Outcome>>,
+}
+
+#[async_trait]
+impl Forward for Forwarded {
+    async fn forward(&self, _: PartitionId, outcome: Outcome, _: Duration) -> Result<(), String> {
+        let mut refusals = self.refusals.lock().unwrap();
+        if *refusals > 0 {
+            *refusals -= 1;
+            return Err("no leader".into());
+        }
+        self.outcomes.lock().unwrap().push(outcome);
+        Ok(())
+    }
+}
+
+/// A deliverer with everything that it needs.
+pub(super) struct Setting {
+    pub(super) queue: Arc<Queue>,
+    pub(super) clock: Arc<TestClock>,
+    pub(super) forwarded: Arc<Forwarded>,
+    pub(super) deliverer: Deliverer,
+    dir: tempfile::TempDir,
+    _thread: LogThread,
+}
+
+pub(super) const START: u64 = 1_795_464_000_000;
+
+impl Setting {
+    pub(super) fn new(table: Table) -> Self {
+        let clock = Arc::new(TestClock(AtomicU64::new(START)));
+        let (queue, forwarded) = (Arc::new(Queue::new()), Arc::new(Forwarded::default()));
+        let dir = tempfile::tempdir().unwrap();
+        let time: Arc<dyn Clock> = Arc::clone(&clock) as _;
+        let (log, thread) = MailLog::open(dir.path(), 1, Arc::clone(&time)).unwrap();
+        let deliverer = Deliverer::with(Parts {
+            name: "us.example".into(),
+            queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
+            router: Arc::new(Fixed(Arc::new(table))),
+            connector: Arc::new(TcpConnector),
+            forward: Arc::clone(&forwarded) as _,
+            clock: time,
+            log,
+        });
+        Self { queue, clock, forwarded, deliverer, dir, _thread: thread }
+    }
+
+    /// Queues a message of `sender` for `recipients`; its number is its id's.
+    pub(super) fn put(&self, number: u64, sender: &str, recipients: &[&str]) -> MessageId {
+        let recipient = |a: &&str| Recipient { address: (*a).into(), ..Recipient::default() };
+        let envelope = Envelope {
+            sender: sender.into(),
+            recipients: recipients.iter().map(recipient).collect(),
+            received: self.clock.now(),
+            ..Envelope::default()
+        };
+        self.put_envelope(number, envelope)
+    }
+
+    pub(super) fn put_envelope(&self, number: u64, envelope: Envelope) -> MessageId {
+        let body = Bytes::from_static(b"Subject: hello\r\n\r\nbody\r\n");
+        self.queue.put(id(number), envelope, body);
+        id(number)
+    }
+
+    /// Moves the clock.
+    pub(super) fn later(&self, time: Duration) {
+        let ms = u64::try_from(time.as_millis()).unwrap();
+        self.clock.0.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// Waits for something to become true.
+    pub(super) async fn until(&self, what: &str, is_so: impl Fn() -> bool) {
+        for _ in 0..1_500 {
+            if is_so() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("not so after 15 s: {what}; outcomes: {:#?}", self.queue.outcomes.lock().unwrap());
+    }
+
+    pub(super) fn outcomes(&self) -> Vec<Outcome> {
+        self.queue.outcomes.lock().unwrap().clone()
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "tests look at the files")]
+    pub(super) fn mainlog(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("mainlog")).unwrap()
+    }
+}
+
+pub(super) fn id(counter: u64) -> MessageId {
+    MessageId { second: START / 1_000, counter, node: 1 }
+}
+
+pub(super) fn target(address: &str, fate: Fate) -> Target {
+    Target { address: address.into(), parents: vec![], errors_to: None, fate }
+}
+
+pub(super) fn deliver_to(address: &str, destination: &Destination) -> Target {
+    target(address, Fate::Deliver(destination.clone()))
+}

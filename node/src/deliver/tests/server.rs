@@ -1,0 +1,242 @@
+//! A scripted SMTP and LMTP server.
+#![allow(clippy::disallowed_methods, reason = "a test server on loopback")]
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+};
+
+/// Where the server closes the connection instead of answering.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Greeting,
+    Ehlo,
+    Mail,
+    Rcpt,
+    Data,
+    /// After some bytes of data.
+    InData,
+    /// After the final dot, without a reply.
+    Dot,
+}
+
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
+/// What the server says.
+#[derive(Clone)]
+pub(super) struct Script {
+    pub(super) greeting: &'static str,
+    pub(super) ehlo: &'static str,
+    pub(super) helo: &'static str,
+    pub(super) mail: &'static str,
+    /// Reply to RCPT: the first entry whose word the command contains, else 250.
+    pub(super) rcpt: Vec<(&'static str, &'static str)>,
+    pub(super) data: &'static str,
+    /// Replies to the final dot; for LMTP by recipient, as `rcpt`.
+    pub(super) dot: Vec<(&'static str, &'static str)>,
+    pub(super) lmtp: bool,
+    pub(super) close: Option<At>,
+    /// Called when DATA has been answered.
+    pub(super) in_data: Option<Hook>,
+    /// Called when RCPT arrives.
+    pub(super) at_rcpt: Option<Hook>,
+}
+
+impl Default for Script {
+    fn default() -> Self {
+        Self {
+            greeting: "220 here ESMTP",
+            ehlo: "250-here\r\n250-PIPELINING\r\n250-8BITMIME\r\n250 SIZE 1000000",
+            helo: "250 here",
+            mail: "250 ok",
+            rcpt: vec![],
+            data: "354 go on",
+            dot: vec![("", "250 2.0.0 taken")],
+            lmtp: false,
+            close: None,
+            in_data: None,
+            at_rcpt: None,
+        }
+    }
+}
+
+/// A message as the server got it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Taken {
+    pub(super) mail: String,
+    pub(super) rcpts: Vec<String>,
+    /// With dots removed; `complete`: the final dot came.
+    pub(super) data: Vec<u8>,
+    pub(super) complete: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Seen {
+    pub(super) taken: Mutex<Vec<Taken>>,
+    pub(super) commands: Mutex<Vec<String>>,
+    pub(super) connections: AtomicUsize,
+}
+
+pub(super) struct Server {
+    pub(super) address: SocketAddr,
+    pub(super) seen: Arc<Seen>,
+    task: AbortHandle,
+}
+
+impl Server {
+    pub(super) async fn start(script: Script) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Seen::default());
+        let seeing = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                seeing.connections.fetch_add(1, Ordering::SeqCst);
+                let (script, seen) = (script.clone(), Arc::clone(&seeing));
+                tokio::spawn(async move { talk(stream, &script, &seen).await });
+            }
+        });
+        Self { address, seen, task: task.abort_handle() }
+    }
+
+    /// Messages that were taken whole.
+    pub(super) fn complete(&self) -> Vec<Taken> {
+        let taken = self.seen.taken.lock().unwrap();
+        taken.iter().filter(|taken| taken.complete).cloned().collect()
+    }
+
+    pub(super) fn commands(&self) -> Vec<String> {
+        self.seen.commands.lock().unwrap().clone()
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.seen.connections.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn by_word(replies: &[(&'static str, &'static str)], text: &str) -> &'static str {
+    replies.iter().find(|(word, _)| text.contains(word)).map_or("250 ok", |(_, reply)| reply)
+}
+
+/// One connection. `None`: it is over.
+async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
+    let mut stream = BufReader::new(stream);
+    if script.close == Some(At::Greeting) {
+        return None;
+    }
+    say(&mut stream, script.greeting).await?;
+    let mut taken = Taken::default();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).await.ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_owned();
+        seen.commands.lock().unwrap().push(line.clone());
+        let verb = line.split(' ').next().unwrap().to_uppercase();
+        let (at, reply) = match verb.as_str() {
+            "EHLO" | "LHLO" => (At::Ehlo, script.ehlo),
+            "HELO" => (At::Ehlo, script.helo),
+            "MAIL" => {
+                taken = Taken { mail: line.clone(), ..Taken::default() };
+                (At::Mail, script.mail)
+            }
+            "RCPT" => {
+                if let Some(hook) = &script.at_rcpt {
+                    hook();
+                }
+                let reply = by_word(&script.rcpt, &line);
+                if reply.starts_with('2') && script.mail.starts_with('2') {
+                    taken.rcpts.push(line.clone());
+                }
+                (At::Rcpt, reply)
+            }
+            "DATA" => {
+                if script.close == Some(At::Data) {
+                    return None;
+                }
+                say(&mut stream, script.data).await?;
+                if script.data.starts_with("354") {
+                    data(&mut stream, script, seen, std::mem::take(&mut taken)).await?;
+                }
+                continue;
+            }
+            "QUIT" => {
+                say(&mut stream, "221 bye").await?;
+                return None;
+            }
+            _ => {
+                say(&mut stream, "250 ok").await?;
+                continue;
+            }
+        };
+        if script.close == Some(at) {
+            return None;
+        }
+        say(&mut stream, reply).await?;
+        if reply.starts_with("421") {
+            return None;
+        }
+    }
+}
+
+async fn data(
+    stream: &mut BufReader<TcpStream>,
+    script: &Script,
+    seen: &Seen,
+    mut taken: Taken,
+) -> Option<()> {
+    if let Some(hook) = &script.in_data {
+        hook();
+    }
+    if script.close == Some(At::InData) {
+        let mut some = [0; 4];
+        stream.read_exact(&mut some).await.ok()?;
+        return None;
+    }
+    loop {
+        let mut line = Vec::new();
+        if stream.read_until(b'\n', &mut line).await.ok()? == 0 {
+            seen.taken.lock().unwrap().push(taken);
+            return None;
+        }
+        if line == b".\r\n" {
+            break;
+        }
+        let line = line.strip_prefix(b".").unwrap_or(&line);
+        taken.data.extend_from_slice(line);
+    }
+    taken.complete = true;
+    seen.taken.lock().unwrap().push(taken.clone());
+    if script.close == Some(At::Dot) {
+        return None;
+    }
+    if script.lmtp {
+        for rcpt in &taken.rcpts {
+            say(stream, by_word(&script.dot, rcpt)).await?;
+        }
+    } else {
+        say(stream, by_word(&script.dot, "")).await?;
+    }
+    Some(())
+}
+
+async fn say(stream: &mut BufReader<TcpStream>, reply: &str) -> Option<()> {
+    stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.ok()
+}
