@@ -30,6 +30,8 @@ pub(crate) struct Agent {
     tending: HashMap<PartitionId, JoinHandle<()>>,
     announcing: Option<JoinHandle<()>>,
     drain: Option<JoinHandle<()>>,
+    /// What the node was told last of its being drained.
+    told: bool,
     /// Home partition has been initialised, or was before.
     initialised: HashSet<PartitionId>,
     book: AddressBook,
@@ -46,6 +48,7 @@ impl Agent {
             tending: HashMap::new(),
             announcing: None,
             drain: None,
+            told: book.drained,
             initialised: HashSet::new(),
             book,
             settled: false,
@@ -149,24 +152,19 @@ impl Agent {
 
     fn follow_drain(&mut self, state: &State) {
         let drained = state.drained(self.shared.node);
-        match (&self.drain, drained) {
-            (None, true) => {
-                self.shared.hooks.set_draining(true);
-                self.drain = Some(tokio::spawn(drain::run(Arc::clone(&self.shared))));
-            }
-            (Some(task), false) => {
-                task.abort();
-                self.drain = None;
-                self.shared.progress.send_replace(pb::DrainProgress::default());
-                self.shared.spool.partitions().iter().for_each(Partition::resume);
-                self.shared.hooks.set_draining(false);
-            }
-            // Also ends what a start with the memory of a drain began.
-            (None, false) if self.round == 1 || !self.settled => {
-                self.shared.hooks.set_draining(false);
-            }
-            _ => {}
+        if drained != self.told {
+            self.shared.hooks.set_draining(drained);
+            self.told = drained;
         }
+        if drained && self.drain.is_none() {
+            self.drain = Some(tokio::spawn(drain::run(Arc::clone(&self.shared))));
+        } else if !drained && let Some(task) = self.drain.take() {
+            task.abort();
+            self.shared.progress.send_replace(pb::DrainProgress::default());
+            self.shared.spool.partitions().iter().for_each(Partition::resume);
+        }
+        metrics::gauge!("ppsw_drained").set(u8::from(drained));
+        metrics::gauge!("ppsw_led_partitions").set(self.shared.led().len() as f64);
     }
 
     /// Tells the control group where this node serves, if it has moved.

@@ -60,7 +60,7 @@ pub async fn init(
     };
     let address = Address { id: FIRST, control: listen.to_string() };
     // Last: with the identity the cluster exists.
-    identity.store(data, &AddressBook::new(vec![address], false))?;
+    identity.store(data, &AddressBook::new(vec![address]))?;
     Ok(())
 }
 
@@ -108,7 +108,7 @@ pub async fn join(
         key,
         ca_key: None,
     };
-    identity.store(data, &AddressBook::new(members, false))?;
+    identity.store(data, &AddressBook::new(members))?;
     files::remove(&data.join(PENDING_KEY))?;
     Ok(reply.node)
 }

@@ -41,6 +41,8 @@ pub struct AddressBook {
     pub members: Vec<Address>,
     /// So that a drained node that starts again is not ready from the first moment on.
     pub drained: bool,
+    /// This node has had replicas: without its log it must not come back under its number.
+    pub started: bool,
 }
 
 /// Where a member serves the control plane.
@@ -130,13 +132,13 @@ impl AddressBook {
             .values()
             .map(|member| Address { id: member.id, control: member.control.clone() })
             .collect();
-        Self::new(members, state.drained(node))
+        Self { drained: state.drained(node), started: true, ..Self::new(members) }
     }
 
-    /// From a list.
+    /// That of a node which has not been started yet.
     #[must_use]
-    pub const fn new(members: Vec<Address>, drained: bool) -> Self {
-        Self { version: VERSION, members, drained }
+    pub const fn new(members: Vec<Address>) -> Self {
+        Self { version: VERSION, members, drained: false, started: false }
     }
 
     /// Reads the copy of an earlier run; empty if there is none.
@@ -201,7 +203,7 @@ mod tests {
             ca_key: None,
         };
         let address = Address { id: 1, control: "127.0.0.1:1".to_owned() };
-        let book = AddressBook::new(vec![address], true);
+        let book = AddressBook { drained: true, ..AddressBook::new(vec![address]) };
         identity.store(&data, &book).unwrap();
         let again = Identity::load(&data).unwrap();
         assert_eq!((again.node, again.key.as_str(), again.ca_key), (4, "c", None));

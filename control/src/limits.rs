@@ -96,6 +96,9 @@ pub const DRAIN_ATTEMPTS: Duration = Duration::from_secs(30);
 /// While stopping, leadership is given away within this time or not at all.
 pub const SHUTDOWN_HANDOVER: Duration = Duration::from_secs(3);
 
+/// While stopping, answers that are under way get this long.
+pub const SHUTDOWN_ANSWERS: Duration = Duration::from_secs(1);
+
 /// The control group's log is cut when it has this many entries behind its checkpoint.
 pub const CONTROL_CHECKPOINT_ENTRIES: u64 = 512;
 

@@ -67,7 +67,10 @@ pub(crate) struct Shared {
     /// This node was drained when it stopped, and has heard nothing else since.
     pub(crate) was_drained: AtomicBool,
     pub(crate) progress: watch::Sender<pb::DrainProgress>,
+    /// The agent and drains end.
     pub(crate) stop: CancellationToken,
+    /// The server ends.
+    pub(crate) closed: CancellationToken,
 }
 
 impl Plane {
@@ -88,6 +91,15 @@ impl Plane {
         dialer.update(book.members.iter().map(|m| (m.id, m.control.clone())).collect());
         let log = open_log(&options, disk).await?;
         let carried = log.groups();
+        if book.started && carried.is_empty() {
+            return Err(PlaneError::Refused(format!(
+                "the log in {} is gone, but node {} had replicas in it. With an empty log it could vote twice and \
+                 lose mail: empty {} as a whole and join again, under a new number",
+                options.data.join("log").display(),
+                identity.node,
+                options.data.display()
+            )));
+        }
         let node = identity.node;
         let groups =
             Groups::new(node, log, Arc::clone(&clock), Arc::clone(&dialer) as _, options.timing);
@@ -118,6 +130,7 @@ impl Plane {
             was_drained: AtomicBool::new(book.drained),
             progress: watch::Sender::default(),
             stop: CancellationToken::new(),
+            closed: CancellationToken::new(),
         });
         let served = tokio::spawn(serve::run(Arc::clone(&shared), listener)?);
         if shared.identity.founder
@@ -182,11 +195,12 @@ impl Plane {
         self.shared.stop.cancel();
         self.shared.give_away().await;
         self.shared.groups.shutdown().await;
+        self.shared.closed.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        for task in tasks {
-            task.abort();
-            // Ended, or aborted just now.
-            let _ = task.await;
+        for mut task in tasks {
+            if timeout(limits::SHUTDOWN_ANSWERS, &mut task).await.is_err() {
+                task.abort();
+            }
         }
     }
 }

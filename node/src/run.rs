@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     config::NodeConfig,
-    deliver::{Deliverer, Parts, connect::TcpConnector, seams::ConfiguredRouter},
+    deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
     http, limits,
     maillog::MailLog,
@@ -84,15 +84,14 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
     let router = ConfiguredRouter::new(current.clone(), dns.clone());
-    let deliverer = Deliverer::new(Parts {
-        name: config.name.clone(),
-        queues: Arc::new(spool.clone()),
-        router: Arc::new(router),
-        connector: Arc::new(TcpConnector),
-        forward: Arc::new(plane.clone()),
-        clock: Arc::new(SystemClock),
-        log: log.clone(),
-    });
+    let deliverer = Deliverer::start(
+        config.name.clone(),
+        Arc::new(spool.clone()),
+        Arc::new(router),
+        Arc::new(plane.clone()),
+        log.clone(),
+        Arc::new(SystemClock),
+    );
     let front = Arc::new(FrontEnd {
         host_name: config.name.clone(),
         rules: Arc::new(CurrentRules(current)),
@@ -116,10 +115,6 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             Ok(())
         });
     }
-    let delivering = tokio::spawn({
-        let deliverer = deliverer.clone();
-        async move { deliverer.run().await }
-    });
     let ready: http::Readiness = {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
@@ -134,7 +129,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
 
     let ended = serve(&config, &switch, &plane, &mut tasks).await;
-    stop(&front, &deliverer, delivering, &plane).await;
+    stop(&front, &deliverer, &plane).await;
     drop((front, deliverer, hooks));
     // The last lines; whoever still holds the log at this point has nothing more to say.
     let _ = tokio::time::timeout(
@@ -194,19 +189,13 @@ async fn serve(
 }
 
 /// No new work, a moment for what runs, then the groups.
-async fn stop(
-    front: &FrontEnd,
-    deliverer: &Deliverer,
-    delivering: tokio::task::JoinHandle<()>,
-    plane: &Plane,
-) {
+async fn stop(front: &FrontEnd, deliverer: &Deliverer, plane: &Plane) {
     front.activity.drain(true);
-    deliverer.stop();
     let (sessions, attempts) = tokio::join!(
         front.activity.finish(limits::STOP_PATIENCE),
-        tokio::time::timeout(limits::STOP_PATIENCE, delivering)
+        deliverer.finish(limits::STOP_PATIENCE)
     );
-    if !sessions || attempts.is_err() {
+    if !(sessions && attempts) {
         tracing::info!("stopping with sessions or attempts that have not ended");
     }
     plane.shutdown().await;

@@ -30,7 +30,7 @@ pub(crate) fn listen(address: SocketAddr) -> Result<TcpIncoming, PlaneError> {
         .map_err(|error| PlaneError::Listen { address, why: error.to_string() })
 }
 
-/// The server; ends only when it is dropped.
+/// The server; ends when `shared.closed` says so, after the answers that are under way.
 pub(crate) fn run(
     shared: Arc<Shared>,
     listener: TcpIncoming,
@@ -49,8 +49,9 @@ pub(crate) fn run(
         .http2_keepalive_interval(Some(limits::KEEP_ALIVE))
         .http2_keepalive_timeout(Some(limits::KEEP_ALIVE))
         .add_routes(routes(&shared));
+    let closed = shared.closed.clone().cancelled_owned();
     Ok(async move {
-        if let Err(error) = router.serve_with_incoming(listener).await {
+        if let Err(error) = router.serve_with_incoming_shutdown(listener, closed).await {
             tracing::error!(
                 error = crate::client::deepest(&error),
                 "the control plane's server ended"

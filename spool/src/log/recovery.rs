@@ -234,7 +234,9 @@ fn secure(
     let behind = image.bytes.get(scan.end..).unwrap_or_default();
     let dirty = behind.iter().take(LOG_FLUSH_BYTES_MAX).rposition(|&b| b != 0);
     let zero_to = dirty.map_or(scan.end, |at| scan.end + at + 1);
-    active.rewrite(&image.bytes, scan.last_flush..scan.end, zero_to)?;
+    // The head flush was written together with the segment's header.
+    let from = if scan.flushes == 1 { 0 } else { scan.last_flush };
+    active.rewrite(&image.bytes, from..scan.end, zero_to)?;
     disk.sync_dir(dir).map_err(|e| LogError::Disk(format!("syncing {}: {e}", dir.display())))?;
     if scan.flushes == 1
         && let Some(end) = before

@@ -263,7 +263,8 @@ impl Image {
         (start..self.bytes.len()).step_by(ALIGN).find(|&at| {
             let bytes = &self.bytes[at..];
             looks_like_marker(self.generation, bytes)
-                .is_some_and(|began| began > start as u64 && began < at as u64)
+                // A confirmation begins where its marker stands.
+                .is_some_and(|began| began > start as u64 && began <= at as u64)
                 && stamp.is_none_or(|stamp| parse(stamp, bytes).is_ok())
         })
     }

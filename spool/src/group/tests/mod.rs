@@ -75,7 +75,7 @@ impl Machine for Tape {
 }
 
 fn open_log_on(disk: Arc<dyn Disk>, dir: &Path) -> Log {
-    let (dir, segment_bytes) = (dir.to_owned(), limits::SEGMENT_BYTES_MIN);
+    let (dir, segment_bytes) = (dir.to_owned(), limits::LOG_SEGMENT_BYTES);
     Log::open(disk, Options { dir, segment_bytes, cache_bytes: 1 << 20 }).unwrap()
 }
 

@@ -32,7 +32,7 @@ impl ModelGroup {
     /// The index that the next entry has.
     pub(super) fn next(&self) -> u64 {
         let last = self.entries.last_key_value().map(|(index, _)| *index);
-        last.or(self.purged.map(|p| p.index)).map_or(0, |last| last + 1)
+        last.or_else(|| self.purged.map(|p| p.index)).map_or(0, |last| last + 1)
     }
 
     pub(super) fn last(&self) -> Option<Position> {

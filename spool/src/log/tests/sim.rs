@@ -200,9 +200,12 @@ impl File {
         self.pending.push((at, bytes.to_vec()));
     }
 
+    /// What is dirty reaches the medium; what only the cache has, and calls clean, does not.
     fn sync(&mut self) {
-        self.durable.clone_from(&self.cached);
-        self.pending.clear();
+        self.durable.resize(self.durable.len().max(self.cached.len()), 0);
+        for (at, bytes) in std::mem::take(&mut self.pending) {
+            put(&mut self.durable, at, &bytes);
+        }
     }
 
     /// Lets an arbitrary part of the pending writes reach the medium.

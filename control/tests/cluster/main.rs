@@ -1,183 +1,23 @@
-//! Three nodes in one process on loopback, with real logs, real Raft groups and real TLS.
-#![allow(
-    clippy::disallowed_methods,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test"
-)]
+//! Three nodes in one process on loopback, with real logs, real Raft groups and real TLS; `ppswctl` as a program.
+#![allow(clippy::disallowed_methods, reason = "a test")]
 
-use std::{
-    net::SocketAddr,
-    path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
-};
+mod ppswctl;
+mod support;
+
+use std::{sync::atomic::Ordering, time::Duration};
 
 use ppsw_control::{
-    NodeHooks, Plane, PlaneOptions,
     client::{Credentials, Operator},
-    init, join,
+    join,
 };
 use ppsw_proto::control as pb;
 use ppsw_spool::{
-    PartitionId,
-    env::{SystemClock, SystemDisk, UnixMs},
-    group::Timing,
+    env::UnixMs,
     queue::{Envelope, Outcome, Recipient},
 };
 use tonic::Code;
 
-/// Longer than anything here may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Default)]
-struct Hooks {
-    draining: AtomicBool,
-    transactions: AtomicUsize,
-    attempts: AtomicUsize,
-}
-
-impl NodeHooks for Hooks {
-    fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Ordering::SeqCst);
-    }
-
-    fn open_transactions(&self) -> usize {
-        self.transactions.load(Ordering::SeqCst)
-    }
-
-    fn attempts_in_flight(&self, _: PartitionId) -> usize {
-        self.attempts.load(Ordering::SeqCst)
-    }
-}
-
-struct Node {
-    plane: Plane,
-    hooks: Arc<Hooks>,
-}
-
-struct Cluster {
-    dir: tempfile::TempDir,
-    addresses: Vec<SocketAddr>,
-    nodes: Vec<Node>,
-    operator: Operator,
-}
-
-fn free_address() -> SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-async fn start(data: &Path, listen: SocketAddr) -> Node {
-    let hooks = Arc::new(Hooks::default());
-    let options = PlaneOptions {
-        data: data.to_owned(),
-        listen,
-        http: Some(SocketAddr::from(([127, 0, 0, 1], 2580))),
-        timing: Timing::default(),
-        segment_bytes: 8 << 20,
-        cache_bytes: 4 << 20,
-    };
-    let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
-    let plane = Plane::start(options, disk, clock, Arc::clone(&hooks) as _).await.unwrap();
-    Node { plane, hooks }
-}
-
-/// Asks until the answer is as wanted.
-async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let begun = Instant::now();
-    loop {
-        if let Some(answer) = ask().await {
-            return answer;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-impl Cluster {
-    /// `init`, then `join` with one token, and all partitions at home with all their voters.
-    async fn start(nodes: usize) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let addresses: Vec<SocketAddr> = (0..nodes).map(|_| free_address()).collect();
-        let data = |node: usize| dir.path().join(format!("node-{node}")).join("data");
-        let (admin, viewer) = (dir.path().join("admin"), dir.path().join("viewer"));
-        init(&data(1), addresses[0], &admin, &viewer).await.unwrap();
-        let mut running = vec![start(&data(1), addresses[0]).await];
-        let credentials = Credentials::load(&admin).unwrap();
-        let peer = addresses[0].to_string();
-        let operator = Operator::connect(&peer, &credentials).await.unwrap();
-        let token =
-            until("a token", async || operator.create_token(Duration::from_secs(600)).await.ok())
-                .await;
-        for node in 2..=nodes {
-            let address = addresses[node - 1];
-            assert_eq!(join(&data(node), address, &token, &peer).await.unwrap(), node as u64);
-            running.push(start(&data(node), address).await);
-        }
-        let cluster = Self { dir, addresses, nodes: running, operator };
-        cluster.until_home(nodes).await;
-        cluster
-    }
-
-    async fn status(&self) -> pb::StatusReply {
-        self.operator.status().await.unwrap()
-    }
-
-    async fn until_home(&self, nodes: usize) {
-        until("every partition at home with all its voters", async || {
-            let status = self.status().await;
-            let control = status.control.unwrap();
-            let home = status
-                .partitions
-                .iter()
-                .all(|p| p.leader == u64::from(p.id) && p.voters.len() == nodes.min(3));
-            (status.partitions.len() == nodes && home && control.voters.len() == nodes)
-                .then_some(())
-        })
-        .await;
-    }
-
-    async fn until_state(&self, node: u64, state: &str) {
-        until(&format!("node {node} is {state}"), async || {
-            let status = self.status().await;
-            status
-                .nodes
-                .iter()
-                .any(|n| n.member.as_ref().unwrap().id == node && n.state == state)
-                .then_some(())
-        })
-        .await;
-    }
-
-    async fn drain(&self, node: u64, force: bool) -> Result<(), tonic::Status> {
-        self.operator.admin().drain(pb::DrainRequest { node, force }).await.map(|_| ())
-    }
-
-    async fn undrain(&self, node: u64) {
-        self.operator.admin().undrain(pb::UndrainRequest { node }).await.unwrap();
-    }
-
-    async fn listed(&self, filter: pb::QueueFilter) -> Vec<pb::QueueItem> {
-        let request = pb::QueueRequest { filter: Some(filter) };
-        let mut pages = self.operator.admin().queue(request).await.unwrap().into_inner();
-        let mut items = Vec::new();
-        while let Some(page) = pages.message().await.unwrap() {
-            assert!(page.silent.is_empty(), "all nodes are up");
-            items.extend(page.items);
-        }
-        items
-    }
-
-    async fn stop(self) {
-        for node in &self.nodes {
-            node.plane.shutdown().await;
-        }
-    }
-}
+use support::{Cluster, PATIENCE, free_address, start, try_start, until};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_forms_drains_and_goes_home_again() {
@@ -294,5 +134,48 @@ async fn credentials_and_tokens_open_only_what_they_are_for() {
     let error = join(&data, free_address(), &token, &address).await.unwrap_err().to_string();
     assert!(error.contains("revoked"), "{error}");
     other.stop().await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_whole_cluster_starts_again_but_not_without_its_log() {
+    let mut cluster = Cluster::start(3).await;
+    for node in &cluster.nodes {
+        node.plane.shutdown().await;
+    }
+    for node in 0..3 {
+        let data = cluster.dir.path().join(format!("node-{}", node + 1)).join("data");
+        cluster.nodes[node] = start(&data, cluster.addresses[node]).await;
+    }
+    cluster.until_home(3).await;
+    until("all ready", async || {
+        cluster.nodes.iter().all(|n| n.plane.not_ready().is_empty()).then_some(())
+    })
+    .await;
+    cluster.nodes[1].plane.shutdown().await;
+    let data = cluster.dir.path().join("node-2").join("data");
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let error = try_start(&data, cluster.addresses[1]).await.err().unwrap().to_string();
+    assert!(error.contains("join again"), "{error}");
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fourth_node_takes_replicas_over() {
+    let cluster = Cluster::start(4).await;
+    // Partition 2 went from nodes 2, 3, 1 to 2, 3, 4; partition 3 from 3, 1, 2 to 3, 4, 1.
+    until("replicas that are not wanted are gone", async || {
+        let gone =
+            |node: usize, partition| cluster.nodes[node - 1].plane.spool().get(partition).is_none();
+        (gone(1, 2) && gone(2, 3)).then_some(())
+    })
+    .await;
+    let status = cluster.status().await;
+    let voters = |id: u32| {
+        let mut voters = status.partitions.iter().find(|p| p.id == id).unwrap().voters.clone();
+        voters.sort_unstable();
+        voters
+    };
+    assert_eq!((voters(2), voters(3), voters(4)), (vec![2, 3, 4], vec![1, 3, 4], vec![1, 2, 4]));
     cluster.stop().await;
 }

@@ -1,0 +1,175 @@
+//! Nodes in this process, and what every test asks of them.
+
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use ppsw_control::{
+    NodeHooks, Plane, PlaneError, PlaneOptions,
+    client::{Credentials, Operator},
+    init, join,
+};
+use ppsw_proto::control as pb;
+use ppsw_spool::{
+    PartitionId,
+    env::{SystemClock, SystemDisk},
+    group::Timing,
+};
+
+/// Longer than anything here may take on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(crate) struct Hooks {
+    pub(crate) draining: AtomicBool,
+    pub(crate) transactions: AtomicUsize,
+    pub(crate) attempts: AtomicUsize,
+}
+
+impl NodeHooks for Hooks {
+    fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::SeqCst);
+    }
+
+    fn open_transactions(&self) -> usize {
+        self.transactions.load(Ordering::SeqCst)
+    }
+
+    fn attempts_in_flight(&self, _: PartitionId) -> usize {
+        self.attempts.load(Ordering::SeqCst)
+    }
+}
+
+pub(crate) struct Node {
+    pub(crate) plane: Plane,
+    pub(crate) hooks: Arc<Hooks>,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) operator: Operator,
+}
+
+pub(crate) fn free_address() -> SocketAddr {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+}
+
+pub(crate) async fn start(data: &Path, listen: SocketAddr) -> Node {
+    try_start(data, listen).await.unwrap()
+}
+
+pub(crate) async fn try_start(data: &Path, listen: SocketAddr) -> Result<Node, PlaneError> {
+    let hooks = Arc::new(Hooks::default());
+    let options = PlaneOptions {
+        data: data.to_owned(),
+        listen,
+        http: Some(SocketAddr::from(([127, 0, 0, 1], 2580))),
+        timing: Timing::default(),
+        segment_bytes: 8 << 20,
+        cache_bytes: 4 << 20,
+    };
+    let (disk, clock) = (Arc::new(SystemDisk), Arc::new(SystemClock));
+    let plane = Plane::start(options, disk, clock, Arc::clone(&hooks) as _).await?;
+    Ok(Node { plane, hooks })
+}
+
+/// Asks until the answer is as wanted.
+pub(crate) async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Cluster {
+    /// `init`, then `join` with one token, and all partitions at home with all their voters.
+    pub(crate) async fn start(nodes: usize) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let addresses: Vec<SocketAddr> = (0..nodes).map(|_| free_address()).collect();
+        let data = |node: usize| dir.path().join(format!("node-{node}")).join("data");
+        let (admin, viewer) = (dir.path().join("admin"), dir.path().join("viewer"));
+        init(&data(1), addresses[0], &admin, &viewer).await.unwrap();
+        let mut running = vec![start(&data(1), addresses[0]).await];
+        let credentials = Credentials::load(&admin).unwrap();
+        let peer = addresses[0].to_string();
+        let operator = Operator::connect(&peer, &credentials).await.unwrap();
+        let token =
+            until("a token", async || operator.create_token(Duration::from_secs(600)).await.ok())
+                .await;
+        for node in 2..=nodes {
+            let address = addresses[node - 1];
+            assert_eq!(join(&data(node), address, &token, &peer).await.unwrap(), node as u64);
+            running.push(start(&data(node), address).await);
+        }
+        let cluster = Self { dir, addresses, nodes: running, operator };
+        cluster.until_home(nodes).await;
+        cluster
+    }
+
+    pub(crate) async fn status(&self) -> pb::StatusReply {
+        self.operator.status().await.unwrap()
+    }
+
+    pub(crate) async fn until_home(&self, nodes: usize) {
+        until("every partition at home with all its voters", async || {
+            let status = self.status().await;
+            let control = status.control.unwrap();
+            let home = status
+                .partitions
+                .iter()
+                .all(|p| p.leader == u64::from(p.id) && p.voters.len() == nodes.min(3));
+            (status.partitions.len() == nodes && home && control.voters.len() == nodes.min(5))
+                .then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn until_state(&self, node: u64, state: &str) {
+        until(&format!("node {node} is {state}"), async || {
+            let status = self.status().await;
+            status
+                .nodes
+                .iter()
+                .any(|n| n.member.as_ref().unwrap().id == node && n.state == state)
+                .then_some(())
+        })
+        .await;
+    }
+
+    pub(crate) async fn drain(&self, node: u64, force: bool) -> Result<(), tonic::Status> {
+        self.operator.admin().drain(pb::DrainRequest { node, force }).await.map(|_| ())
+    }
+
+    pub(crate) async fn undrain(&self, node: u64) {
+        self.operator.admin().undrain(pb::UndrainRequest { node }).await.unwrap();
+    }
+
+    pub(crate) async fn listed(&self, filter: pb::QueueFilter) -> Vec<pb::QueueItem> {
+        let request = pb::QueueRequest { filter: Some(filter) };
+        let mut pages = self.operator.admin().queue(request).await.unwrap().into_inner();
+        let mut items = Vec::new();
+        while let Some(page) = pages.message().await.unwrap() {
+            assert!(page.silent.is_empty(), "all nodes are up");
+            items.extend(page.items);
+        }
+        items
+    }
+
+    pub(crate) async fn stop(self) {
+        for node in &self.nodes {
+            node.plane.shutdown().await;
+        }
+    }
+}
