@@ -1,11 +1,12 @@
 //! Processes: our own programs, and signals to others.
 
 use std::{
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
 /// A program that was built with these tests: `target/release/NAME` beside `target/release/deps/TEST`.
 pub fn program(name: &str) -> PathBuf {
@@ -45,6 +46,27 @@ impl Guard {
             signal(self.pid(), Signal::TERM);
         }
         let _ = self.0.wait();
+    }
+}
+
+/// A process with children of its own, which all end when this is dropped.
+pub struct GroupGuard(Guard);
+
+impl GroupGuard {
+    /// Starts a command in a process group of its own; what it prints goes to `output`.
+    pub fn spawn(command: &mut Command, output: &Path) -> Self {
+        Self(Guard::spawn(command.process_group(0), output))
+    }
+
+    /// Whether the first process still runs.
+    pub fn alive(&mut self) -> bool {
+        self.0.alive()
+    }
+}
+
+impl Drop for GroupGuard {
+    fn drop(&mut self) {
+        let _ = kill_process_group(to_pid(self.0.pid()), Signal::KILL);
     }
 }
 

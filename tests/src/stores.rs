@@ -12,7 +12,8 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    process::Guard,
+    corpus::without_field,
+    process::{GroupGuard, Guard},
     sink::{ID_FIELD, field},
     wait_for,
 };
@@ -24,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A private Cyrus that takes mail by LMTP. Mailboxes are made when the first mail for a user arrives.
 pub struct Cyrus {
     dir: TempDir,
-    _master: Guard,
+    _master: GroupGuard,
 }
 
 impl Cyrus {
@@ -34,7 +35,7 @@ impl Cyrus {
         let dir = tempfile::Builder::new().prefix("ppswitch-cyrus-").tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let (user, group) = (id_of("/etc/passwd", "cyrus"), id_of("/etc/group", "mail"));
-        for folder in ["conf", "mail", "sieve"] {
+        for folder in ["conf", "conf/db", "mail", "sieve"] {
             let path = dir.path().join(folder);
             std::fs::create_dir(&path).unwrap();
             chown(&path, Some(user), Some(group)).unwrap();
@@ -58,7 +59,7 @@ impl Cyrus {
         command.arg("-C").arg(dir.path().join("imapd.conf"));
         command.arg("-M").arg(dir.path().join("cyrus.conf"));
         command.arg("-p").arg(dir.path().join("master.pid"));
-        let mut master = Guard::spawn(&mut command, &dir.path().join("master.log"));
+        let mut master = GroupGuard::spawn(&mut command, &dir.path().join("master.log"));
         wait_for("Cyrus", PATIENCE, || {
             assert!(
                 master.alive(),
@@ -68,6 +69,14 @@ impl Cyrus {
             TcpStream::connect(address).ok()
         });
         Self { dir, _master: master }
+    }
+
+    /// What Cyrus keeps of a message: it writes `Return-Path` itself (RFC 5321 §4.4) and drops one that is there, and
+    /// it refuses NULs, so whoever delivers to it leaves them out.
+    pub fn keeps(content: &[u8]) -> Vec<u8> {
+        let mut kept = without_field(content, "Return-Path");
+        kept.retain(|byte| *byte != 0);
+        kept
     }
 
     /// All stored messages that have a test id, by it.

@@ -84,10 +84,9 @@ impl Way {
         client
     }
 
-    /// What has to arrive: Cyrus refuses NULs, so they are left out on the way to it.
+    /// What has to arrive.
     fn expected(self, sent: &[u8]) -> Vec<u8> {
-        let kept = |byte: &&u8| !self.to_cyrus() || **byte != 0;
-        sent.iter().filter(kept).copied().collect()
+        if self.to_cyrus() { Cyrus::keeps(sent) } else { sent.to_vec() }
     }
 }
 
