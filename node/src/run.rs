@@ -27,7 +27,7 @@ use crate::{
     config::NodeConfig,
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
-    http, limits,
+    files, http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts},
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
@@ -71,6 +71,8 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 /// # Errors
 /// What could not be read, opened or bound; or why the node had to stop.
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
+    // Two processes on one log would each destroy what the other has promised.
+    let _lock = files::lock(&config.data)?;
     let configuration = load(&config)?;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
