@@ -2,6 +2,8 @@
 
 use std::{io, io::IsTerminal, path::Path, time::Duration};
 
+use futures::future::join_all;
+
 use super::{
     DevArgs, DevError, accounts,
     children::{Child, Program, Role},
@@ -73,9 +75,7 @@ impl Cluster {
         for node in &self.nodes {
             node.terminate();
         }
-        for node in &mut self.nodes {
-            node.gone().await;
-        }
+        join_all(self.nodes.iter_mut().map(Child::gone)).await;
         if let Some(sink) = &mut self.sink {
             sink.terminate();
             sink.gone().await;
