@@ -75,7 +75,7 @@ impl NodeConfig {
         let mut config: Self = toml::from_str(&text)
             .map_err(|e| ConfigError::Parse { path: path.to_owned(), what: e.to_string() })?;
         config.check().map_err(|what| ConfigError::Value { path: path.to_owned(), what })?;
-        let base = path.parent().unwrap_or(Path::new("."));
+        let base = path.parent().unwrap_or_else(|| Path::new("."));
         for field in
             [&mut config.data, &mut config.log, &mut config.config, &mut config.certificates]
         {

@@ -26,6 +26,23 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
+/// Takes the lock file of a directory that only one process may use; it is free again when that process ends.
+///
+/// # Errors
+/// `WouldBlock` if another process has it.
+pub fn lock(dir: &Path) -> io::Result<fs::File> {
+    fs::create_dir_all(dir)?;
+    let file = fs::File::options().create(true).append(true).open(dir.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(io::Error::new(
+            io::ErrorKind::WouldBlock,
+            format!("{} is in use by another ppswd; stop that one first", dir.display()),
+        )),
+        Err(fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Writes a file and the directories that lead to it.
 pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     if let Some(parent) = path.parent() {
@@ -83,5 +100,19 @@ impl Tree {
 
     fn error(&mut self, path: &Path, what: String) {
         self.errors.push(FileError { path: path.to_owned(), what });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_one_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        assert_eq!(lock(dir.path()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        drop(first);
+        lock(dir.path()).unwrap();
     }
 }

@@ -271,20 +271,26 @@ pub const TRANSACTIONS_PER_DESTINATION_MAX: usize = 20;
 /// fill [`MESSAGES_TAKEN_MAX`].
 pub const WAITING_PER_DESTINATION_MAX: usize = 100;
 
-/// How long a message whose destination is full is left alone.
-pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(1);
+/// How long a message whose destination is full is left alone, unless the destination has a place before.
+pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(60);
 
-/// Messages remembered as left alone: beyond, none is taken until some of the delays are over.
-pub const POSTPONED_MAX: usize = 100_000;
+/// When recipients are due again whose destination was full while others of their message were tried.
+pub const DESTINATION_FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// Messages remembered as left alone, 50 bytes each: beyond, none is taken until some of the delays are over.
+pub const POSTPONED_MAX: usize = 1_000_000;
 
 /// Messages asked of a partition at once: the queue's lock is held for that long.
-pub const DUE_BATCH: usize = 100;
+pub const DUE_BATCH: usize = 500;
 
 /// The queue is looked at at least this often, whatever its watch says.
 pub const SCAN_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Wake-ups closer together than this are one: a scan of the queue is not free, a message a millisecond is nothing.
 pub const SCAN_COALESCE: Duration = Duration::from_millis(2);
+
+/// The pause after a scan is at least this many times as long as the scan: a long queue costs a tenth of a core.
+pub const SCAN_PAUSE_FACTOR: u32 = 9;
 
 /// How often a waiting attempt asks whether the partition may still deliver.
 pub const FENCE_POLL: Duration = Duration::from_millis(200);

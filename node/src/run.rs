@@ -27,7 +27,7 @@ use crate::{
     config::NodeConfig,
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
-    http, limits,
+    files, http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts},
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
@@ -71,6 +71,8 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 /// # Errors
 /// What could not be read, opened or bound; or why the node had to stop.
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
+    // Two processes on one log would each destroy what the other has promised.
+    let _lock = files::lock(&config.data)?;
     let configuration = load(&config)?;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
@@ -98,7 +100,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         dns,
         facts: Arc::new(Facts(spool.clone())),
         intake: Arc::new(spool),
-        events: Arc::new(log),
+        events: Arc::new(log.clone()),
         certificates: Certificates::load(&config.certificates)?,
         clock: Arc::new(SystemClock),
         dsn: false,
@@ -128,7 +130,8 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
 
-    let ended = serve(&config, &switch, &plane, &mut tasks).await;
+    let ended = serve(&config, &switch, &plane, &log, &mut tasks).await;
+    drop(log);
     stop(&front, &deliverer, &plane).await;
     drop((front, deliverer, hooks));
     // The last lines; whoever still holds the log at this point has nothing more to say.
@@ -159,11 +162,12 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Fa
     Ok(Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?)
 }
 
-/// Waits for a reason to end; reloads the configuration on SIGHUP.
+/// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
 async fn serve(
     config: &NodeConfig,
     switch: &watch::Sender<Arc<Configuration>>,
     plane: &Plane,
+    log: &MailLog,
     tasks: &mut JoinSet<Result<(), Failure>>,
 ) -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -173,18 +177,25 @@ async fn serve(
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => match load(config) {
-                Ok(configuration) => {
-                    switch.send_replace(configuration);
-                    tracing::info!("configuration reloaded");
-                }
-                Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays"),
-            },
+            _ = hangup.recv() => {
+                log.reopen();
+                reload(config, switch);
+            }
             why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
             }
         }
+    }
+}
+
+fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {
+    match load(config) {
+        Ok(configuration) => {
+            switch.send_replace(configuration);
+            tracing::info!("configuration reloaded");
+        }
+        Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays"),
     }
 }
 

@@ -131,12 +131,21 @@ pub const TRANSFER_LAG_MAX: u64 = 2_000;
 /// A transfer that has not moved leadership after so long is aborted by a second one (measured: 3 ms is normal).
 pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
 
-/// Longest proposal: one record of the log, less the byte of its kind. A longer one is refused before it is written,
-/// because the log would end the group over it, on every replica.
-pub const PROPOSAL_BYTES_MAX: usize = LOG_RECORD_BYTES_MAX - 1;
+/// Longest proposal. A longer one is refused before it is written: an entry that no record of the log can hold, or no
+/// message between nodes, would end or stop the group on every replica.
+pub const PROPOSAL_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// Longest state of a checkpoint: one record of the log, less what stands around it (a membership of thousands).
-pub const CHECKPOINT_BYTES_MAX: usize = LOG_RECORD_BYTES_MAX - 64 * 1024;
+/// Longest state of a checkpoint: it has to fit into one record and one message, as an entry has.
+pub const CHECKPOINT_BYTES_MAX: usize = 6 * 1024 * 1024;
+
+/// Room for what stands around payloads in a message: ids, a membership of thousands.
+const RPC_OVERHEAD_BYTES: usize = 1024 * 1024;
+
+const _: () = assert!(ENTRY_BYTES_MAX <= PROPOSAL_BYTES_MAX);
+const _: () = assert!(PROPOSAL_BYTES_MAX < LOG_RECORD_BYTES_MAX);
+const _: () = assert!(CHECKPOINT_BYTES_MAX + RPC_OVERHEAD_BYTES <= LOG_RECORD_BYTES_MAX);
+const _: () = assert!(CHECKPOINT_BYTES_MAX + RPC_OVERHEAD_BYTES <= RPC_BYTES_MAX);
+const _: () = assert!(APPEND_BYTES_MAX + PROPOSAL_BYTES_MAX + RPC_OVERHEAD_BYTES <= RPC_BYTES_MAX);
 
 /// How long taking a checkpoint may last: one small write; a disk that needs longer is about to fail.
 pub const CHECKPOINT_TAKE_MAX: Duration = Duration::from_secs(30);

@@ -1,5 +1,11 @@
 //! Three nodes in one process on loopback, with real logs, real Raft groups and real TLS; `ppswctl` as a program.
-#![allow(clippy::disallowed_methods, reason = "a test")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test"
+)]
 
 mod ppswctl;
 mod support;
@@ -177,5 +183,17 @@ async fn a_fourth_node_takes_replicas_over() {
         voters
     };
     assert_eq!((voters(2), voters(3), voters(4)), (vec![2, 3, 4], vec![1, 3, 4], vec![1, 2, 4]));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sixth_node_follows_without_a_vote_in_the_control_group() {
+    let cluster = Cluster::start(6).await;
+    let control = cluster.status().await.control.unwrap();
+    assert_eq!(control.voters, [1, 2, 3, 4, 5]);
+    cluster.drain(6, false).await.unwrap();
+    cluster.until_state(6, "drained").await;
+    cluster.undrain(6).await;
+    cluster.until_home(6).await;
     cluster.stop().await;
 }

@@ -27,7 +27,7 @@ use super::{
     transmit::{Sent, Transmission, Transmitter},
 };
 use crate::{
-    limits::{BOUNCE_RETURN_BYTES_MAX, DESTINATION_FULL_DELAY, FENCE_POLL},
+    limits::{BOUNCE_RETURN_BYTES_MAX, DESTINATION_FULL_RETRY, FENCE_POLL},
     maillog::{AddressEvent, ArrivalEvent},
     message::bounce::Excerpt,
     route::Protocol,
@@ -117,7 +117,7 @@ impl Workshop {
             LegResult::Sent(vec![sent; leg.addresses.len()])
         };
         let place = tokio::select! {
-            place = self.lanes.enter(&leg.destination) => place,
+            place = self.lanes.enter(&leg.destination, message.id) => place,
             () = fence.broken() => return fenced(),
         };
         let Ok(_place) = place else { return LegResult::Full };
@@ -341,7 +341,7 @@ fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
     for address in &leg.addresses {
         out.push(Result {
             address: address.clone(),
-            verdict: Verdict::Deferred { next_due: now.plus(DESTINATION_FULL_DELAY) },
+            verdict: Verdict::Deferred { next_due: now.plus(DESTINATION_FULL_RETRY) },
             text: "many messages wait for this destination".to_owned(),
             router: leg.destination.router.clone(),
             transport: leg.destination.transport.clone(),

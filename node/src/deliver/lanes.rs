@@ -1,13 +1,14 @@
 //! A queue for each destination, so that a slow one does not hold up the others.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use ppsw_spool::queue::MessageId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
@@ -24,16 +25,21 @@ type Key = (Protocol, Vec<(String, u16)>);
 pub(crate) struct Lanes {
     transactions: Arc<Semaphore>,
     lanes: Mutex<HashMap<Key, Arc<Lane>>>,
+    /// Messages that were turned away and may come again.
+    released: Arc<Mutex<Vec<MessageId>>>,
 }
 
 struct Lane {
     places: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Messages that were turned away, oldest first.
+    parked: Mutex<BTreeSet<MessageId>>,
 }
 
 /// The right to run one transaction; given back when dropped.
-#[derive(Debug)]
 pub(crate) struct Place {
+    lane: Arc<Lane>,
+    released: Arc<Mutex<Vec<MessageId>>>,
     _lane: OwnedSemaphorePermit,
     _node: OwnedSemaphorePermit,
 }
@@ -44,17 +50,35 @@ pub(crate) struct Full;
 
 impl Lanes {
     pub(crate) fn new() -> Self {
-        Self { transactions: Arc::new(Semaphore::new(TRANSACTIONS_MAX)), lanes: Mutex::default() }
+        Self {
+            transactions: Arc::new(Semaphore::new(TRANSACTIONS_MAX)),
+            lanes: Mutex::default(),
+            released: Arc::default(),
+        }
     }
 
-    /// Waits for a place, first come first served.
-    pub(crate) async fn enter(&self, destination: &Destination) -> Result<Place, Full> {
+    /// Waits for a place, first come first served. A message that is turned away is [`Self::released`] when the
+    /// destination has room for it.
+    pub(crate) async fn enter(
+        &self,
+        destination: &Destination,
+        message: MessageId,
+    ) -> Result<Place, Full> {
         let lane = self.lane(destination);
-        let Some(_waiting) = Waiting::begin(&lane) else { return Err(Full) };
+        let Some(_waiting) = Waiting::begin(&lane) else {
+            lane.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(message);
+            return Err(Full);
+        };
         // First the lane, then the node: who waits for a slow destination holds nothing that others need.
         let places = Arc::clone(&lane.places).acquire_owned().await.map_err(|_| Full)?;
         let node = Arc::clone(&self.transactions).acquire_owned().await.map_err(|_| Full)?;
-        Ok(Place { _lane: places, _node: node })
+        let released = Arc::clone(&self.released);
+        Ok(Place { lane: Arc::clone(&lane), released, _lane: places, _node: node })
+    }
+
+    /// Messages that were turned away and for which there is room now.
+    pub(crate) fn released(&self) -> Vec<MessageId> {
+        std::mem::take(&mut *self.released.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Transactions that run.
@@ -75,6 +99,7 @@ impl Lanes {
             Arc::new(Lane {
                 places: Arc::new(Semaphore::new(TRANSACTIONS_PER_DESTINATION_MAX)),
                 waiting: AtomicUsize::new(0),
+                parked: Mutex::default(),
             })
         });
         Arc::clone(lane)
@@ -85,6 +110,16 @@ impl Lane {
     fn is_busy(&self) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0
             || self.places.available_permits() < TRANSACTIONS_PER_DESTINATION_MAX
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let room =
+            WAITING_PER_DESTINATION_MAX.saturating_sub(self.lane.waiting.load(Ordering::Relaxed));
+        let mut parked = self.lane.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.extend((0..room).map_while(|_| parked.pop_first()));
     }
 }
 
@@ -128,21 +163,24 @@ mod tests {
     async fn a_full_destination_blocks_nobody_else() {
         let lanes = Lanes::new();
         let (slow, fast) = (destination("slow"), destination("fast"));
+        let id = MessageId { second: 1, counter: 1, node: 1 };
         let mut places = Vec::new();
         for _ in 0..TRANSACTIONS_PER_DESTINATION_MAX {
-            places.push(lanes.enter(&slow).await.unwrap());
+            places.push(lanes.enter(&slow, id).await.unwrap());
         }
         let mut waiting = Vec::new();
         for _ in 0..WAITING_PER_DESTINATION_MAX {
-            let mut entry = Box::pin(lanes.enter(&slow));
+            let mut entry = Box::pin(lanes.enter(&slow, id));
             assert!((&mut entry).now_or_never().is_none());
             waiting.push(entry);
         }
-        assert_eq!(lanes.enter(&slow).await.unwrap_err(), Full);
-        assert!(lanes.enter(&fast).now_or_never().unwrap().is_ok());
+        assert_eq!(lanes.enter(&slow, id).await.err(), Some(Full));
+        assert!(lanes.released().is_empty());
+        assert!(lanes.enter(&fast, id).now_or_never().unwrap().is_ok());
         assert_eq!(lanes.running(), TRANSACTIONS_PER_DESTINATION_MAX);
         drop(places);
         let first = waiting.remove(0);
         assert!(tokio::time::timeout(Duration::from_secs(5), first).await.unwrap().is_ok());
+        assert_eq!(lanes.released(), [id]);
     }
 }

@@ -9,10 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use ppsw_spool::{
     PartitionId,
     env::Clock,
-    queue::{MessageId, Pulse, QueuedMessage},
+    queue::{MessageId, MessageState, Pulse},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
@@ -28,7 +29,7 @@ use super::{
 use crate::{
     limits::{
         DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
-        SCAN_INTERVAL,
+        SCAN_INTERVAL, SCAN_PAUSE_FACTOR,
     },
     maillog::MailLog,
 };
@@ -45,8 +46,8 @@ struct Shared {
     /// An attempt ended, or delivery is to stop.
     changed: Notify,
     attempts: TaskTracker,
-    /// The loop that takes messages.
-    loops: TaskTracker,
+    /// Nothing runs any more.
+    ended: watch::Sender<bool>,
 }
 
 /// Messages that are not to be taken (again) now.
@@ -55,10 +56,12 @@ struct Taken {
     in_flight: BTreeMap<PartitionId, HashSet<MessageId>>,
     count: usize,
     postponed: HashMap<MessageId, Instant>,
+    /// When those that have waited for long were last looked for.
+    swept: Option<Instant>,
 }
 
 impl Deliverer {
-    /// Starts to deliver, over TCP, until [`Self::finish`].
+    /// Starts to deliver over TCP; [`Self::finish`] ends it.
     #[must_use]
     pub fn start(
         name: String,
@@ -69,33 +72,35 @@ impl Deliverer {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let connector = Arc::new(TcpConnector);
-        Self::with(Parts { name, queues, router, connector, forward, clock, log })
+        let deliverer = Self::new(Parts { name, queues, router, connector, forward, clock, log });
+        let running = deliverer.clone();
+        tokio::spawn(async move { running.run().await });
+        deliverer
     }
 
-    /// Like [`Self::start`], with whatever connections.
+    /// A deliverer that does nothing until it runs.
     #[must_use]
-    pub fn with(parts: Parts) -> Self {
+    pub fn new(parts: Parts) -> Self {
         let transmitter = Transmitter::new(
             Arc::clone(&parts.connector),
             Arc::clone(&parts.clock),
             parts.name.clone(),
         );
         let stopped = AtomicBool::new(false);
+        describe_metrics();
         let workshop = Workshop { parts, transmitter, lanes: Lanes::new(), stopped };
         let shared = Shared {
             workshop,
             taken: Mutex::default(),
             changed: Notify::new(),
             attempts: TaskTracker::new(),
-            loops: TaskTracker::new(),
+            ended: watch::Sender::new(false),
         };
-        let deliverer = Self { shared: Arc::new(shared) };
-        let running = deliverer.clone();
-        deliverer.shared.loops.spawn(async move { running.run().await });
-        deliverer
+        Self { shared: Arc::new(shared) }
     }
 
-    async fn run(&self) {
+    /// Delivers until [`Self::stop`]; then waits for the attempts in flight to be recorded. To be called once.
+    pub async fn run(&self) {
         let shared = &self.shared;
         let mut pulses: BTreeMap<PartitionId, watch::Receiver<Pulse>> = BTreeMap::new();
         while !shared.workshop.stopped.load(Ordering::Acquire) {
@@ -105,23 +110,32 @@ impl Deliverer {
                 // Seen before the queue is looked at: no change is missed.
                 pulses.entry(source.id()).or_insert_with(|| source.watch()).mark_unchanged();
             }
-            if !shared.take(&sources) {
-                shared.wait(&sources, &mut pulses).await;
-            }
+            let begin = shared.workshop.parts.clock.instant();
+            shared.forget_postponed(begin);
+            shared.take(&sources);
+            let took = shared.workshop.parts.clock.instant().saturating_duration_since(begin);
+            shared.wait(&sources, &mut pulses).await;
+            tokio::time::sleep(SCAN_COALESCE.max(took * SCAN_PAUSE_FACTOR)).await;
             shared.tidy();
         }
         shared.attempts.close();
         shared.attempts.wait().await;
         quit_all(shared.workshop.transmitter.idle()).await;
+        shared.ended.send_replace(true);
     }
 
-    /// Takes no more messages, gives up what has not come to its final dot, and waits up to `patience` for the rest
-    /// to be recorded. False: something is left.
-    pub async fn finish(&self, patience: Duration) -> bool {
+    /// Takes no more messages, and gives up what has not come to its final dot.
+    pub fn stop(&self) {
         self.shared.workshop.stopped.store(true, Ordering::Release);
         self.shared.changed.notify_one();
-        self.shared.loops.close();
-        tokio::time::timeout(patience, self.shared.loops.wait()).await.is_ok()
+    }
+
+    /// Stops, and waits up to `patience` until all that was sent is recorded. False: something is left.
+    pub async fn finish(&self, patience: Duration) -> bool {
+        self.stop();
+        let mut ended = self.shared.ended.subscribe();
+        // The sender lives in `shared`, so the wait ends by the value alone.
+        tokio::time::timeout(patience, ended.wait_for(|ended| *ended)).await.is_ok()
     }
 
     /// Attempts of a partition that have begun and are not yet recorded: a drain waits until there are none.
@@ -142,46 +156,59 @@ impl Shared {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts attempts for due messages. True if there may be more at once.
-    fn take(self: &Arc<Self>, sources: &[Arc<dyn QueueSource>]) -> bool {
-        let clock = &self.workshop.parts.clock;
-        let mut more = false;
-        for source in sources {
-            if !source.may_deliver() {
-                continue;
-            }
+    /// Starts attempts for due messages.
+    fn take(self: &Arc<Self>, sources: &[Arc<dyn QueueSource>]) {
+        for source in sources.iter().filter(|source| source.may_deliver()) {
             let room = {
-                let mut taken = self.lock();
-                let now = clock.instant();
-                taken.postponed.retain(|_, until| *until > now);
-                if taken.postponed.len() >= POSTPONED_MAX {
-                    0
-                } else {
-                    (MESSAGES_TAKEN_MAX - taken.count.min(MESSAGES_TAKEN_MAX)).min(DUE_BATCH)
-                }
+                let taken = self.lock();
+                let room =
+                    if taken.postponed.len() < POSTPONED_MAX { MESSAGES_TAKEN_MAX } else { 0 };
+                room.saturating_sub(taken.count).min(DUE_BATCH)
             };
             if room == 0 {
                 continue;
             }
             let id = source.id();
             let skip = |message| self.lock().holds(id, message);
-            let due = source.due(clock.now(), room, &skip);
-            more |= due.len() == room;
+            let due = source.due(self.workshop.parts.clock.now(), room, &skip);
+            if due.len() == room {
+                // There may be more.
+                self.changed.notify_one();
+            }
             for message in due {
-                self.start(source, message);
+                self.start(source, message.id);
             }
         }
-        more
     }
 
-    fn start(self: &Arc<Self>, source: &Arc<dyn QueueSource>, message: Arc<QueuedMessage>) {
-        let Some(mut taken) = Token::take(self, source.id(), message.id) else { return };
+    fn start(self: &Arc<Self>, source: &Arc<dyn QueueSource>, id: MessageId) {
+        let Some(mut taken) = Token::take(self, source.id(), id) else { return };
+        // Asked anew under the token: an attempt that ended while the queue was looked at has changed it.
+        let Some(message) = source.get(id) else { return };
+        let now = self.workshop.parts.clock.now();
+        if message.state != MessageState::Queued || message.not_before > now {
+            return;
+        }
         let source = Arc::clone(source);
         self.attempts.spawn(async move {
             // The token is given back when the outcome is recorded, and not before.
             taken.ended = taken.shared.workshop.attempt(&*source, &message).await;
             drop(taken);
         });
+    }
+
+    /// Lets messages be taken again for which there is room now, or which have waited for long.
+    fn forget_postponed(&self, now: Instant) {
+        let released = self.workshop.lanes.released();
+        let mut taken = self.lock();
+        for id in released {
+            taken.postponed.remove(&id);
+        }
+        let swept = taken.swept.is_some_and(|at| now < at + SCAN_INTERVAL);
+        if !swept {
+            taken.swept = Some(now);
+            taken.postponed.retain(|_, until| *until > now);
+        }
     }
 
     /// Ends idle connections, not in anybody's way.
@@ -214,8 +241,29 @@ impl Shared {
             () = pulse => {}
             () = tokio::time::sleep(pause) => {}
         }
-        tokio::time::sleep(SCAN_COALESCE).await;
     }
+}
+
+fn describe_metrics() {
+    describe_counter!(
+        "ppsw_delivery_attempts_total",
+        "Addresses tried, by result (delivered, deferred, failed) and transport (smtp, lmtp, none)"
+    );
+    describe_histogram!(
+        "ppsw_delivery_seconds",
+        Unit::Seconds,
+        "From the first connection for an address to its answer, by transport"
+    );
+    describe_gauge!("ppsw_deliveries_in_flight", "Transactions with other servers that run");
+    describe_counter!("ppsw_bounces_total", "Bounces, delay warnings and relay reports made");
+    describe_counter!(
+        "ppsw_outcomes_forwarded_total",
+        "Outcomes that were recorded by another node, after the partition had moved"
+    );
+    describe_counter!(
+        "ppsw_outcomes_lost_total",
+        "Outcomes that could be recorded nowhere: each may make a duplicate"
+    );
 }
 
 /// A change of the queue. A queue that is gone does not change.

@@ -32,6 +32,8 @@ pub trait BodySource: Send {
 pub trait QueueSource: Send + Sync + 'static {
     fn id(&self) -> PartitionId;
     fn watch(&self) -> watch::Receiver<Pulse>;
+    /// The message as it is now.
+    fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>>;
     /// See [`Partition::due`].
     fn due(
         &self,
@@ -106,6 +108,9 @@ impl QueueSource for Partition {
     }
     fn watch(&self) -> watch::Receiver<Pulse> {
         Self::watch(self)
+    }
+    fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
+        Self::get(self, id)
     }
     fn due(
         &self,

@@ -126,6 +126,7 @@ fn load(dir: &Path) -> io::Result<Zones> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test\'s own files")]
 mod tests {
     use std::fs;
 

@@ -247,6 +247,7 @@ struct Listener {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test\'s own files")]
 mod tests {
     use super::*;
 

@@ -222,6 +222,7 @@ fn has_name(address: Ipv4Addr) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test\'s own files")]
 mod tests {
     use std::fs;
 

@@ -186,7 +186,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         rpc: AppendEntriesRequest<TypeConfig>,
         _: RPCOption,
     ) -> Answer<AppendEntriesResponse<TypeConfig>> {
-        let last = rpc.entries.last().map(|e| e.log_id.clone()).or_else(|| rpc.prev_log_id.clone());
+        let last = rpc.entries.last().map(|e| e.log_id).or(rpc.prev_log_id);
         let mut client = self.client(Lane::Control)?;
         let request = append_to_wire(self.target(), rpc);
         let reply = self.answer(client.heartbeat(request)).await?;

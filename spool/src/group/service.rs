@@ -66,10 +66,7 @@ impl raft_server::Raft for Service {
         let this = self.clone();
         // The answer to the call is given at once: the client waits for it before it looks at replies.
         let replies = async_stream(move |replies| async move {
-            let first = match requests.message().await {
-                Ok(Some(first)) => first,
-                Ok(None) | Err(_) => return,
-            };
+            let Ok(Some(first)) = requests.message().await else { return };
             let target = first.target;
             let group = match this.replica(target) {
                 Ok(group) => group,
@@ -114,8 +111,8 @@ impl raft_server::Raft for Service {
         let group = self.replica(request.target)?;
         let raft = group.raft();
         let rpc = append_from_wire(&request)?;
-        let previous = rpc.prev_log_id.clone();
-        let last = rpc.entries.last().map(|e| e.log_id.clone()).or_else(|| previous.clone());
+        let previous = rpc.prev_log_id;
+        let last = rpc.entries.last().map(|e| e.log_id).or(previous);
         let answer = raft.append_entries(rpc).await.map_err(unavailable)?;
         Ok(Response::new(match answer {
             AppendEntriesResponse::Success => reply_to_wire(Ok(last)),

@@ -56,7 +56,7 @@ pub(crate) fn find(args: &Args) -> Result<Cluster, Failure> {
         };
         return Ok(Cluster {
             addresses: file.nodes.into_iter().map(|node| node.control).collect(),
-            credentials: args.credentials.clone().unwrap_or(own),
+            credentials: args.credentials.clone().unwrap_or_else(|| beside(path, own)),
         });
     }
     if !args.address.is_empty() {
@@ -79,6 +79,14 @@ pub(crate) fn find(args: &Args) -> Result<Cluster, Failure> {
         toml::from_str(&text).map_err(|e| Failure::Usage(format!("{}: {e}", path.display())))?;
     let credentials = args.credentials.clone().unwrap_or(file.credentials);
     Ok(Cluster { addresses: file.address, credentials })
+}
+
+/// A folder that a cluster file names: as it is, or beside the file.
+fn beside(file: &Path, name: PathBuf) -> PathBuf {
+    match file.parent() {
+        Some(dir) if name.is_relative() && !name.exists() => dir.join(name),
+        _ => name,
+    }
 }
 
 /// Connects to the first node that answers.

@@ -30,13 +30,13 @@ pub(crate) async fn drain(
     let mut shown = String::new();
     let waited = timeout(patience, async {
         loop {
-            if let Some(progress) = progress(cluster, node).await {
-                let text = describe(&progress);
+            if let Some(status) = fresh_status(cluster).await {
+                let (safe, text) = stand(&status, node);
                 if text != shown && !as_json {
-                    println!("node {node}: {text}");
+                    say!("node {node}: {text}");
                 }
                 shown = text;
-                if progress.phase() == Phase::Safe {
+                if safe {
                     return;
                 }
             }
@@ -49,9 +49,9 @@ pub(crate) async fn drain(
         )));
     }
     if as_json {
-        println!("{}", json!({ "node": node, "state": "drained", "safe_to_stop": true }));
+        say!("{}", json!({ "node": node, "state": "drained", "safe_to_stop": true }));
     } else {
-        println!("node {node}: drained, safe to stop");
+        say!("node {node}: drained, safe to stop");
     }
     Ok(())
 }
@@ -76,9 +76,9 @@ pub(crate) async fn undrain(
         )));
     }
     if as_json {
-        println!("{}", json!({ "node": node, "state": "up" }));
+        say!("{}", json!({ "node": node, "state": "up" }));
     } else {
-        println!("node {node}: back in service, leads its own partition");
+        say!("node {node}: back in service, leads its own partition");
     }
     Ok(())
 }
@@ -89,11 +89,25 @@ async fn fresh_status(cluster: &Cluster) -> Option<StatusReply> {
     status::ask(&mut admin).await.ok()
 }
 
-async fn progress(cluster: &Cluster, node: u64) -> Option<DrainProgress> {
-    let status = fresh_status(cluster).await?;
-    let found =
-        status.nodes.into_iter().find(|n| n.member.as_ref().is_some_and(|m| m.id == node))?;
-    found.report?.drain
+/// Whether a drained node is safe to stop, and how far it is in words. One that does not answer is, when others lead
+/// every partition.
+fn stand(status: &StatusReply, node: u64) -> (bool, String) {
+    let found = status.nodes.iter().find(|n| n.member.as_ref().is_some_and(|m| m.id == node));
+    let leads = status.partitions.iter().any(|partition| partition.leader == node);
+    match found.and_then(|node| node.report.as_ref()) {
+        Some(report) => {
+            let progress = report.drain.clone().unwrap_or_default();
+            (progress.phase() == Phase::Safe && !leads, describe(&progress))
+        }
+        None => {
+            let orphan = status.partitions.iter().find(|partition| partition.leader == 0);
+            let text = orphan.map_or_else(
+                || "does not answer, and others lead all partitions".to_owned(),
+                |partition| format!("does not answer; nobody leads partition {}", partition.id),
+            );
+            (orphan.is_none() && !leads, text)
+        }
+    }
 }
 
 async fn is_home(cluster: &Cluster, node: u64) -> bool {

@@ -1,5 +1,12 @@
 //! `ppswctl`: what operators and scripts ask of a cluster.
 
+/// Prints a line. If nobody reads any more (`| head`), the program ends quietly.
+macro_rules! say {
+    ($($text:tt)*) => {
+        $crate::write_line(format_args!($($text)*))
+    };
+}
+
 mod address;
 mod age;
 mod args;
@@ -8,7 +15,11 @@ mod queue;
 mod status;
 mod token;
 
-use std::process::ExitCode;
+use std::{
+    fmt,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use tonic::Code;
@@ -73,11 +84,18 @@ fn main() -> ExitCode {
         Err(failure) => {
             if json {
                 let code = failure.exit_code();
-                println!("{}", serde_json::json!({ "error": failure.to_string(), "code": code }));
+                say!("{}", serde_json::json!({ "error": failure.to_string(), "code": code }));
             }
             eprintln!("ppswctl: {failure}");
             ExitCode::from(failure.exit_code())
         }
+    }
+}
+
+fn write_line(text: fmt::Arguments<'_>) {
+    let mut out = io::stdout().lock();
+    if writeln!(out, "{text}").and_then(|()| out.flush()).is_err() {
+        std::process::exit(0);
     }
 }
 

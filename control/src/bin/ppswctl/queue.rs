@@ -21,7 +21,7 @@ pub(crate) async fn summary(
     let summary = admin.summarise(request).await?.into_inner();
     warn_of_silent(&summary.silent);
     if as_json {
-        println!("{}", summary_json(&summary));
+        say!("{}", summary_json(&summary));
         return Ok(());
     }
     let mut table = Table::new();
@@ -36,10 +36,12 @@ pub(crate) async fn summary(
             span(now.saturating_sub(domain.oldest_ms)),
         ]);
     }
-    println!("{table}");
-    println!(
+    say!("{table}");
+    say!(
         "{} messages, {} recipients, {} bytes",
-        summary.messages, summary.recipients, summary.bytes
+        summary.messages,
+        summary.recipients,
+        summary.bytes
     );
     Ok(())
 }
@@ -47,12 +49,12 @@ pub(crate) async fn summary(
 pub(crate) async fn list(admin: &mut Admin, filter: Filter, as_json: bool) -> Result<(), Failure> {
     let items = fetch(admin, filter).await?;
     if as_json {
-        println!("{}", Value::from_iter(items.iter().map(item_json)));
+        say!("{}", Value::from_iter(items.iter().map(item_json)));
         return Ok(());
     }
     let now = now_ms();
     for item in &items {
-        println!(
+        say!(
             "{:>7} {:>9} {} <{}>{}",
             span(now.saturating_sub(item.received_ms)),
             item.size,
@@ -61,7 +63,7 @@ pub(crate) async fn list(admin: &mut Admin, filter: Filter, as_json: bool) -> Re
             if item.state == "held" { " *** held ***" } else { "" }
         );
         for recipient in item.recipients.iter().filter(|r| r.state != "delivered") {
-            println!("{:>18} {}", recipient.state, recipient.address);
+            say!("{:>18} {}", recipient.state, recipient.address);
         }
     }
     Ok(())
@@ -74,27 +76,27 @@ pub(crate) async fn show(admin: &mut Admin, id: &str, as_json: bool) -> Result<(
         return Err(Failure::Refused(format!("no message {id} in the queue")));
     };
     if as_json {
-        println!("{}", item_json(item));
+        say!("{}", item_json(item));
         return Ok(());
     }
     let text = |ms| rfc3339(ms).as_str().unwrap_or("-").to_owned();
     let origin = item.origin.clone().unwrap_or_default();
-    println!("{}: {} on node {}, partition {}", item.id, item.state, item.node, item.partition);
-    println!("  sender     <{}>", item.sender);
-    println!("  size       {} bytes", item.size);
-    println!(
+    say!("{}: {} on node {}, partition {}", item.id, item.state, item.node, item.partition);
+    say!("  sender     <{}>", item.sender);
+    say!("  size       {} bytes", item.size);
+    say!(
         "  received   {} from {} [{}] by {}",
         text(item.received_ms),
         origin.helo,
         origin.client,
         origin.personality
     );
-    println!("  next retry {}", text(item.next_retry_ms));
-    println!("  expires    {}", text(item.expires_ms));
+    say!("  next retry {}", text(item.next_retry_ms));
+    say!("  expires    {}", text(item.expires_ms));
     for recipient in &item.recipients {
-        println!("  {} {}, {} attempts", recipient.address, recipient.state, recipient.attempts);
+        say!("  {} {}, {} attempts", recipient.address, recipient.state, recipient.attempts);
         if !recipient.last_error.is_empty() {
-            println!("      {}", recipient.last_error);
+            say!("      {}", recipient.last_error);
         }
     }
     Ok(())

@@ -9,21 +9,21 @@ use crate::{Failure, address::Admin};
 pub(crate) async fn status(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
     let status = ask(admin).await?;
     if as_json {
-        println!("{}", to_json(&status));
+        say!("{}", to_json(&status));
         return Ok(());
     }
-    println!("cluster {}, asked node {}", status.cluster, status.asked);
-    println!("{}", node_table(&status.nodes));
-    println!("{}", group_table(&status));
+    say!("cluster {}, asked node {}", status.cluster, status.asked);
+    say!("{}", node_table(&status.nodes));
+    say!("{}", group_table(&status));
     Ok(())
 }
 
 pub(crate) async fn nodes(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
     let status = ask(admin).await?;
     if as_json {
-        println!("{}", Value::from_iter(status.nodes.iter().map(node_json)));
+        say!("{}", Value::from_iter(status.nodes.iter().map(node_json)));
     } else {
-        println!("{}", node_table(&status.nodes));
+        say!("{}", node_table(&status.nodes));
     }
     Ok(())
 }

@@ -17,9 +17,9 @@ pub(crate) async fn create(
     let made = admin.make_token(MakeTokenRequest { lifetime_ms }).await?.into_inner();
     if as_json {
         let expires = rfc3339(made.expires_ms);
-        println!("{}", json!({ "id": made.id, "token": made.token, "expires": expires }));
+        say!("{}", json!({ "id": made.id, "token": made.token, "expires": expires }));
     } else {
-        println!("{}", made.token);
+        say!("{}", made.token);
     }
     Ok(())
 }
@@ -36,7 +36,7 @@ pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure
                 "expired": t.expired,
             })
         });
-        println!("{}", Value::from_iter(all));
+        say!("{}", Value::from_iter(all));
         return Ok(());
     }
     let mut table = Table::new();
@@ -48,7 +48,7 @@ pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure
         let expires = if token.expired { format!("{expires} (over)") } else { expires };
         table.add_row([token.id, text(rfc3339(token.created_ms)), expires, token.by]);
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }
 

@@ -158,6 +158,9 @@ impl QueueSource for Queue {
     fn watch(&self) -> watch::Receiver<Pulse> {
         self.pulse.subscribe()
     }
+    fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
+        self.message(id)
+    }
     fn due(
         &self,
         now: UnixMs,
@@ -271,7 +274,7 @@ impl Setting {
         let dir = tempfile::tempdir().unwrap();
         let time: Arc<dyn Clock> = Arc::clone(&clock) as _;
         let (log, thread) = MailLog::open(dir.path(), 1, Arc::clone(&time)).unwrap();
-        let deliverer = Deliverer::with(Parts {
+        let deliverer = Deliverer::new(Parts {
             name: "us.example".into(),
             queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
             router: Arc::new(Fixed(Arc::new(table))),
@@ -280,7 +283,14 @@ impl Setting {
             clock: time,
             log,
         });
+        let running = deliverer.clone();
+        tokio::spawn(async move { running.run().await });
         Self { queue, clock, forwarded, deliverer, dir, _thread: thread }
+    }
+
+    /// Stops delivery, soon.
+    pub(super) async fn finish(&self) {
+        assert!(self.deliverer.finish(Duration::from_secs(5)).await);
     }
 
     /// Queues a message of `sender` for `recipients`; its number is its id's.

@@ -1,10 +1,7 @@
 //! Whole attempts: from the queue to the outcome.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::Ordering,
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -51,7 +48,7 @@ async fn a_message_is_delivered_to_all_its_destinations_in_one_outcome() {
     assert_eq!(outcomes[0].finished, [0, 1, 2]);
     assert_eq!(one.complete()[0].rcpts.len(), 2);
     assert_eq!(two.complete()[0].rcpts, ["RCPT TO:<c@two>"]);
-    assert!(setting.deliverer.finish(Duration::from_secs(5)).await);
+    setting.finish().await;
     assert_eq!(setting.deliverer.attempts_in_flight(1), 0);
     setting.until("logged", || setting.mainlog().contains("Completed")).await;
     let log = setting.mainlog();
@@ -69,7 +66,9 @@ async fn a_failure_is_bounced_and_the_bounce_delivered() {
         ("s@x", vec![deliver_to("s@x", &there)]),
     ]));
     setting.put(1, "s@x", &["gone@y", "nowhere@z"]);
-    setting.until("bounce delivered", || setting.queue.len() == 0 && !server.complete().is_empty()).await;
+    setting
+        .until("bounce delivered", || setting.queue.len() == 0 && !server.complete().is_empty())
+        .await;
     let taken = server.complete();
     assert_eq!(taken.len(), 1, "one bounce for both recipients");
     assert!(taken[0].mail.starts_with("MAIL FROM:<> "), "{}", taken[0].mail);
@@ -254,6 +253,21 @@ async fn a_stuck_destination_does_not_hold_up_others() {
     }
     setting.until("delivered", || server.complete().len() == 100).await;
     assert!(stuck.connections() <= 20);
-    let finished = setting.deliverer.finish(Duration::from_secs(5)).await;
-    assert!(finished, "those that hang are given up");
+    // Those that hang are given up.
+    setting.finish().await;
+    assert_eq!(setting.deliverer.attempts_in_flight(1), 0);
+}
+
+/// More messages than a destination has places for: each is delivered once, and soon.
+#[tokio::test]
+async fn a_burst_to_one_destination_is_delivered_once_each() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[("a@y", vec![deliver_to("a@y", &there)])]));
+    for number in 0..600 {
+        setting.put(number, "s@x", &["a@y"]);
+    }
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    assert_eq!(server.complete().len(), 600);
+    assert!(server.connections() <= 25, "{} connections", server.connections());
 }

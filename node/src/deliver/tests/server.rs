@@ -112,7 +112,7 @@ impl Server {
     /// Messages that were taken whole.
     pub(super) fn complete(&self) -> Vec<Taken> {
         let taken = self.seen.taken.lock().unwrap();
-        taken.iter().filter(|taken| taken.complete).cloned().collect()
+        taken.iter().filter(|taken| taken.complete && !taken.rcpts.is_empty()).cloned().collect()
     }
 
     pub(super) fn commands(&self) -> Vec<String> {

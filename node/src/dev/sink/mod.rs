@@ -67,6 +67,7 @@ async fn accept(
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test\'s own files")]
 mod tests {
     use std::fs;
 

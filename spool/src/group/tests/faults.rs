@@ -1,6 +1,6 @@
 //! Cut wires, nodes that stop in the middle, disks that fail, and requests that nobody should send.
 
-use std::{io, sync::atomic::AtomicBool};
+use std::io;
 
 use ppsw_proto::raft::{self as wire, raft_client::RaftClient};
 
@@ -19,7 +19,7 @@ async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
         let holders = cluster.holders();
         assert!(holders.len() <= 1, "{holders:?}");
         if holders.is_empty() {
-            lost = lost.or(Some(began.elapsed()));
+            lost.get_or_insert_with(|| began.elapsed());
         }
         holders.first().is_some_and(|holder| *holder != 1)
     })
@@ -142,6 +142,7 @@ async fn what_the_log_cannot_hold_is_refused_and_harms_nobody() {
     assert!(matches!(group.propose(longest.clone(), 20 * SECOND).await, Ok(Reply::Value(_))));
     let at = group.status().applied_index.unwrap();
     assert_eq!(group.read(at).await.unwrap(), longest);
+    assert!(matches!(group.propose(longest, 20 * SECOND).await, Ok(Reply::Value(_))));
     // Nor is its state short enough for a checkpoint: the log stays as it is.
     cluster.say(leader, "more").await.unwrap();
     group.checkpoint().await.unwrap();

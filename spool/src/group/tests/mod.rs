@@ -10,7 +10,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -36,6 +36,8 @@ const SECOND: Duration = Duration::from_secs(1);
 struct Tape {
     entries: Mutex<Vec<Bytes>>,
     restored: AtomicUsize,
+    /// Entries were applied while a checkpoint was asked for.
+    disturbed: AtomicBool,
     changes: Mutex<Vec<Leadership>>,
 }
 
@@ -58,8 +60,11 @@ impl Machine for Tape {
 
     fn checkpoint(&self, applied: Position) -> Checkpoint {
         // Long enough for entries to be applied meanwhile, if they were not kept waiting.
+        let before = self.entries().len();
         std::thread::sleep(Duration::from_millis(2));
-        let state = self.entries().join(&b',').into();
+        let entries = self.entries();
+        self.disturbed.fetch_or(entries.len() != before, Ordering::Relaxed);
+        let state = entries.join(&b',').into();
         Checkpoint { upto: Some(applied.index), state }
     }
 
