@@ -80,19 +80,22 @@ impl Maildir {
     }
 }
 
-/// Value of the first field of that name in a header.
+/// Value of the first field of that name in a header, which ends at the first line that is no field.
 pub fn field(content: &[u8], name: &str) -> Option<String> {
     let mut rest = content;
     while let Some((line, after)) = split_line(rest) {
-        if line.is_empty() {
+        rest = after;
+        if line.starts_with([' ', '\t']) {
+            continue;
+        }
+        let (found, value) = line.split_once(':')?;
+        let found = found.trim_end();
+        if found.is_empty() || !found.bytes().all(|byte| byte.is_ascii_graphic()) {
             return None;
         }
-        if let Some((found, value)) = line.split_once(':')
-            && found.eq_ignore_ascii_case(name)
-        {
+        if found.eq_ignore_ascii_case(name) {
             return Some(value.trim().to_owned());
         }
-        rest = after;
     }
     None
 }

@@ -12,6 +12,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
+    client::Client,
     corpus::without_field,
     process::{GroupGuard, Guard},
     sink::{ID_FIELD, field},
@@ -20,9 +21,11 @@ use crate::{
 
 const CYRUS: &str = "/usr/lib/cyrus/bin/master";
 const SMTP_SINK: &str = "/usr/sbin/smtp-sink";
+/// `spqr1` to `spqr9`.
+const USERS: std::ops::RangeInclusive<u8> = 1..=9;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A private Cyrus that takes mail by LMTP. Mailboxes are made when the first mail for a user arrives.
+/// A private Cyrus that takes mail by LMTP for the users of `ppswd dev`.
 pub struct Cyrus {
     dir: TempDir,
     _master: GroupGuard,
@@ -68,6 +71,7 @@ impl Cyrus {
             );
             TcpStream::connect(address).ok()
         });
+        make_mailboxes(address);
         Self { dir, _master: master }
     }
 
@@ -162,6 +166,19 @@ impl PostfixSink {
         }
         messages
     }
+}
+
+/// Cyrus makes a mailbox at the first RCPT for it, and fails if two sessions do so at once: hence one by one here.
+fn make_mailboxes(address: SocketAddr) {
+    let mut client = Client::connect(address).unwrap();
+    for line in ["LHLO test", "MAIL FROM:<>"] {
+        assert_eq!(client.command(line).unwrap().code, 250, "{line}");
+    }
+    for user in USERS {
+        let reply = client.command(&format!("RCPT TO:<spqr{user}@hermes.cam.ac.uk>")).unwrap();
+        assert_eq!(reply.code, 250, "{reply:?}");
+    }
+    client.quit();
 }
 
 /// smtp-sink drops the CR of each line end and adds an empty line at the end.
