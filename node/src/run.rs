@@ -131,15 +131,11 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
 
     let ended = serve(&config, &switch, &plane, &log, &mut tasks).await;
-    drop(log);
     stop(&front, &deliverer, &plane).await;
-    drop((front, deliverer, hooks));
-    // The last lines; whoever still holds the log at this point has nothing more to say.
-    let _ = tokio::time::timeout(
-        limits::STOP_PATIENCE,
-        tokio::task::spawn_blocking(|| log_thread.join()),
-    )
-    .await;
+    log.close().await;
+    // The last lines; a disk that hangs must not keep the process.
+    let written = tokio::task::spawn_blocking(|| log_thread.join());
+    let _ = tokio::time::timeout(limits::STOP_PATIENCE, written).await;
     ended
 }
 

@@ -21,7 +21,7 @@ use ppsw_spool::{
 use tokio::sync::mpsc;
 
 use event::{Arrival, Attempt, Delivery, Event, Record, Rejection};
-use writer::{LogFile, Signals, Writer};
+use writer::{Entry, LogFile, Signals, Writer};
 
 pub use event::Client;
 
@@ -32,7 +32,7 @@ use crate::{limits::LOG_QUEUE_MAX, message::date};
 pub struct MailLog {
     node: u64,
     clock: Arc<dyn Clock>,
-    events: mpsc::Sender<Record>,
+    events: mpsc::Sender<Entry>,
     signals: Arc<Signals>,
 }
 
@@ -120,6 +120,12 @@ impl MailLog {
     /// Opens the files anew before the next line (SIGHUP). A file that was renamed is found within a second anyway.
     pub fn reopen(&self) {
         self.signals.reopen.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends the log: what was told before is written, what comes later is not.
+    pub async fn close(&self) {
+        // The writer may have ended already.
+        let _ = self.events.send(Entry::End).await;
     }
 
     /// `<=`
@@ -223,7 +229,7 @@ impl MailLog {
     }
 
     fn put(&self, event: Event) {
-        if self.events.try_send(record(&*self.clock, self.node, event)).is_err() {
+        if self.events.try_send(Entry::Event(record(&*self.clock, self.node, event))).is_err() {
             self.signals.lost.fetch_add(1, Ordering::Relaxed);
             counter!("ppsw_maillog_lost_total").increment(1);
         }
@@ -237,7 +243,7 @@ impl std::fmt::Debug for MailLog {
 }
 
 impl LogThread {
-    /// Waits until everything is written, once all [`MailLog`]s are gone. Blocks.
+    /// Waits until everything is written, once [`MailLog::close`] was called or all [`MailLog`]s are gone. Blocks.
     pub fn join(self) {
         // A panic of the writer ends the process before anybody could wait for it.
         let _ = self.thread.join();

@@ -35,27 +35,38 @@ pub(super) struct Signals {
     pub(super) lost: AtomicU64,
 }
 
+/// What the writer is given. Not boxed: almost all entries are events.
+#[allow(clippy::large_enum_variant, reason = "the other variant comes once")]
+pub(super) enum Entry {
+    Event(Record),
+    /// The node stops: write what came before, and end.
+    End,
+}
+
 pub(super) struct Writer {
     pub(super) node: u64,
     pub(super) clock: Arc<dyn Clock>,
-    pub(super) events: mpsc::Receiver<Record>,
+    pub(super) events: mpsc::Receiver<Entry>,
     pub(super) signals: Arc<Signals>,
     pub(super) main: LogFile,
     pub(super) json: LogFile,
 }
 
 impl Writer {
-    /// Writes until the last sender is gone.
+    /// Writes until it is told to end, or the last sender is gone.
     pub(super) fn run(mut self) {
         let mut checked = self.clock.instant();
-        while let Some(first) = self.events.blocking_recv() {
+        let mut ended = false;
+        while !ended && let Some(first) = self.events.blocking_recv() {
             let (mut main, mut json) = (String::new(), Vec::new());
-            render(&first, &mut main, &mut json);
-            while let Ok(next) = self.events.try_recv() {
-                render(&next, &mut main, &mut json);
-                if main.len() > 1 << 16 {
-                    break;
+            let mut next = Some(first);
+            while let Some(entry) = next {
+                match entry {
+                    Entry::Event(event) => render(&event, &mut main, &mut json),
+                    Entry::End => ended = true,
                 }
+                next =
+                    if ended || main.len() > 1 << 16 { None } else { self.events.try_recv().ok() };
             }
             let lost = self.signals.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
