@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    io::IsTerminal,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -42,7 +43,10 @@ pub fn prepare_process() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let filter = tracing_subscriber::EnvFilter::try_from_env("PPSWD_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,h2=warn"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     // A second call (tests) keeps the first one's.
     let _ = lines.try_init();
 }
