@@ -96,33 +96,12 @@ impl Cyrus {
                     && let Ok(content) = std::fs::read(&path)
                     && let Some(id) = field(&content, ID_FIELD)
                 {
-                    messages.insert(id, without_own_fields(content));
+                    messages.insert(id, content);
                 }
             }
         }
         messages
     }
-}
-
-/// Takes out what Cyrus' lmtpd adds to a message in whose header it finds no `Message-ID` (a `From ` line of a mailbox
-/// file in the header hides all that follows it): its own `Message-ID`, known by its form, and the `Date` behind it.
-fn without_own_fields(mut content: Vec<u8>) -> Vec<u8> {
-    const OWN: &[u8] = b"\r\nMessage-ID: <cmu-lmtpd-";
-    let Some(at) = content.windows(OWN.len()).position(|window| window == OWN) else {
-        return content;
-    };
-    let start = at + 2;
-    let line_end = |from: usize| {
-        content[from..].windows(2).position(|window| window == b"\r\n").map(|end| from + end + 2)
-    };
-    let Some(mut end) = line_end(start) else { return content };
-    if content[end..].starts_with(b"Date: ")
-        && let Some(next) = line_end(end)
-    {
-        end = next;
-    }
-    content.drain(start..end);
-    content
 }
 
 /// Postfix' smtp-sink, which writes each message to a file.
