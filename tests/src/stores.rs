@@ -38,7 +38,9 @@ impl Cyrus {
         let dir = tempfile::Builder::new().prefix("ppswitch-cyrus-").tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let (user, group) = (id_of("/etc/passwd", "cyrus"), id_of("/etc/group", "mail"));
-        for folder in ["conf", "conf/db", "mail", "sieve"] {
+        // `stage.` is made here because two lmtpd that both find it missing race: the one that loses the mkdir(2) ends
+        // with an assertion in append.c, and its message waits for a retry.
+        for folder in ["conf", "conf/db", "mail", "mail/stage.", "sieve"] {
             let path = dir.path().join(folder);
             std::fs::create_dir(&path).unwrap();
             chown(&path, Some(user), Some(group)).unwrap();
