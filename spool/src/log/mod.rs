@@ -12,6 +12,7 @@ mod queue;
 mod record;
 mod recovery;
 mod segment;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -19,9 +20,11 @@ mod writer;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
+
+pub use self::space::{Space, SpaceLimits};
 
 use bytes::Bytes;
 
@@ -96,6 +99,9 @@ pub enum LogError {
     /// The disk failed a write or a sync; nothing after it can be trusted.
     #[error("the log's disk failed: {0}")]
     Disk(String),
+    /// The disk is full. Passes by itself: only told when the log is closed while it waits for space.
+    #[error("the log's disk is full: {0}")]
+    NoSpace(String),
     /// A record on the disk is damaged where none may be: before the last commit marker.
     #[error(
         "damaged log record in {file} at byte {offset}: {what}; this replica must be re-seeded"
@@ -133,7 +139,7 @@ pub struct Log {
 
 struct Inner {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Log {
@@ -143,16 +149,18 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
-    /// have the directory open.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its threads. Nobody else may have the
+    /// directory open. Waits, without an end, for space if the disk is full and it cannot be opened so.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
         let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
         let options = Options { segment_bytes, ..options };
-        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index));
+        let Recovered { index, active, free, released } =
+            space::patiently(|| recover(&*disk, &options))?;
+        let shared = Arc::new(Shared::new(disk, options.dir, index, segment_bytes));
+        let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
         let writer = Writer {
             shared: Arc::clone(&shared),
             active,
@@ -163,11 +171,19 @@ impl Log {
             frame: Frame::default(),
             batch: Vec::new(),
         };
+        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        log.start("ppsw-log", || writer.run())?;
+        log.start("ppsw-spare", || spare.run())?;
+        Ok(log)
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
         let thread = std::thread::Builder::new()
-            .name("ppsw-log".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
+            .name(name.to_owned())
+            .spawn(run)
+            .map_err(|e| LogError::Disk(format!("starting the log's threads: {e}")))?;
+        self.inner.threads().push(thread);
+        Ok(())
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -293,6 +309,31 @@ impl Log {
         true
     }
 
+    /// Sets below which free space the disk counts as low. Until then, and by default, it is low when it is full.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.inner.shared.disk_space.limit(limits);
+    }
+
+    /// Free space as last measured, at most a second ago. Cheap.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.inner.shared.disk_space.last()
+    }
+
+    /// Whether entries from leaders are to be taken: `false` if the disk is full and only the reserve for votes,
+    /// purges and checkpoints is left. Cheap.
+    #[must_use]
+    pub fn takes_entries(&self) -> bool {
+        let shared = &*self.inner.shared;
+        !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
+    }
+
+    /// Why the log has ended, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -400,16 +441,24 @@ impl Log {
     }
 }
 
+impl Inner {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.work.notify_one();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A panic of the writer has been reported by its own thread.
-            let _ = thread.join();
+        self.shared.closing.notify_all();
+        self.shared.disk_space.wake();
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic of a thread has been reported by itself.
+                let _ = thread.join();
+            }
         }
     }
 }
