@@ -1,6 +1,6 @@
 //! `ppswd`: one program for a node, a development cluster and its helpers. See `ppswd --help`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use ppsw_node::{config::NodeConfig, dev, policy::Configuration, run};
@@ -8,11 +8,14 @@ use ppsw_node::{config::NodeConfig, dev, policy::Configuration, run};
 /// Exit code of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
 
+/// Exit code of a node whose disk has failed (`EX_IOERR` of sysexits.h): a supervisor should not start it again at once.
+const EXIT_DISK: u8 = 74;
+
 /// A node of a ppswitch cluster.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 74 the disk has failed."
 )]
 struct Args {
     #[command(subcommand)]
@@ -106,8 +109,12 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ppswd: {error}");
-            ExitCode::FAILURE
+            // Not `eprintln`: it panics when standard error is a file on a full disk.
+            let _ = writeln!(std::io::stderr(), "ppswd: {error}");
+            match error.downcast_ref::<run::DiskFailure>() {
+                Some(_) => EXIT_DISK.into(),
+                None => ExitCode::FAILURE,
+            }
         }
     }
 }

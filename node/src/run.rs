@@ -2,7 +2,8 @@
 
 use std::{
     future::Future,
-    io::IsTerminal,
+    io::{self, IsTerminal},
+    path::{Path, PathBuf},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -11,11 +12,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneOptions};
+use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions};
 use ppsw_spool::{
     PartitionId,
     env::{SystemClock, SystemDisk},
     group::Timing,
+    log::{LogError, SpaceLimits},
     queue::Spool,
 };
 use tokio::{
@@ -37,6 +39,19 @@ use crate::{
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
+/// The machine's disk does not do its work. A start that follows at once would meet the same.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{what}. This node has ended, and the others go on without it. Look at the disk and the kernel's log; start ppswd \
+     again when the disk is well, or empty {} as a whole and join again, under a new number",
+    data.display()
+)]
+pub struct DiskFailure {
+    /// Which file, and what the system said.
+    what: String,
+    data: PathBuf,
+}
+
 /// What a process needs before anything else: the crypto provider, and where its own messages go.
 pub fn prepare_process() {
     // Fails only if another provider was installed before; there is none in the tree (deny.toml).
@@ -45,8 +60,10 @@ pub fn prepare_process() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,h2=warn"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        // Standard error may lead to a file on a full disk: what it does not take is lost, and nothing else happens.
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     // A second call (tests) keeps the first one's.
     let _ = lines.try_init();
 }
@@ -76,7 +93,7 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 /// What could not be read, opened or bound; or why the node had to stop.
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
-    let _lock = files::lock(&config.data)?;
+    let _lock = files::lock(&config.data).map_err(|e| lock_failed(&config.data, e))?;
     let configuration = load(&config)?;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
@@ -85,7 +102,11 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         servers => Resolver::new(servers)?,
     });
     let hooks = Arc::new(Hooks::default());
-    let plane = start_plane(&config, hooks.clone()).await?;
+    let plane = start_plane(&config, hooks.clone()).await.map_err(|e| start_failed(&config, e))?;
+    plane.limit_space(SpaceLimits {
+        bytes: config.check_spool_space,
+        inodes: config.check_spool_inodes,
+    });
     let spool = plane.spool();
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
@@ -150,7 +171,26 @@ fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
     })
 }
 
-async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Failure> {
+/// A data directory that cannot be written to is its disk's fault, unless somebody else uses it or may.
+fn lock_failed(data: &Path, error: io::Error) -> Failure {
+    use io::ErrorKind::{PermissionDenied, WouldBlock};
+    if matches!(error.kind(), WouldBlock | PermissionDenied) {
+        return error.into();
+    }
+    let what = format!("{} cannot be locked: {error}", data.join("lock").display());
+    DiskFailure { what, data: data.to_owned() }.into()
+}
+
+fn start_failed(config: &NodeConfig, error: PlaneError) -> Failure {
+    match error {
+        PlaneError::Log(error @ LogError::Disk(_)) => {
+            DiskFailure { what: error.to_string(), data: config.data.clone() }.into()
+        }
+        error => error.into(),
+    }
+}
+
+async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, PlaneError> {
     let options = PlaneOptions {
         data: config.data.clone(),
         listen: config.control,
@@ -159,7 +199,7 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Fa
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };
-    Ok(Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?)
+    Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await
 }
 
 /// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
@@ -181,7 +221,12 @@ async fn serve(
                 log.reopen();
                 reload(config, switch);
             }
-            why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
+            why = plane.failed() => return Err(match plane.disk_failure() {
+                Some(error @ LogError::Disk(_)) => {
+                    DiskFailure { what: error.to_string(), data: config.data.clone() }.into()
+                }
+                _ => format!("this node must stop: {why}").into(),
+            }),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
             }

@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use super::{
     Dial, Group, GroupId, Machine, Timing, handle::Parts, leadership, lease::Probation,
-    machine::Adapter, network::Factory, service::Service, store::Store, types::Raft,
+    machine::Adapter, network::Factory, service::Service, space::Neighbours, store::Store,
+    types::Raft,
 };
 use crate::{
     NodeId,
@@ -35,6 +36,7 @@ struct Inner {
     /// One group at a time is opened or closed.
     changing: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<String>>,
+    neighbours: Arc<Neighbours>,
 }
 
 impl Groups {
@@ -52,7 +54,8 @@ impl Groups {
         log.on_failure(Box::new(move |why| fail(&tell, why)));
         let groups = Mutex::default();
         let changing = tokio::sync::Mutex::new(());
-        let inner = Inner { node, log, clock, dial, timing, groups, changing, failure };
+        let neighbours = Arc::default();
+        let inner = Inner { node, log, clock, dial, timing, groups, changing, failure, neighbours };
         Self { inner: Arc::new(inner) }
     }
 
@@ -70,7 +73,12 @@ impl Groups {
         let probation = Probation::new(store.has_vote(), inner.clock.instant(), inner.timing);
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
-        let factory = Factory { dial: inner.dial.clone(), group: id };
+        let factory = Factory {
+            dial: inner.dial.clone(),
+            group: id,
+            clock: inner.clock.clone(),
+            neighbours: inner.neighbours.clone(),
+        };
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await
             .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
@@ -83,6 +91,7 @@ impl Groups {
             clock: inner.clock.clone(),
             timing: inner.timing,
             probation,
+            neighbours: inner.neighbours.clone(),
         });
         self.run(&group, probation);
         let failure = inner.failure.clone();
@@ -138,6 +147,12 @@ impl Groups {
         for group in groups.into_values() {
             group.stop().await;
         }
+    }
+
+    /// The node's log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.inner.log
     }
 
     pub(super) fn node(&self) -> NodeId {

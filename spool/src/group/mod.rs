@@ -7,6 +7,7 @@ mod lease;
 mod machine;
 mod network;
 mod service;
+mod space;
 mod store;
 mod transfer;
 mod types;

@@ -30,12 +30,13 @@ use tonic::transport::Channel;
 
 use super::{
     Dial, GroupId, Lane,
+    space::Neighbours,
     types::{
         self, Snapshot, TypeConfig, Vote, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
     },
 };
-use crate::{NodeId, limits};
+use crate::{NodeId, env::Clock, limits};
 
 /// Version of the protocol between nodes.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
@@ -45,12 +46,13 @@ pub(super) const PROTOCOL_VERSION: u32 = 1;
 pub(crate) struct Factory {
     pub(super) dial: Arc<dyn Dial>,
     pub(super) group: GroupId,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
 /// The way to one node's replica of one group.
 pub(crate) struct Peer {
-    dial: Arc<dyn Dial>,
-    group: GroupId,
+    of: Factory,
     node: NodeId,
     /// Heartbeats are sent one by one: a stream for each would be made and thrown away.
     heartbeats: bool,
@@ -60,11 +62,18 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: false }
+        Peer { of: self.clone(), node: target, heartbeats: false }
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: true }
+        Peer { of: self.clone(), node: target, heartbeats: true }
+    }
+}
+
+impl Factory {
+    /// Keeps what an answer says of its node's disk.
+    fn note(&self, node: NodeId, reply: &wire::AppendReply) {
+        self.neighbours.note(node, reply.headroom, self.clock.instant());
     }
 }
 
@@ -73,6 +82,7 @@ type Answer<T> = Result<T, RPCError<TypeConfig>>;
 impl Peer {
     fn client(&self, lane: Lane) -> Answer<RaftClient<Channel>> {
         let channel = self
+            .of
             .dial
             .channel(self.node, lane)
             .ok_or_else(|| unreachable(format!("node {} has no known address", self.node)))?;
@@ -82,7 +92,7 @@ impl Peer {
     }
 
     fn target(&self) -> Option<wire::Target> {
-        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.group })
+        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.of.group })
     }
 
     /// Waits for an answer, not for ever.
@@ -136,7 +146,8 @@ impl Peer {
         });
         let mut client = self.client(Lane::Bulk)?;
         let replies = self.answer(client.append(requests)).await?;
-        let exchange = Exchange { node: self.node, replies, sent, answered: 0 };
+        let exchange =
+            Exchange { of: self.of.clone(), node: self.node, replies, sent, answered: 0 };
         let answers = stream::unfold(Some(exchange), |exchange| async {
             let mut exchange = exchange?;
             let answer = exchange.next().await?;
@@ -150,6 +161,7 @@ impl Peer {
 
 /// One stream of append requests, as its replies are read.
 struct Exchange {
+    of: Factory,
     node: NodeId,
     replies: tonic::Streaming<wire::AppendReply>,
     sent: Arc<AtomicU64>,
@@ -164,6 +176,7 @@ impl Exchange {
             match timeout(limits::APPEND_IDLE_MAX, self.replies.message()).await {
                 Ok(Ok(Some(reply))) => {
                     self.answered += 1;
+                    self.of.note(self.node, &reply);
                     return Some(reply_from_wire(&reply));
                 }
                 Ok(Ok(None)) => return None,
@@ -190,6 +203,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let mut client = self.client(Lane::Control)?;
         let request = append_to_wire(self.target(), rpc);
         let reply = self.answer(client.heartbeat(request)).await?;
+        self.of.note(self.node, &reply);
         Ok(match reply_from_wire(&reply)? {
             Ok(matched) if matched == last => AppendEntriesResponse::Success,
             Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),

@@ -27,6 +27,8 @@ pub(super) trait Proposals: Send + Sync + 'static {
     async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError>;
     async fn checkpoint(&self) -> Result<(), ChangeError>;
     fn has_lease(&self) -> bool;
+    /// Bytes of new mail that a majority of the voters can take.
+    fn headroom(&self) -> u64;
     /// The last index that is no longer in the log.
     fn purged(&self) -> Option<u64>;
 }
@@ -51,6 +53,10 @@ impl Proposals for Group {
 
     fn has_lease(&self) -> bool {
         Self::has_lease(self)
+    }
+
+    fn headroom(&self) -> u64 {
+        Self::headroom(self)
     }
 
     fn purged(&self) -> Option<u64> {

@@ -49,6 +49,8 @@ pub(super) struct Fake {
     waiting: AtomicU64,
     pub(super) waiting_most: AtomicU64,
     trimmed: AtomicU64,
+    /// What the disks can take.
+    pub(super) headroom: AtomicU64,
 }
 
 #[async_trait]
@@ -95,6 +97,10 @@ impl Proposals for Fake {
 
     fn has_lease(&self) -> bool {
         *self.mode.lock().unwrap() != Mode::Elsewhere
+    }
+
+    fn headroom(&self) -> u64 {
+        self.headroom.load(Ordering::SeqCst)
     }
 
     fn purged(&self) -> Option<u64> {
@@ -168,6 +174,7 @@ pub(super) fn world() -> World {
         waiting: AtomicU64::new(0),
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
+        headroom: AtomicU64::new(u64::MAX),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }
