@@ -110,15 +110,45 @@ impl Cluster {
 
     /// Starts a node of the cluster again, as an operator would. Doesn't wait.
     pub fn restart(&mut self, id: u64) {
+        self.restart_with(id, &[]);
+    }
+
+    /// The same, with more in its environment.
+    pub fn restart_with(&mut self, id: u64, environment: &[(&'static str, PathBuf)]) {
         let config = self.dir().join(format!("node-{id}/ppswd.toml"));
-        let log = self.dir().join(format!("node-{id}/log/process.log"));
         let guard = Guard::spawn(
-            Command::new(program("ppswd")).arg("run").arg("--config").arg(config),
-            &log,
+            Command::new(program("ppswd"))
+                .arg("run")
+                .arg("--config")
+                .arg(config)
+                .envs(environment.iter().cloned()),
+            &self.process_log(id),
         );
         let pid = guard.pid();
         self.again.push(guard);
         self.file.nodes.iter_mut().find(|node| node.id == id).unwrap().pid = pid;
+    }
+
+    /// Where a node's standard error goes.
+    pub fn process_log(&self, id: u64) -> PathBuf {
+        self.dir().join(format!("node-{id}/log/process.log"))
+    }
+
+    /// Puts lines in front of a node's configuration; they hold when it is started again.
+    pub fn configure(&self, id: u64, lines: &str) {
+        let path = self.dir().join(format!("node-{id}/ppswd.toml"));
+        let old = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{lines}\n{old}")).unwrap();
+    }
+
+    /// Waits for the end of a node that the test has started, and gives its exit code; `None` after a signal.
+    pub fn wait_end(&mut self, id: u64) -> Option<i32> {
+        let pid = self.node(id).pid;
+        let guard = self.again.iter_mut().find(|guard| guard.pid() == pid).unwrap();
+        let status =
+            wait_for(&format!("node {id} to end"), PATIENCE, || guard.0.try_wait().unwrap());
+        self.again.retain(|guard| guard.pid() != pid);
+        status.code()
     }
 
     /// Waits until `/readyz` of a node says 200.
@@ -214,11 +244,17 @@ impl Drop for Cluster {
 
 /// Status of `GET path`; `None`: no answer.
 pub fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    http_get(address, path).map(|(status, _)| status)
+}
+
+/// Status and whole answer of `GET path`; `None`: no answer.
+pub fn http_get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
+    let status = std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()?;
+    Some((status, String::from_utf8_lossy(&answer).into_owned()))
 }

@@ -180,6 +180,12 @@ impl Group {
         each.min().unwrap_or(0)
     }
 
+    /// This node's own disk is low.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.inner.parts.store.log().space().headroom() == 0
+    }
+
     /// What an operator wants to know.
     #[must_use]
     pub fn status(&self) -> GroupStatus {

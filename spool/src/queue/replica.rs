@@ -29,6 +29,8 @@ pub(super) trait Proposals: Send + Sync + 'static {
     fn has_lease(&self) -> bool;
     /// Bytes of new mail that a majority of the voters can take.
     fn headroom(&self) -> u64;
+    /// This node's own disk is low.
+    fn is_low(&self) -> bool;
     /// The last index that is no longer in the log.
     fn purged(&self) -> Option<u64>;
 }
@@ -57,6 +59,10 @@ impl Proposals for Group {
 
     fn headroom(&self) -> u64 {
         Self::headroom(self)
+    }
+
+    fn is_low(&self) -> bool {
+        Self::is_low(self)
     }
 
     fn purged(&self) -> Option<u64> {

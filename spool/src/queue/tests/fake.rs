@@ -103,6 +103,10 @@ impl Proposals for Fake {
         self.headroom.load(Ordering::SeqCst)
     }
 
+    fn is_low(&self) -> bool {
+        self.headroom() == 0
+    }
+
     fn purged(&self) -> Option<u64> {
         None
     }
