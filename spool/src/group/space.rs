@@ -49,6 +49,7 @@ const _: () = assert!(SPACE_KNOWN_MAX.as_millis() > Duration::from_secs(1).as_mi
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::{Clock, SystemClock};
 
     #[test]
     fn any_majority_counts_and_silence_is_no_space() {
@@ -59,7 +60,7 @@ mod tests {
         assert_eq!(of_majority([1, 2, 3, 4].into_iter()), 2);
         assert_eq!(of_majority([0, 0, 3, 4, 5].into_iter()), 3);
 
-        let now = Instant::now();
+        let now = SystemClock.instant();
         let neighbours = Neighbours::default();
         assert_eq!(neighbours.headroom(2, now), 0);
         neighbours.note(2, Some(9), now);

@@ -4,7 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
@@ -15,6 +15,7 @@ use super::{
     sim::{Lies, SimDisk, Trouble},
     wait,
 };
+use crate::env::{Clock as _, SystemClock};
 
 const SEGMENT: u64 = 4096;
 /// Far more than any of this takes.
@@ -42,9 +43,9 @@ fn append_later(log: &Log, index: u64, bytes: usize) -> mpsc::Receiver<Result<()
 }
 
 fn until(what: &str, mut question: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let start = SystemClock.instant();
     while !question() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
+        assert!(SystemClock.instant() - start < PATIENCE, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
