@@ -110,6 +110,10 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
 
+/// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
+/// needs, too.
+pub const LIST_PAGE_MESSAGES: usize = 1000;
+
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);
 const _: () = assert!(ENTRY_BYTES_MAX < LOG_RECORD_BYTES_MAX);
