@@ -4,6 +4,7 @@ mod groups;
 mod handle;
 mod leadership;
 mod lease;
+mod local;
 mod machine;
 mod network;
 mod service;
@@ -32,6 +33,13 @@ pub trait Machine: Send + Sync + 'static {
     fn checkpoint(&self, applied: Position) -> Checkpoint;
     /// Forgets all state and takes that of a checkpoint (at start, or when the leader sends one).
     fn restore(&self, checkpoint: &Checkpoint);
+    /// Takes the state that this node has kept by itself, if it has one and `fits` accepts what was noted with it
+    /// ([`Group::note`]); true then. Asked once, at start, behind `restore`. `fits` has no effect unless true is
+    /// returned.
+    fn recall(&self, fits: &mut dyn FnMut(&Bytes) -> bool) -> bool {
+        let _ = fits;
+        false
+    }
     /// Leadership changed, as seen by this replica. `Leading` comes only after an entry of the new term is applied.
     fn leadership(&self, change: Leadership);
 }

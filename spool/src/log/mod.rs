@@ -7,6 +7,7 @@
 
 mod active;
 mod cache;
+mod identity;
 mod index;
 mod queue;
 mod record;
@@ -136,6 +137,7 @@ pub struct Log {
 
 struct Inner {
     shared: Arc<Shared>,
+    identity: [u8; 16],
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -155,6 +157,7 @@ impl Log {
         let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
         let options = Options { segment_bytes, ..options };
         let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+        let identity = identity::identity(&*disk, &options.dir);
         let shared = Arc::new(Shared::new(disk, options.dir, index));
         let writer = Writer {
             shared: Arc::clone(&shared),
@@ -171,7 +174,7 @@ impl Log {
             .name("ppsw-log".to_owned())
             .spawn(|| writer.run())
             .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
+        Ok(Self { inner: Arc::new(Inner { shared, identity, thread: Mutex::new(Some(thread)) }) })
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -234,6 +237,16 @@ impl Log {
             let record = state.index.forget(group);
             Ok(record.map(|record| (record, None)).into_iter().collect())
         });
+    }
+
+    /// A number that no other log has, for what is made from this one and kept elsewhere.
+    pub fn identity(&self) -> [u8; 16] {
+        self.inner.identity
+    }
+
+    /// The position of an entry that is there, or of the last that was purged.
+    pub fn position(&self, group: GroupId, index: u64) -> Option<Position> {
+        self.inner.shared.lock().index.position(group, index)
     }
 
     /// Resolves when the writer's queue has room. Await it before an append: it is what bounds memory when the

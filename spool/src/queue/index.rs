@@ -3,6 +3,7 @@
 //! Nothing in here asks for the time or knows who leads, except for the takeover grace, which is the leader's own.
 
 mod apply;
+mod keep;
 mod key;
 mod pins;
 mod slot;
@@ -16,10 +17,12 @@ use std::{
 };
 
 use self::{
-    key::{Due, Key},
+    keep::Changed,
+    key::Due,
     pins::Pins,
     slot::{Head, Slot},
 };
+pub(super) use self::{keep::Kept, key::Key};
 #[cfg(test)]
 pub(super) use view::View;
 
@@ -27,12 +30,14 @@ use super::{
     history::{History, Volume},
     message::{Attempt, MessageId, QueuedMessage},
 };
-use crate::{NodeId, env::UnixMs};
+use crate::{NodeId, env::UnixMs, group::Position};
 
 /// The queue as of some index of the log.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     applied: Option<u64>,
+    /// Term of that entry.
+    term: u64,
     messages: BTreeMap<Key, Slot>,
     /// Uploads that no `Accept` has claimed.
     partials: BTreeMap<MessageId, Partial>,
@@ -48,6 +53,8 @@ pub(super) struct Index {
     /// The highest id seen of each node.
     highest: BTreeMap<u16, MessageId>,
     handover: Option<Handover>,
+    /// Not replicated: what a local checkpoint lacks.
+    changed: Changed,
 }
 
 /// Chunks of a message that is not yet accepted: number to index and length.
@@ -107,7 +114,13 @@ impl Index {
         index
     }
 
-    /// Goes past an entry that nobody can apply.
+    /// Goes past an entry of `term` that nobody can apply.
+    pub(super) fn refuse(&mut self, at: Position, bytes: u64) {
+        self.term = at.term;
+        self.pass(at.index, bytes);
+    }
+
+    /// Goes past an entry.
     pub(super) fn pass(&mut self, index: u64, bytes: u64) {
         self.applied = Some(index);
         self.history.advance(index);
@@ -275,6 +288,7 @@ impl Index {
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
         self.pins.add(head.pin);
+        self.changed.note(key);
         self.messages.insert(key, slot);
     }
 
@@ -282,6 +296,7 @@ impl Index {
         let Some(key) = Key::of(id) else { return };
         let Some(head) = self.messages.remove(&key).and_then(|slot| slot.head()) else { return };
         self.bytes -= head.size;
+        self.changed.note(key);
         self.leave(key, &head);
         self.pins.remove(head.pin);
     }
@@ -306,6 +321,7 @@ impl Index {
         let head = Head::new(message, old.pin, old.record, tried);
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
+        self.changed.note(key);
         self.messages.insert(key, Slot::new(&head, message));
         false
     }

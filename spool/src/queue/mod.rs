@@ -2,6 +2,7 @@
 //!
 //! `docs/spool.md` describes the states of a message in the log, and what recovery makes of each.
 
+mod checkpoint;
 mod entry;
 mod history;
 mod ids;
@@ -15,6 +16,7 @@ mod spool;
 mod upkeep;
 mod writer;
 
+pub use checkpoint::Checkpoints;
 pub use index::Summary;
 pub use message::{
     Attempt, Body, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, QueuedMessage,

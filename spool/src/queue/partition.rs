@@ -221,6 +221,11 @@ impl Partition {
         self.leading().is_some() && !self.replica.machine.handed_over()
     }
 
+    #[cfg(test)]
+    pub(super) fn machine(&self) -> &super::machine::QueueMachine {
+        &self.replica.machine
+    }
+
     pub(super) fn is_quiesced(&self) -> bool {
         self.replica.is_quiesced()
     }

@@ -10,7 +10,11 @@ use metrics::{describe_counter, describe_gauge};
 use tokio::sync::watch;
 
 use super::{
-    AcceptError, MessageWriter, Partition, ids::Ids, machine::QueueMachine, replica::Replica,
+    AcceptError, Checkpoints, MessageWriter, Partition,
+    checkpoint::{Continued, Loaded},
+    ids::Ids,
+    machine::QueueMachine,
+    replica::Replica,
 };
 use crate::{
     NodeId, PartitionId,
@@ -32,6 +36,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     ids: Arc<Ids>,
     elections: watch::Sender<u64>,
+    checkpoints: Option<Checkpoints>,
     partitions: Mutex<BTreeMap<PartitionId, Partition>>,
     /// Held while a partition is opened or closed.
     changing: tokio::sync::Mutex<()>,
@@ -40,6 +45,16 @@ struct Inner {
 impl Spool {
     /// The spool of node `node`; no partition is open yet.
     pub fn new(node: NodeId, groups: Groups, clock: Arc<dyn Clock>) -> Self {
+        Self::with_checkpoints(node, groups, clock, None)
+    }
+
+    /// The spool of node `node`, with local checkpoints of its partitions; no partition is open yet.
+    pub fn with_checkpoints(
+        node: NodeId,
+        groups: Groups,
+        clock: Arc<dyn Clock>,
+        checkpoints: Option<Checkpoints>,
+    ) -> Self {
         describe_metrics();
         Self {
             inner: Arc::new(Inner {
@@ -48,6 +63,7 @@ impl Spool {
                 clock,
                 ids: Arc::new(Ids::new(node)),
                 elections: watch::Sender::new(0),
+                checkpoints,
                 partitions: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
             }),
@@ -67,7 +83,14 @@ impl Spool {
         let (clock, ids) = (Arc::clone(&inner.clock), Arc::clone(&inner.ids));
         let machine =
             Arc::new(QueueMachine::new(id, inner.node, clock, ids, inner.elections.clone()));
+        let continued = self.offer_checkpoint(&machine).await;
         let group = inner.groups.open(id, Arc::clone(&machine) as Arc<dyn Machine>).await?;
+        if let Some(checkpoints) = &inner.checkpoints {
+            let continued = continued.filter(|_| machine.has_recalled());
+            let noting = group.clone();
+            let note = Box::new(move |at| noting.note(at));
+            checkpoints.keep(Arc::clone(&machine), continued, note);
+        }
         let replica = Replica::new(machine, Arc::new(group.clone()), Arc::clone(&inner.clock));
         let partition = Partition::start(Arc::new(replica), group);
         self.partitions_mut().insert(id, partition.clone());
@@ -81,6 +104,9 @@ impl Spool {
     pub async fn close(&self, id: PartitionId) -> Result<(), LogError> {
         let _changing = self.inner.changing.lock().await;
         let closed = self.partitions_mut().remove(&id);
+        if let Some(checkpoints) = &self.inner.checkpoints {
+            checkpoints.forget(id);
+        }
         self.inner.groups.close(id).await?;
         if let Some(partition) = closed {
             partition.retire();
@@ -118,6 +144,28 @@ impl Spool {
             }
             // A lease that is renewed tells nobody: look now and then.
             let _ = tokio::time::timeout(left.min(LEASE_POLL), elections.changed()).await;
+        }
+    }
+
+    /// Reads the local checkpoint of a partition that is about to be opened, without keeping this thread.
+    async fn offer_checkpoint(&self, machine: &QueueMachine) -> Option<Continued> {
+        let checkpoints = self.inner.checkpoints.clone()?;
+        let partition = machine.partition();
+        // A panic has been reported by its thread; without a checkpoint the log is replayed.
+        let loaded = tokio::task::spawn_blocking(move || checkpoints.load(partition)).await.ok();
+        let (offer, continued) = match loaded.flatten().map(Loaded::split) {
+            Some((index, note, continued)) => (Some((index, note)), Some(continued)),
+            None => (None, None),
+        };
+        machine.offer(offer);
+        continued
+    }
+
+    /// Writes the local checkpoints, for an orderly end: the next start need not replay what came since the last time.
+    pub async fn save(&self) {
+        if let Some(checkpoints) = self.inner.checkpoints.clone() {
+            // A panic has been reported by its thread.
+            let _ = tokio::task::spawn_blocking(move || checkpoints.save()).await;
         }
     }
 
