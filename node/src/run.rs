@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    agent_check,
     config::NodeConfig,
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
@@ -114,7 +115,11 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
-        let listener = Listener::open(listener.address, listener.service)?;
+        let socket = Listener::open(listener.address, listener.service)?;
+        let listener = match listener.proxy_from.as_slice() {
+            [] => socket,
+            balancers => socket.behind(balancers.to_vec()),
+        };
         let front = front.clone();
         tasks.spawn(async move {
             listener.run(front).await;
@@ -125,6 +130,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
     };
+    if let Some(address) = config.agent {
+        let ready = ready.clone();
+        tasks.spawn(async move { Ok(agent_check::serve(address, ready).await?) });
+    }
     let router = http::router(metrics.clone(), ready);
     let address = config.http;
     tasks.spawn(async move { http::serve(address, router).await.map_err(Failure::from) });

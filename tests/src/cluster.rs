@@ -26,6 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, Deserialize)]
 pub struct ClusterFile {
     pub nodes: Vec<Node>,
+    pub service: Services,
     pub sink: Sink,
     pub dns: SocketAddr,
     pub accounts: Vec<Account>,
@@ -41,6 +42,16 @@ pub struct Node {
     pub smart: SocketAddr,
     pub submission: SocketAddr,
     pub submissions: SocketAddr,
+    pub proxy: Services,
+    pub agent: SocketAddr,
+}
+
+/// An address for each personality.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Services {
+    pub mx: SocketAddr,
+    pub smart: SocketAddr,
+    pub submission: SocketAddr,
 }
 
 #[derive(Clone, Debug, Deserialize)]
