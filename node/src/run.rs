@@ -108,7 +108,6 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         events: Arc::new(log.clone()),
         certificates: Certificates::load(&config.certificates)?,
         clock: Arc::new(SystemClock),
-        dsn: false,
         activity: Activity::default(),
     });
     hooks.attach(front.clone(), deliverer.clone());
