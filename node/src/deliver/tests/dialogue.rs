@@ -125,6 +125,7 @@ fn is(answer: &Answer, kind: &str) -> bool {
         Answer::Delivered(text) => ("delivered", text.as_str()),
         Answer::Failed(text) => ("failed", text.as_str()),
         Answer::Deferred { text, .. } => ("deferred", text.as_str()),
+        Answer::Unread(text) => ("unread", text.as_str()),
         Answer::Fenced => ("fenced", ""),
     };
     let (wanted, words) = kind.split_once(' ').unwrap_or((kind, ""));
