@@ -72,9 +72,6 @@ pub const SCRUB_READ_BYTES: usize = 256 * 1024;
 /// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
 pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
 
-/// How often the scrub looks at the wall clock, which may be set.
-pub const SCRUB_LOOK_AGAIN: Duration = Duration::from_secs(600);
-
 // ---- queue ----
 
 /// The longest text kept of an attempt's result: the reply of a next hop is quoted in bounces and logs, not more.

@@ -20,7 +20,7 @@ use crate::{
     env::{Clock, DiskFile, UnixMs},
     limits::{
         LOG_READ_PAUSE, LOG_READ_TRIES, LOG_RECORD_BYTES_MAX, SCRUB_BYTES_PER_SECOND,
-        SCRUB_LOOK_AGAIN, SCRUB_READ_BYTES, SCRUB_START_SPREAD,
+        SCRUB_READ_BYTES, SCRUB_START_SPREAD,
     },
 };
 
@@ -87,7 +87,7 @@ pub(super) enum Stop {
 }
 
 /// A begun segment, and how to know where it ends.
-struct Subject {
+pub(super) struct Subject {
     file: Arc<dyn DiskFile>,
     stamp: Stamp,
     end: End,
@@ -110,6 +110,7 @@ impl Scrub {
             let now = self.clock.now();
             date = ScrubDate { basis: Basis::Completed, at: now };
             self.remember(date);
+            // Written first: who sees that it is through may end the process.
             self.shared.lock().scrub.status.completed = Some(now);
             metrics::gauge!("ppsw_log_scrub_completed_timestamp_seconds").set(now.0 as f64 / 1e3);
         }
@@ -117,7 +118,7 @@ impl Scrub {
 
     /// From when the period counts. It survives restarts: else a node that is restarted more often than once in a
     /// period would never be through. The nodes of a cluster begin at different times.
-    fn first_date(&self) -> ScrubDate {
+    pub(super) fn first_date(&self) -> ScrubDate {
         let now = self.clock.now();
         let found = ScrubDate::read(&*self.shared.disk, &self.shared.dir);
         let Some(found) = found.filter(|found| found.at <= now) else {
@@ -142,18 +143,22 @@ impl Scrub {
         }
     }
 
+    /// When the next pass begins. One that is overdue, not at once: a start has enough to do.
+    pub(super) fn due(&self, date: ScrubDate) -> UnixMs {
+        let now = self.clock.now();
+        let due = date.at.plus(self.period);
+        let spread = SCRUB_START_SPREAD.min(self.period).mul_f64(rand::random());
+        if due < now { now.plus(spread) } else { due }
+    }
+
     /// Waits until a pass is due, or asked for. False: the log has ended.
     fn wait_for(&self, date: ScrubDate) -> bool {
-        // A start has enough to do.
-        let least =
-            self.clock.now().plus(SCRUB_START_SPREAD.min(self.period).mul_f64(rand::random()));
-        let overdue = date.at.plus(self.period) < self.clock.now();
+        let patience = self.due(date).since(self.clock.now());
+        let begun = self.clock.instant();
         loop {
-            let now = self.clock.now();
-            // A clock that was set back must not put it off.
-            let due = date.at.min(now).plus(self.period);
-            let due = if overdue { due.max(least) } else { due };
-            let left = due.since(now);
+            // By the clock that nobody sets.
+            let waited = self.clock.instant().saturating_duration_since(begun);
+            let left = patience.saturating_sub(waited);
             let mut state = self.shared.lock();
             if state.closed || state.failed.is_some() {
                 return false;
@@ -162,7 +167,7 @@ impl Scrub {
                 state.scrub.wanted = false;
                 return true;
             }
-            let woken = self.shared.scrubs.wait_timeout(state, left.min(SCRUB_LOOK_AGAIN));
+            let woken = self.shared.scrubs.wait_timeout(state, left);
             drop(woken.unwrap_or_else(PoisonError::into_inner));
         }
     }
@@ -208,7 +213,7 @@ impl Scrub {
     }
 
     /// A segment that is still needed.
-    fn subject(&self, generation: u64) -> Result<Option<Subject>, Stop> {
+    pub(super) fn subject(&self, generation: u64) -> Result<Option<Subject>, Stop> {
         let state = self.shared.lock();
         if state.closed || state.failed.is_some() {
             return Err(Stop::Ended);
@@ -221,7 +226,7 @@ impl Scrub {
         Ok(Some(Subject { file: Arc::clone(&segment.file), stamp: segment.stamp, end }))
     }
 
-    fn check(&self, subject: &Subject) -> Result<(), Stop> {
+    pub(super) fn check(&self, subject: &Subject) -> Result<(), Stop> {
         let Subject { file, stamp, end } = subject;
         let mut walk = Walk::new(self, &**file, *stamp);
         walk.header()?;
