@@ -12,7 +12,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged: \
+                  do not start this node again before `ppswd rejoin`."
 )]
 struct Args {
     #[command(subcommand)]
@@ -110,6 +111,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ppswd: {error}");
+            if error.is::<run::Damaged>() {
+                return ExitCode::from(run::EXIT_DAMAGED);
+            }
             ExitCode::FAILURE
         }
     }

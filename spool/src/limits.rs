@@ -53,6 +53,29 @@ pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
 
+/// How often bytes that must be there are read, from the medium, before the log is given up as damaged: a bad page
+/// in memory or a path to the disk that comes back costs no replica.
+pub const LOG_READ_TRIES: u32 = 3;
+
+/// Between two tries.
+pub const LOG_READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is read of the mark of a damaged log: a path and a sentence.
+pub const LOG_MARK_BYTES_MAX: usize = 8 * 1024;
+
+/// How often the log is read through, unless the configuration says otherwise: a bit that rots meets a second one on
+/// another node within a week rarely enough.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the scrub reads in a second: one twentieth of what a slow disk reads, and 4 TiB in a week.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+
+/// What the scrub reads at once: others wait a few milliseconds for it on a disk that turns.
+pub const SCRUB_READ_BYTES: usize = 256 * 1024;
+
+/// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
+pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
+
 // ---- queue ----
 
 /// The longest text kept of an attempt's result: the reply of a next hop is quoted in bounces and logs, not more.

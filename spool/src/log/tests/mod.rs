@@ -4,6 +4,8 @@ mod damage;
 mod history;
 mod model;
 mod sidecars;
+mod reading;
+mod scrubbing;
 mod sim;
 
 use std::sync::mpsc;
