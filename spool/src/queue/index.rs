@@ -16,6 +16,7 @@ use std::{
 pub(super) use view::View;
 
 use super::{
+    entry::Tried,
     history::{History, Volume},
     message::{Attempt, MessageId, MessageState, QueuedMessage},
 };
@@ -30,6 +31,8 @@ pub(super) struct Index {
     partials: BTreeMap<MessageId, Partial>,
     /// Queued messages by when they are due, but those in `grace`.
     due: BTreeSet<(UnixMs, MessageId)>,
+    /// Messages with an attempt that has begun and has no outcome yet.
+    begun: BTreeSet<MessageId>,
     grace: Grace,
     /// First index of every message and upload, with how many have it.
     pins: BTreeMap<u64, u32>,
@@ -154,8 +157,14 @@ impl Index {
         self.messages.get(&id).map(|slot| self.shown(slot))
     }
 
-    pub(super) fn tried(&self, id: MessageId) -> bool {
-        self.messages.get(&id).is_some_and(|slot| slot.tried)
+    pub(super) fn tried(&self, id: MessageId) -> Tried {
+        let recorded = self.messages.get(&id).is_some_and(|slot| slot.tried);
+        Tried { recorded, begun: self.is_begun(id) }
+    }
+
+    /// The log says that an attempt for this message may be under way.
+    pub(super) fn is_begun(&self, id: MessageId) -> bool {
+        self.begun.contains(&id)
     }
 
     pub(super) fn list(&self) -> Vec<Arc<QueuedMessage>> {
@@ -196,14 +205,14 @@ impl Index {
         first.into_iter().chain(waiting).min()
     }
 
-    /// Makes the messages that are due at `now` wait until `until`; returns how many.
-    pub(super) fn begin_grace(&mut self, now: UnixMs, until: UnixMs) -> usize {
+    /// Makes the messages that may be in flight wait until `until`; returns how many those are, held ones included.
+    pub(super) fn begin_grace(&mut self, until: UnixMs) -> usize {
         self.end_grace();
-        let later =
-            self.due.split_off(&(now.plus(std::time::Duration::from_millis(1)), MessageId::MIN));
-        let waiting = std::mem::replace(&mut self.due, later);
+        let in_flight = self.begun.iter().filter_map(|id| self.messages.get(id));
+        let waiting: BTreeSet<_> = in_flight.filter_map(|slot| due_key(&slot.message)).collect();
+        waiting.iter().for_each(|key| _ = self.due.remove(key));
         self.grace = Grace { until, waiting };
-        self.grace.waiting.len()
+        self.begun.len()
     }
 
     pub(super) fn end_grace(&mut self) {
@@ -240,6 +249,7 @@ impl Index {
 
     fn remove(&mut self, id: MessageId) {
         let Some(slot) = self.messages.remove(&id) else { return };
+        self.begun.remove(&id);
         let message = &slot.message;
         self.bytes -= message.size;
         self.held -= usize::from(message.state == MessageState::Held);

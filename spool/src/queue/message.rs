@@ -21,8 +21,6 @@ pub struct MessageId {
 }
 
 impl MessageId {
-    /// Before every id.
-    pub(super) const MIN: Self = Self { second: 0, counter: 0, node: 0 };
     /// Behind every id.
     pub(super) const MAX: Self = Self { second: u64::MAX, counter: u64::MAX, node: u16::MAX };
 }

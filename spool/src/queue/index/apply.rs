@@ -60,6 +60,17 @@ impl Index {
             }
             Change::Handover { to } => {
                 self.handover = Some(Handover { term: at.term, to });
+                // The leader has waited for its attempts to end.
+                self.begun.clear();
+                Ok(Effects::default())
+            }
+            Change::Begin { ids } => {
+                for id in ids {
+                    if self.messages.contains_key(&id) {
+                        self.begun.insert(id);
+                    }
+                    self.touch(at.index, id, false);
+                }
                 Ok(Effects::default())
             }
             Change::Expand { id, .. }
@@ -129,8 +140,8 @@ impl Index {
     fn abort(&mut self, id: MessageId, upload_only: bool) -> Result<(), Refusal> {
         let upload = self.take_partial(id).is_some();
         match self.messages.get(&id) {
-            Some(slot) if !upload_only && slot.tried => {
-                Err(format!("{id} cannot be aborted: it has been tried"))
+            Some(slot) if !upload_only && (slot.tried || self.begun.contains(&id)) => {
+                Err(format!("{id} cannot be aborted: an attempt has begun"))
             }
             Some(_) if !upload_only => {
                 self.remove(id);
@@ -164,6 +175,7 @@ impl Index {
         if let Some(slot) = self.messages.get_mut(&id) {
             slot.tried = true;
         }
+        self.begun.remove(&id);
         if finished {
             self.remove(id);
             effects.completed += 1;
@@ -238,7 +250,10 @@ impl Index {
         let Record { envelope, state, recipients, warned, tried } = record;
         let mut message = fresh(id, envelope, body, bytes);
         (message.state, message.recipients, message.warned) = (state, recipients, warned);
-        self.insert(Slot { message: Arc::new(message), pin, tried });
+        self.insert(Slot { message: Arc::new(message), pin, tried: tried.recorded });
+        if tried.begun {
+            self.begun.insert(id);
+        }
         if let Some(key) = waits.filter(|key| self.due.remove(key)) {
             self.grace.waiting.insert(key);
         }

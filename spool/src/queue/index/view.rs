@@ -17,6 +17,7 @@ pub(in crate::queue) struct View {
     messages: BTreeMap<MessageId, (QueuedMessage, bool)>,
     uploads: BTreeMap<MessageId, BTreeMap<u32, (u64, u64)>>,
     due: BTreeSet<(UnixMs, MessageId)>,
+    begun: BTreeSet<MessageId>,
     bytes: u64,
     held: usize,
 }
@@ -43,6 +44,7 @@ impl Index {
             messages: self.messages.iter().map(|(id, slot)| (*id, message(slot))).collect(),
             uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
             due: self.due.clone(),
+            begun: self.begun.clone(),
             bytes: self.bytes,
             held: self.held,
         }
