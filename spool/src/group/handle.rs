@@ -22,7 +22,7 @@ use super::{
     ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
     lease::{self, Claim, Probation},
     machine::Adapter,
-    network::Factory,
+    network::{Factory, Peer},
     store::Store,
     types::{Proposal, Raft, TypeConfig, proposal_of},
 };
@@ -141,7 +141,7 @@ impl Group {
     pub async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
         match self.leader() {
             Some(leader) if leader != self.node() => {
-                let peer = self.inner.parts.peers.peer(leader);
+                let peer = self.peer(leader);
                 let asked = timeout(deadline, peer.propose(payload, deadline)).await;
                 asked.unwrap_or(Err(ProposeError::Timeout(deadline)))
             }
@@ -296,6 +296,10 @@ impl Group {
         let entries = self.inner.parts.store.read(index, index + 1, 0).await?;
         let missing = LogError::Missing { group: self.id(), index };
         entries.first().and_then(|entry| proposal_of(&entry.payload)).ok_or(missing)
+    }
+
+    pub(super) fn peer(&self, node: NodeId) -> Peer {
+        self.inner.parts.peers.peer(node)
     }
 
     pub(super) fn raft(&self) -> &Raft {
