@@ -9,12 +9,17 @@ mod active;
 mod cache;
 mod identity;
 mod index;
+mod mark;
 mod queue;
+mod reader;
 mod record;
 mod recovery;
+mod scrub;
+mod scrub_date;
 mod segment;
 mod sidecar;
 mod slots;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -22,23 +27,25 @@ mod writer;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread::JoinHandle,
 };
 
+pub use self::space::{Space, SpaceLimits};
+
 use bytes::Bytes;
 
+pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
     index::Place,
     queue::Item,
-    record::{Kind, Record, Stamp, padded, parse},
+    record::Record,
     recovery::{Recovered, recover},
-    slots::Slot,
     writer::{Shared, State, Writer},
 };
 use crate::{
-    env::{Disk, DiskFile},
+    env::Disk,
     limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
 };
 
@@ -90,7 +97,8 @@ pub struct Options {
 
 /// Called on the writer thread when a write is durable, or has failed. A failed write has ended the log:
 /// every later call fails too, and the process is expected to end. Called on the caller's thread, before the
-/// call returns, with `Misuse`, and by calls to a log that has ended. Must not block.
+/// call returns, with `Misuse`, and by calls to a log that has ended; on a reader's thread if that finds damage.
+/// Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Why the log could not do something.
@@ -100,9 +108,14 @@ pub enum LogError {
     /// The disk failed a write or a sync; nothing after it can be trusted.
     #[error("the log's disk failed: {0}")]
     Disk(String),
-    /// A record on the disk is damaged where none may be: before the last commit marker.
+    /// The disk is full. Passes by itself: only told when the log is closed while it waits for space.
+    #[error("the log's disk is full: {0}")]
+    NoSpace(String),
+    /// A record on the disk is damaged where none may be: before the last commit marker. Or it was found to be so
+    /// earlier, and the log is marked.
     #[error(
-        "damaged log record in {file} at byte {offset}: {what}; this replica must be re-seeded"
+        "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
+         peers: move its data directory away and run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.
@@ -138,7 +151,7 @@ pub struct Log {
 struct Inner {
     shared: Arc<Shared>,
     identity: [u8; 16],
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Log {
@@ -148,17 +161,22 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
-    /// have the directory open.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its threads. Nobody else may have the
+    /// directory open. Waits, without an end, for space if the disk is full and it cannot be opened so.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
         let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
         let options = Options { segment_bytes, ..options };
-        let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+        if let Some(damage) = mark::find(&*disk, &options.dir)? {
+            return Err(damage);
+        }
+        let Recovered { index, active, sidecar, free, released } =
+            space::patiently(|| recover(&*disk, &options))?;
         let identity = identity::identity(&*disk, &options.dir);
-        let shared = Arc::new(Shared::new(disk, options.dir, index));
+        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+        let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
         let writer = Writer {
             shared: Arc::clone(&shared),
             active,
@@ -170,11 +188,19 @@ impl Log {
             frame: Frame::default(),
             batch: Vec::new(),
         };
+        let log = Self { inner: Arc::new(Inner { shared, identity, threads: Mutex::default() }) };
+        log.start("ppsw-log", || writer.run())?;
+        log.start("ppsw-spare", || spare.run())?;
+        Ok(log)
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
         let thread = std::thread::Builder::new()
-            .name("ppsw-log".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, identity, thread: Mutex::new(Some(thread)) }) })
+            .name(name.to_owned())
+            .spawn(run)
+            .map_err(|e| LogError::Disk(format!("starting the log's threads: {e}")))?;
+        self.inner.threads().push(thread);
+        Ok(())
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -264,35 +290,6 @@ impl Log {
         }
     }
 
-    /// Reads entries of an index range until `bytes_max` payload bytes are reached (at least one entry).
-    /// Blocks on the disk if they are no longer in the cache. The CRC of every record is checked.
-    ///
-    /// # Errors
-    /// `Missing` for the first index that is not there, `Damaged`, `Disk`.
-    pub fn read(
-        &self,
-        group: GroupId,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, LogError> {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        for index in range {
-            if bytes >= bytes_max && !entries.is_empty() {
-                break;
-            }
-            let entry = match self.locate(group, index)? {
-                Place::Memory(entry) => entry,
-                Place::Disk { slot, file, stamp } => {
-                    self.read_disk(group, index, slot, &*file, stamp)?
-                }
-            };
-            bytes += entry.payload.len();
-            entries.push(entry);
-        }
-        Ok(entries)
-    }
-
     /// Whether [`Log::read`] of this range would be answered from memory.
     #[must_use]
     pub fn is_cached(&self, group: GroupId, range: Range<u64>, bytes_max: usize) -> bool {
@@ -310,6 +307,25 @@ impl Log {
         true
     }
 
+    /// Sets below which free space the disk counts as low. Until then, and by default, it is low when it is full.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.inner.shared.disk_space.limit(limits);
+    }
+
+    /// Free space as last measured, at most a second ago. Cheap.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.inner.shared.disk_space.last()
+    }
+
+    /// Whether entries from leaders are to be taken: `false` if the disk is full and only the reserve for votes,
+    /// purges and checkpoints is left. Cheap.
+    #[must_use]
+    pub fn takes_entries(&self) -> bool {
+        let shared = &*self.inner.shared;
+        !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -319,8 +335,20 @@ impl Log {
         Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
     }
 
+    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the log has failed for good, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
+    }
+
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
-    /// writer's thread: must not block.
+    /// thread that noticed: must not block.
     pub fn on_failure(&self, tell: Box<dyn FnOnce(String) + Send>) {
         let mut state = self.inner.shared.lock();
         if let Some(error) = state.failed.clone() {
@@ -369,51 +397,11 @@ impl Log {
         drop(state);
         shared.work.notify_one();
     }
+}
 
-    /// Where an entry is.
-    fn locate(&self, group: GroupId, index: u64) -> Result<Place, LogError> {
-        let state = self.inner.shared.lock();
-        match &state.failed {
-            Some(error) => Err(error.clone()),
-            None => state.index.locate(group, index).ok_or(LogError::Missing { group, index }),
-        }
-    }
-
-    /// Reads an entry from its segment and checks that it is the one.
-    fn read_disk(
-        &self,
-        group: GroupId,
-        index: u64,
-        slot: Slot,
-        file: &dyn DiskFile,
-        stamp: Stamp,
-    ) -> Result<Entry, LogError> {
-        let payload_len = slot.len as usize;
-        let mut bytes = vec![0; padded(payload_len)];
-        let outcome = file
-            .read_at(u64::from(slot.offset), &mut bytes)
-            .map_err(|e| LogError::Disk(format!("reading {}: {e}", segment::name(slot.generation))))
-            .and_then(|()| {
-                let file = segment::name(slot.generation);
-                let offset = u64::from(slot.offset);
-                let parsed = parse(stamp, &bytes).map_err(|fault| fault.error(&file, offset))?;
-                let found = (parsed.kind, parsed.group, parsed.term, parsed.index, parsed.len);
-                if found == (Kind::Entry, group, slot.term, index, payload_len) {
-                    Ok(())
-                } else {
-                    let what = format!("entry {index} of group {group} expected, found {found:?}");
-                    Err(LogError::Damaged { file, offset, what })
-                }
-            });
-        if let Err(error) = outcome {
-            // The segment may have been recycled while it was read: then the entry is gone, not damaged.
-            return match self.locate(group, index)? {
-                Place::Disk { slot: now, .. } if now == slot => Err(error),
-                _ => Err(LogError::Missing { group, index }),
-            };
-        }
-        let payload = Bytes::from(bytes).slice(record::HEADER..record::HEADER + payload_len);
-        Ok(Entry { position: Position { term: slot.term, index }, payload })
+impl Inner {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -421,12 +409,15 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.work.notify_one();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A panic of the writer has been reported by its own thread.
-            let _ = thread.join();
+        self.shared.scrubs.notify_all();
+        self.shared.closing.notify_all();
+        self.shared.disk_space.wake();
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic of a thread has been reported by itself.
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -28,6 +28,16 @@ pub(super) enum Trouble {
     Stop,
     /// It fails with EIO.
     Error,
+    /// It and those that follow, so many in all, fail with ENOSPC if they could need space. That passes.
+    Full(u64),
+}
+
+/// Kinds of changing operations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Never fails for want of space: it gives space back.
+    Nothing,
+    Space,
 }
 
 #[derive(Clone, Default)]
@@ -57,6 +67,12 @@ struct World {
     stopped: bool,
     trouble: Option<(u64, Trouble)>,
     operations: u64,
+    /// So many reads fail with EIO.
+    failing_reads: u64,
+    /// Operations that met a full disk.
+    met: u64,
+    /// Bytes that all files together may have.
+    capacity: u64,
     lies: Lies,
     rng: StdRng,
 }
@@ -94,6 +110,9 @@ impl SimDisk {
             stopped: false,
             trouble: None,
             operations: 0,
+            failing_reads: 0,
+            met: 0,
+            capacity: 1 << 30,
             lies,
             rng: StdRng::seed_from_u64(seed),
         };
@@ -104,6 +123,35 @@ impl SimDisk {
     pub(super) fn trouble(&self, after: u64, trouble: Trouble) {
         let mut world = self.world.lock().unwrap();
         world.trouble = Some((world.operations + after, trouble));
+    }
+
+    /// Lets the next `count` reads fail with EIO.
+    pub(super) fn fail_reads(&self, count: u64) {
+        self.world.lock().unwrap().failing_reads = count;
+    }
+
+    /// What a file holds, as reads see it.
+    pub(super) fn content(&self, path: &Path) -> Vec<u8> {
+        let world = self.world.lock().unwrap();
+        world.files[world.names[path]].cached.clone()
+    }
+
+    /// Gives a file other content, in the cache and on the medium.
+    pub(super) fn replace(&self, path: &Path, content: &[u8]) {
+        let mut world = self.world.lock().unwrap();
+        let id = world.names[path];
+        let (cached, durable) = (content.to_vec(), content.to_vec());
+        world.files[id] = File { cached, durable, pending: Vec::new() };
+    }
+
+    /// Lets all files together have so many bytes.
+    pub(super) fn limit(&self, capacity: u64) {
+        self.world.lock().unwrap().capacity = capacity;
+    }
+
+    /// How many operations met a full disk so far.
+    pub(super) fn met_full(&self) -> u64 {
+        self.world.lock().unwrap().met
     }
 
     /// From now on the process can do nothing more, as if killed.
@@ -151,12 +199,31 @@ impl SimDisk {
         &self,
         operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
     ) -> io::Result<T> {
+        self.change_that(Need::Space, operation)
+    }
+
+    fn change_that<T>(
+        &self,
+        need: Need,
+        operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut world = self.world.lock().unwrap();
         if world.life != self.life || world.stopped {
             return Err(eio());
         }
         world.operations += 1;
         match world.trouble {
+            Some((at, Trouble::Full(count))) => {
+                let full = (at..at + count).contains(&world.operations) && need == Need::Space;
+                if !full {
+                    return operation(&mut world, Extent::All);
+                }
+                world.met += 1;
+                if world.rng.random() {
+                    let _ = operation(&mut world, Extent::Part);
+                }
+                Err(io::ErrorKind::StorageFull.into())
+            }
             Some((at, trouble)) if at == world.operations => {
                 if world.rng.random() {
                     let _ = operation(&mut world, Extent::Part);
@@ -188,6 +255,11 @@ impl DirOp {
 }
 
 impl World {
+    /// Bytes of all files.
+    fn used(&self) -> u64 {
+        self.names.values().map(|&id| self.files[id].cached.len() as u64).sum()
+    }
+
     fn name(&mut self, operation: DirOp) {
         self.pending_names.push(operation.clone());
         operation.apply(&mut self.names);
@@ -265,7 +337,11 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let world = self.disk.world.lock().unwrap();
+        let mut world = self.disk.world.lock().unwrap();
+        if world.failing_reads > 0 {
+            world.failing_reads -= 1;
+            return Err(eio());
+        }
         let at = usize::try_from(offset).unwrap();
         let bytes = world.files[self.id].cached.get(at..at + buf.len());
         buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -292,8 +368,13 @@ impl DiskFile for SimFile {
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.disk.change(|world, _| {
+            let used = world.used();
             let cached = &mut world.files[self.id].cached;
             let len = cached.len().max(usize::try_from(bytes).unwrap());
+            if used + (len - cached.len()) as u64 > world.capacity {
+                world.met += 1;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             cached.resize(len, 0);
             Ok(())
         })
@@ -308,7 +389,13 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.change(|world, _| {
+        self.change(|world, extent| {
+            // A file cannot be half there.
+            if matches!(extent, Extent::Part)
+                && matches!(world.trouble, Some((_, Trouble::Full(_))))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             if world.names.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
@@ -320,7 +407,12 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.change(|world, _| {
+        self.change(|world, extent| {
+            if matches!(extent, Extent::Part)
+                && matches!(world.trouble, Some((_, Trouble::Full(_))))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
             world.name(DirOp::Rename(from.to_owned(), to.to_owned()));
             Ok(())
@@ -328,7 +420,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.change(|world, _| {
+        self.change_that(Need::Nothing, |world, _| {
             world.names.get(path).ok_or(io::ErrorKind::NotFound)?;
             world.name(DirOp::Remove(path.to_owned()));
             Ok(())
@@ -364,6 +456,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(1 << 30)
+        let world = self.world.lock().unwrap();
+        Ok(world.capacity.saturating_sub(world.used()))
     }
 }
