@@ -164,9 +164,9 @@ impl Group {
         let metrics = self.inner.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let replication = metrics.replication.as_ref();
-        let age = metrics
-            .last_quorum_acked
-            .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let age = metrics.last_quorum_acked.map(|at| millis(at.elapsed()));
+        let heard = metrics.heartbeat.as_ref().into_iter().flatten();
         GroupStatus {
             id: self.id(),
             term: metrics.current_term,
@@ -176,10 +176,15 @@ impl Group {
             last_index: metrics.last_log_index,
             applied_index: metrics.last_applied.as_ref().map(|id| id.index),
             purged_index: metrics.purged.as_ref().map(|id| id.index),
+            checkpoint_index: self.inner.parts.adapter.saved_index(),
             matched: replication
                 .into_iter()
                 .flatten()
                 .map(|(node, id)| (*node, id.as_ref().map(|id| id.index)))
+                .collect(),
+            heard_ms: heard
+                .filter(|(node, _)| **node != self.node())
+                .map(|(node, at)| (*node, at.as_ref().map(|at| millis(at.elapsed()))))
                 .collect(),
             quorum_age_ms: age,
         }
