@@ -31,6 +31,7 @@ pub(super) enum Change {
     Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
     Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
     Handover { to: NodeId },
+    Settle { upto: u64 },
 }
 
 /// Where an `Accept` or `Carry` says that its body is.
@@ -116,6 +117,7 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
             Change::Carry { id, made_at, record: read_record(record)?, body }
         }
         Kind::Handover(e) => Change::Handover { to: e.to },
+        Kind::Settle(e) => Change::Settle { upto: e.upto },
     })
 }
 
@@ -242,6 +244,11 @@ pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: Bo
 
 pub(super) fn handover(to: NodeId) -> Bytes {
     encode(pb::spool_entry::Kind::Handover(pb::Handover { to }))
+}
+
+/// Nothing that was on its way before `upto` is still to come.
+pub(super) fn settle(upto: u64) -> Bytes {
+    encode(pb::spool_entry::Kind::Settle(pb::Settle { upto }))
 }
 
 /// The state of a checkpoint: the highest id of each node.
