@@ -16,7 +16,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
@@ -58,6 +58,8 @@ struct Inner {
     /// Held by the checkpoint under way.
     checkpointing: tokio::sync::Mutex<()>,
     watcher: Mutex<Option<JoinHandle<()>>>,
+    /// The highest index up to which some replica's log should go.
+    trim_wanted: watch::Sender<Option<u64>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -77,6 +79,7 @@ impl Group {
             transferring: tokio::sync::Mutex::default(),
             checkpointing: tokio::sync::Mutex::default(),
             watcher: Mutex::default(),
+            trim_wanted: watch::Sender::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -273,6 +276,17 @@ impl Group {
                 "the checkpoint is not saved yet; is the disk slow?".to_owned(),
             ))
         })
+    }
+
+    /// Up to which index some node wants this group's log to go: the highest such wish.
+    #[must_use]
+    pub fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        self.inner.trim_wanted.subscribe()
+    }
+
+    /// A node wishes that the log up to `upto` goes. Wakes those who watch, also when it is no news.
+    pub(super) fn want_trim(&self, upto: u64) {
+        self.inner.trim_wanted.send_modify(|wanted| *wanted = (*wanted).max(Some(upto)));
     }
 
     /// Reads one proposal of this group back (CRC checked). For bodies.
