@@ -46,6 +46,10 @@ pub const LOG_RECORD_OVERHEAD: usize = 96;
 /// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space.
 pub const LOG_FREE_SEGMENTS_MAX: usize = 4;
 
+/// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.
+/// A segment with more records has none and is read whole when the log is opened. Bounds the writer's memory.
+pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
 

@@ -12,6 +12,8 @@ mod queue;
 mod record;
 mod recovery;
 mod segment;
+mod sidecar;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -27,10 +29,11 @@ use bytes::Bytes;
 
 use self::{
     active::Frame,
-    index::{Place, Slot},
+    index::Place,
     queue::Item,
     record::{Kind, Record, Stamp, padded, parse},
     recovery::{Recovered, recover},
+    slots::Slot,
     writer::{Shared, State, Writer},
 };
 use crate::{
@@ -170,11 +173,12 @@ impl Log {
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
         let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
         let options = Options { segment_bytes, ..options };
-        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
+        let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
         let shared = Arc::new(Shared::new(disk, options.dir, index));
         let writer = Writer {
             shared: Arc::clone(&shared),
             active,
+            sidecar,
             free,
             released,
             segment_bytes,

@@ -3,6 +3,7 @@
 mod damage;
 mod history;
 mod model;
+mod sidecars;
 mod sim;
 
 use std::sync::mpsc;
