@@ -159,6 +159,23 @@ impl History {
         Some(start)
     }
 
+    /// The lowest start at or behind `upto` that no refusal forbids.
+    pub(super) fn reach(&self, upto: u64) -> u64 {
+        let mut reach = upto;
+        // From the lowest refusal up: what is moved to one lies behind all before.
+        for (&refused, &because) in &self.refusals {
+            if because <= reach && reach < refused {
+                reach = refused;
+            }
+        }
+        reach
+    }
+
+    /// The oldest entry that is remembered.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.window.front().map(|(oldest, _)| *oldest)
+    }
+
     /// Forgets refusals that no later start can fall into.
     pub(super) fn forget(&mut self, start: u64) {
         self.refusals = self.refusals.split_off(&start.saturating_add(1));
@@ -226,6 +243,9 @@ mod tests {
         assert_eq!(history.start(10), Some(10));
         assert_eq!(history.start(9), Some(2), "9 lies in 5..10, 4 then in 3..7");
         assert_eq!(history.start(2), Some(2));
+        assert_eq!((history.reach(2), history.reach(4), history.reach(11)), (2, 7, 11));
+        history.refused(8, 6);
+        assert_eq!(history.reach(4), 10, "7 lies in 6..8, 8 in 5..10");
         history.refused(4, 0);
         assert_eq!(history.start(9), None);
     }

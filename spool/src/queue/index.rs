@@ -3,6 +3,7 @@
 //! Nothing in here asks for the time or knows who leads, except for the takeover grace, which is the leader's own.
 
 mod apply;
+mod keep;
 #[cfg(test)]
 mod view;
 
@@ -12,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+pub(super) use keep::Keeper;
 #[cfg(test)]
 pub(super) use view::View;
 
@@ -36,6 +38,8 @@ pub(super) struct Index {
     history: History,
     volume: Volume,
     bytes: u64,
+    /// Bytes of the log that the messages need, about.
+    live: u64,
     held: usize,
     /// The highest id seen of each node.
     highest: BTreeMap<u16, MessageId>,
@@ -50,6 +54,15 @@ struct Slot {
     pin: u64,
     /// An outcome has been recorded.
     tried: bool,
+    /// Bytes of the log that it needs, about.
+    weight: u32,
+}
+
+impl Slot {
+    fn new(message: QueuedMessage, pin: u64, tried: bool) -> Self {
+        let weight = keep::weight(&message);
+        Self { message: Arc::new(message), pin, tried, weight }
+    }
 }
 
 /// Chunks of a message that is not yet accepted: number to index and length.
@@ -232,6 +245,7 @@ impl Index {
     fn insert(&mut self, slot: Slot) {
         let message = &slot.message;
         self.bytes += message.size;
+        self.live += u64::from(slot.weight);
         self.held += usize::from(message.state == MessageState::Held);
         self.due.extend(due_key(message));
         self.pin(slot.pin);
@@ -242,6 +256,7 @@ impl Index {
         let Some(slot) = self.messages.remove(&id) else { return };
         let message = &slot.message;
         self.bytes -= message.size;
+        self.live -= u64::from(slot.weight);
         self.held -= usize::from(message.state == MessageState::Held);
         if let Some(key) = due_key(message) {
             self.due.remove(&key);

@@ -1,9 +1,6 @@
 //! What each kind of entry does to the index.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Effects, Handover, Index, Partial, Refusal, Slot};
 use crate::{
@@ -119,11 +116,7 @@ impl Index {
             return Err(format!("{id} has no recipient"));
         }
         let (body, bytes, pin) = place(index, id, body, partial)?;
-        self.insert(Slot {
-            message: Arc::new(fresh(id, envelope, body, bytes)),
-            pin,
-            tried: false,
-        });
+        self.insert(Slot::new(fresh(id, envelope, body, bytes), pin, false));
         Ok(())
     }
 
@@ -156,7 +149,7 @@ impl Index {
             } else if !envelope.recipients.is_empty() {
                 let body_bytes = body.len() as u64;
                 let message = fresh(*made, envelope.clone(), Body::Inline { index }, body_bytes);
-                self.insert(Slot { message: Arc::new(message), pin, tried: false });
+                self.insert(Slot::new(message, pin, false));
                 self.history.made(index, *made);
                 effects.accepted += 1;
             }
@@ -243,7 +236,7 @@ impl Index {
         let Record { envelope, state, recipients, warned, tried } = record;
         let mut message = fresh(id, envelope, body, bytes);
         (message.state, message.recipients, message.warned) = (state, recipients, warned);
-        self.insert(Slot { message: Arc::new(message), pin, tried });
+        self.insert(Slot::new(message, pin, tried));
         if let Some(key) = waits.filter(|key| self.due.remove(key)) {
             self.grace.waiting.insert(key);
         }

@@ -49,6 +49,7 @@ pub(super) struct Fake {
     waiting: AtomicU64,
     pub(super) waiting_most: AtomicU64,
     trimmed: AtomicU64,
+    pub(super) trim_wanted: watch::Sender<Option<u64>>,
 }
 
 #[async_trait]
@@ -99,6 +100,10 @@ impl Proposals for Fake {
 
     fn purged(&self) -> Option<u64> {
         None
+    }
+
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        self.trim_wanted.subscribe()
     }
 }
 
@@ -168,6 +173,7 @@ pub(super) fn world() -> World {
         waiting: AtomicU64::new(0),
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
+        trim_wanted: watch::Sender::new(None),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }
