@@ -141,6 +141,25 @@ pub struct Usage {
     pub free_bytes: u64,
 }
 
+/// What a group keeps in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub group: GroupId,
+    /// Index of its first entry.
+    pub first: u64,
+    /// Generation of the segment with that.
+    pub generation: u64,
+}
+
+/// What is in the log's segments, and because of whom.
+#[derive(Clone, Debug, Default)]
+pub struct Retention {
+    /// Generations and file sizes, oldest first; the last one is being written.
+    pub segments: Vec<(u64, u64)>,
+    /// Groups that have entries on the disk.
+    pub holds: Vec<Hold>,
+}
+
 /// The log. Clones share it; when the last is dropped, what waits is written and the writer thread ends.
 #[derive(Clone)]
 pub struct Log {
@@ -332,6 +351,19 @@ impl Log {
     #[must_use]
     pub fn failure(&self) -> Option<LogError> {
         self.inner.shared.lock().failed.clone()
+    }
+
+    /// What keeps the segments: nothing but the entries of the groups does.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let state = self.inner.shared.lock();
+        Retention { segments: state.index.segments(), holds: state.index.holds() }
+    }
+
+    /// The last entry of a group in the segments before a generation: with it purged, the group keeps none of them.
+    #[must_use]
+    pub fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
+        self.inner.shared.lock().index.last_before(group, generation)
     }
 
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
