@@ -50,7 +50,7 @@ impl Store {
         end: u64,
         bytes_max: usize,
     ) -> Result<Vec<log::Entry>, LogError> {
-        if self.log.is_cached(self.group, start..end, bytes_max) {
+        if self.log.is_cached(self.group, start..end, bytes_max) || self.log.is_driven() {
             return self.log.read(self.group, start..end, bytes_max);
         }
         let (log, group) = (self.log.clone(), self.group);

@@ -7,6 +7,8 @@
 
 mod active;
 mod cache;
+#[cfg(any(test, feature = "simulation"))]
+mod driver;
 mod index;
 mod queue;
 mod record;
@@ -33,6 +35,8 @@ use self::{
     recovery::{Recovered, recover},
     writer::{Shared, State, Writer},
 };
+#[cfg(any(test, feature = "simulation"))]
+pub use self::driver::Driver;
 use crate::{
     env::{Disk, DiskFile},
     limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
@@ -134,6 +138,8 @@ pub struct Log {
 struct Inner {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// A `Driver` writes, not a thread.
+    driven: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -149,25 +155,26 @@ impl Log {
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-        let options = Options { segment_bytes, ..options };
-        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index));
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            active,
-            free,
-            released,
-            segment_bytes,
-            cache_bytes: options.cache_bytes,
-            frame: Frame::default(),
-            batch: Vec::new(),
-        };
+        let (shared, writer) = prepare(disk, options)?;
         let thread = std::thread::Builder::new()
             .name("ppsw-log".to_owned())
             .spawn(|| writer.run())
             .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
+        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)), driven: false }) })
+    }
+
+    /// Opens the log without a thread: nothing is written unless the [`Driver`] runs. So a simulation decides when.
+    ///
+    /// # Errors
+    /// As of [`Self::open`].
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn open_driven(
+        disk: Arc<dyn Disk>,
+        options: Options,
+    ) -> Result<(Self, Driver), LogError> {
+        let (shared, writer) = prepare(disk, options)?;
+        let inner = Inner { shared, thread: Mutex::default(), driven: true };
+        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer)))
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -293,6 +300,11 @@ impl Log {
         true
     }
 
+    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.inner.driven
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -350,7 +362,7 @@ impl Log {
         let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
         state.queue.push(Item { record, ticket, done: Some(done) });
         drop(state);
-        shared.work.notify_one();
+        shared.wake();
     }
 
     /// Where an entry is.
@@ -400,10 +412,29 @@ impl Log {
     }
 }
 
+/// Recovers the log, and makes the writer that goes on where it ends.
+fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Arc<Shared>, Writer), LogError> {
+    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+    let options = Options { segment_bytes, ..options };
+    let Recovered { index, active, free, released } = recover(&*disk, &options)?;
+    let shared = Arc::new(Shared::new(disk, options.dir, index));
+    let writer = Writer {
+        shared: Arc::clone(&shared),
+        active,
+        free,
+        released,
+        segment_bytes,
+        cache_bytes: options.cache_bytes,
+        frame: Frame::default(),
+        batch: Vec::new(),
+    };
+    Ok((shared, writer))
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.work.notify_one();
+        self.shared.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()

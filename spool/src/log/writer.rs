@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) space: Condvar,
     /// Callers await here that the queue has room.
     pub(super) room: Notify,
+    /// A [`super::Driver`] awaits work here.
+    pub(super) driven: Notify,
     /// The writer's thread, which must not wait for itself.
     pub(super) thread: OnceLock<ThreadId>,
     pub(super) disk: Arc<dyn Disk>,
@@ -67,10 +69,17 @@ impl Shared {
             work: Condvar::new(),
             space: Condvar::new(),
             room: Notify::new(),
+            driven: Notify::new(),
             thread: OnceLock::new(),
             disk,
             dir,
         }
+    }
+
+    /// Tells the writer that there is work.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
+        self.driven.notify_one();
     }
 
     /// The state. No holder of the lock can panic half-way, so a poisoned lock guards a whole state.
@@ -80,7 +89,7 @@ impl Shared {
 }
 
 /// What there is to do.
-enum Work {
+pub(super) enum Work {
     Flush(Vec<Item>),
     Rotate(usize),
     /// Only a release is due.
@@ -117,57 +126,76 @@ impl Writer {
         self.report();
         loop {
             let needed = self.needed();
-            match self.wait(needed > self.released) {
-                Work::Flush(batch) => {
-                    self.batch = batch;
-                    self.flush(needed)?;
-                }
-                Work::Rotate(first) => self.rotate(first)?,
-                Work::Release if self.active.space().is_none() => self.rotate(0)?,
-                Work::Release => self.flush(needed)?,
-                Work::Confirm => self.confirm()?,
-                Work::Stop => return self.confirm(),
+            let work = self.wait(needed > self.released);
+            if !self.perform(work, needed)? {
+                return Ok(());
             }
         }
     }
 
+    /// Does one piece of work; false: it was the last. `needed`: the oldest generation that must be kept.
+    pub(super) fn perform(&mut self, work: Work, needed: u64) -> Result<bool, LogError> {
+        match work {
+            Work::Flush(batch) => {
+                self.batch = batch;
+                self.flush(needed)?;
+            }
+            Work::Rotate(first) => self.rotate(first)?,
+            Work::Release if self.active.space().is_none() => self.rotate(0)?,
+            Work::Release => self.flush(needed)?,
+            Work::Confirm => self.confirm()?,
+            Work::Stop => return self.confirm().map(|()| false),
+        }
+        Ok(true)
+    }
+
     /// The oldest generation that must be kept, by what is durable.
-    fn needed(&self) -> u64 {
+    pub(super) fn needed(&self) -> u64 {
         let generation = self.active.stamp.generation;
         self.shared.lock().index.oldest_live().unwrap_or(generation)
     }
 
     /// Waits for work. `release`: there is some without anything in the queue.
     fn wait(&self, release: bool) -> Work {
-        let confirm = self.active.unconfirmed && self.active.confirmable();
+        let confirm = self.wants_confirmation();
         let mut state = self.shared.lock();
         loop {
-            let work = match state.queue.take(self.active.space()) {
-                Taken::Batch(batch) => Work::Flush(batch),
-                Taken::NoRoom(first) => Work::Rotate(first),
-                Taken::Empty if release => Work::Release,
-                Taken::Empty if state.closed => Work::Stop,
-                Taken::Empty => {
-                    if !confirm {
-                        let woken = self.shared.work.wait(state);
-                        state = woken.unwrap_or_else(PoisonError::into_inner);
-                        continue;
-                    }
-                    let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
-                    let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-                    state = guard;
-                    if timeout.timed_out() && state.queue.is_empty() && !state.closed {
-                        return Work::Confirm;
-                    }
-                    continue;
-                }
-            };
-            if state.queue.has_room() {
-                self.shared.room.notify_waiters();
+            if let Some(work) = self.take(&mut state, release) {
+                return work;
             }
-            self.shared.space.notify_all();
-            return work;
+            if !confirm {
+                let woken = self.shared.work.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
+            let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            if timeout.timed_out() && state.queue.is_empty() && !state.closed {
+                return Work::Confirm;
+            }
         }
+    }
+
+    /// Work that is there now, whose callers are told that the queue has room again.
+    pub(super) fn take(&self, state: &mut State, release: bool) -> Option<Work> {
+        let work = match state.queue.take(self.active.space()) {
+            Taken::Batch(batch) => Work::Flush(batch),
+            Taken::NoRoom(first) => Work::Rotate(first),
+            Taken::Empty if release => Work::Release,
+            Taken::Empty if state.closed => Work::Stop,
+            Taken::Empty => return None,
+        };
+        if state.queue.has_room() {
+            self.shared.room.notify_waiters();
+        }
+        self.shared.space.notify_all();
+        Some(work)
+    }
+
+    /// The last flush has no proof yet that it was synced.
+    pub(super) fn wants_confirmation(&self) -> bool {
+        self.active.unconfirmed && self.active.confirmable()
     }
 
     /// Writes the batch, and the release of older segments if one is due.
@@ -218,7 +246,7 @@ impl Writer {
 
     /// An empty flush behind the last: proof that the last was synced.
     fn confirm(&mut self) -> Result<(), LogError> {
-        if self.active.unconfirmed && self.active.confirmable() {
+        if self.wants_confirmation() {
             self.frame.clear();
             self.active.write(&mut self.frame)?;
         }
@@ -260,14 +288,14 @@ impl Writer {
         Ok(())
     }
 
-    fn report(&self) {
+    pub(super) fn report(&self) {
         let mut state = self.shared.lock();
         state.free_bytes = self.free.iter().map(|(_, bytes)| bytes).sum();
         metrics::gauge!("ppsw_log_segments").set(state.index.usage().0 as f64);
     }
 
     /// Ends the log: all who wait are told, and all who come.
-    fn fail(&mut self, error: &LogError) {
+    pub(super) fn fail(&mut self, error: &LogError) {
         tracing::error!(%error, "the log has failed; the process must end");
         let mut state = self.shared.lock();
         state.failed = Some(error.clone());

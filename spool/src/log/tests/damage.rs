@@ -14,9 +14,9 @@ use super::{
     super::{segment::Image, *},
     entry,
     model::Model,
-    sim::{Lies, SimDisk, Trouble},
     wait,
 };
+use crate::env::sim::{Lies, SimDisk, Trouble};
 
 const SEGMENT: u64 = 4096;
 

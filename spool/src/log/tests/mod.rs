@@ -3,7 +3,6 @@
 mod damage;
 mod history;
 mod model;
-mod sim;
 
 use std::sync::mpsc;
 
