@@ -15,7 +15,10 @@ use super::{
     record::{HEADER, Kind, MARKER, Record, Stamp, add_check, marker},
     segment::{SEGMENT_HEADER, header, name},
 };
-use crate::env::{Clock, Disk, DiskFile, SystemClock};
+use crate::{
+    env::{Clock, Disk, DiskFile, SystemClock},
+    faults::{self, Fault},
+};
 
 /// Payloads up to this size are copied next to their headers; longer ones are written from where they are.
 const COPIED_MAX: usize = 8 * 1024;
@@ -224,7 +227,9 @@ impl Active {
             |what, e| LogError::Disk(format!("{what} {} at {offset}: {e}", self.path.display()));
         self.file.write_at(offset, bufs).map_err(|e| failed("writing", e))?;
         let begun: Instant = SystemClock.instant();
-        self.file.sync_data().map_err(|e| failed("syncing", e))?;
+        if !faults::active(Fault::SkipSync) {
+            self.file.sync_data().map_err(|e| failed("syncing", e))?;
+        }
         let took = SystemClock.instant().saturating_duration_since(begun);
         metrics::histogram!("ppsw_log_sync_seconds").record(took.as_secs_f64());
         metrics::counter!("ppsw_log_syncs_total").increment(1);
