@@ -89,7 +89,7 @@ pub(crate) struct History {
 }
 
 /// How many of each kind, and what was violated.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Verdict {
     pub(crate) acknowledged: u64,
     pub(crate) delivered: u64,

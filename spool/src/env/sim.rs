@@ -118,6 +118,11 @@ impl SimDisk {
         world.trouble = Some((world.operations + after, trouble));
     }
 
+    /// Takes back trouble that has not come yet.
+    pub fn no_trouble(&self) {
+        self.world().trouble = None;
+    }
+
     /// From now on the process can do nothing more, as if killed.
     pub fn stop(&self) {
         self.world().stopped = true;
