@@ -73,8 +73,7 @@ async fn send(process: &Process) {
     for recipient in 0..recipients {
         ledger.offer(Item { message, recipient }, body_hash(&body));
     }
-    let mut offer =
-        Offer { ledger, message, recipients, dot: false, answer: None };
+    let mut offer = Offer { ledger, message, recipients, dot: false, answer: None };
     for piece in body.chunks(64 * 1024) {
         if writer.write(piece).await.is_err() {
             return offer.end(Answer::NotOffered);
@@ -111,10 +110,8 @@ fn body(message: u64, bytes: usize) -> Vec<u8> {
 }
 
 fn envelope(process: &Process, recipients: u16) -> Envelope {
-    let to = |number| Recipient {
-        address: format!("r{number}@sink.example"),
-        ..Recipient::default()
-    };
+    let to =
+        |number| Recipient { address: format!("r{number}@sink.example"), ..Recipient::default() };
     Envelope {
         sender: "sender@client.example".to_owned(),
         recipients: (0..recipients).map(to).collect(),

@@ -136,7 +136,44 @@ impl Run {
             }
         }
         self.world.ledger.left(left);
+        if left != Some(0) {
+            self.describe(sim.elapsed());
+        }
         Ok(())
+    }
+
+    /// What a queue that does not drain looks like.
+    fn describe(&self, at: Duration) {
+        let mut lines = Vec::new();
+        for machine in self.world.machines().values() {
+            let Some(life) = &machine.life else {
+                lines.push(format!("not drained: node {} does not run", machine.node));
+                continue;
+            };
+            for partition in life.spool.partitions() {
+                if partition.is_empty() {
+                    continue;
+                }
+                let status = partition.group().status();
+                lines.push(format!(
+                    "not drained: node {} has {} messages of partition {}; term {}, leader {:?}, last {:?}, \
+                     applied {:?}, purged {:?}, matched {:?}; oldest {:?}",
+                    machine.node,
+                    partition.len(),
+                    partition.id(),
+                    status.term,
+                    status.leader,
+                    status.last_index,
+                    status.applied_index,
+                    status.purged_index,
+                    status.matched,
+                    partition.list().first().map(|message| (message.id, message.not_before, message.recipients.clone())),
+                ));
+            }
+        }
+        for line in lines {
+            self.world.ledger.violation(at, &line);
+        }
     }
 
     fn step(&mut self, sim: &mut Sim<'_>, calm: bool) -> turmoil::Result {

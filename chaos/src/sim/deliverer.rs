@@ -74,10 +74,8 @@ impl Account {
             Delivered { recipient: *recipient, address, verdict, text: "simulated".to_owned() }
         };
         let bounce = |(id, text): &(String, String)| {
-            let sender = Recipient {
-                address: "sender@client.example".to_owned(),
-                ..Recipient::default()
-            };
+            let sender =
+                Recipient { address: "sender@client.example".to_owned(), ..Recipient::default() };
             let envelope = Envelope { recipients: vec![sender], ..Envelope::default() };
             Some((id.parse().ok()?, envelope, Bytes::from(text.clone())))
         };
@@ -102,9 +100,8 @@ pub(crate) async fn run(process: Process) {
             let free = ATTEMPTS_MAX.saturating_sub(process.in_flight().len());
             let id = partition.id();
             let in_flight = process.in_flight().clone();
-            let due = partition.due(process.clock.now(), free, &|message| {
-                in_flight.contains(&(id, message))
-            });
+            let due = partition
+                .due(process.clock.now(), free, &|message| in_flight.contains(&(id, message)));
             for message in due {
                 process.in_flight().insert((id, message.id));
                 let (process, partition) = (process.clone(), partition.clone());
@@ -313,4 +310,3 @@ async fn take(process: &Process, mut stream: TcpStream) -> io::Result<()> {
     };
     stream.write_u8(u8::from(done)).await
 }
-

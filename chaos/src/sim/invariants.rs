@@ -69,7 +69,9 @@ impl Invariants {
             match known.leaders.get(&term) {
                 Some(other) if *other != node => ledger.violation(
                     at,
-                    &format!("election safety: nodes {other} and {node} lead group {id} in term {term}"),
+                    &format!(
+                        "election safety: nodes {other} and {node} lead group {id} in term {term}"
+                    ),
                 ),
                 Some(_) => {}
                 None if leader == Some(node) => {
@@ -131,11 +133,15 @@ impl Known {
         let Some((&end, _)) = self.applied.last_key_value() else { return Ok(()) };
         let state = log.state(group);
         let purged = state.purged.map_or(0, |purged| purged.index + 1);
-        for (&index, &(term, _)) in self.applied.range(purged.max(end.saturating_sub(COMPLETE_BACK))..) {
+        for (&index, &(term, _)) in
+            self.applied.range(purged.max(end.saturating_sub(COMPLETE_BACK))..)
+        {
             let found = match log.read(group, index..index + 1, 1) {
                 Ok(entries) => entries.first().map(|entry| entry.position.term),
                 Err(LogError::Disk(_)) => return Ok(()),
-                Err(error) => return Err(format!("entry {index} of group {group} was committed: {error}")),
+                Err(error) => {
+                    return Err(format!("entry {index} of group {group} was committed: {error}"));
+                }
             };
             if found != Some(term) {
                 return Err(format!(
@@ -153,15 +159,17 @@ impl Known {
         let same = |old: Position| {
             old.index >= first
                 && old.index <= last.index
-                && log.read(group, old.index..old.index + 1, 1).is_ok_and(|read| {
-                    read.first().is_some_and(|entry| entry.position == old)
-                })
+                && log
+                    .read(group, old.index..old.index + 1, 1)
+                    .is_ok_and(|read| read.first().is_some_and(|entry| entry.position == old))
         };
         // An end that was cut off and written over: all of it is looked at again.
         let old = seen.last.filter(|old| same(*old));
         let (start, mut before) = match old {
             Some(old) => (old.index + 1, Some(old.term)),
-            None => (first, state.purged.filter(|purged| purged.index + 1 == first).map(|p| p.term)),
+            None => {
+                (first, state.purged.filter(|purged| purged.index + 1 == first).map(|p| p.term))
+            }
         };
         for index in start..last.index + 1 {
             let Some(entry) = log.read(group, index..index + 1, 1)?.pop() else { break };
@@ -181,7 +189,12 @@ impl Known {
     }
 
     /// Whoever applies an entry at an index applies the same.
-    fn match_applied(&mut self, status: &GroupStatus, log: &Log, seen: &mut Seen) -> Result<(), Wrong> {
+    fn match_applied(
+        &mut self,
+        status: &GroupStatus,
+        log: &Log,
+        seen: &mut Seen,
+    ) -> Result<(), Wrong> {
         let Some(applied) = status.applied_index else { return Ok(()) };
         let state = log.state(status.id);
         let start = seen.applied.max(state.first.unwrap_or(u64::MAX));

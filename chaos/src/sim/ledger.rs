@@ -106,7 +106,8 @@ impl Ledger {
     ) {
         let (leader, again) = {
             let inner = self.lock();
-            let again = recipients.iter().find(|n| inner.recorded.contains(&(message, **n))).copied();
+            let again =
+                recipients.iter().find(|n| inner.recorded.contains(&(message, **n))).copied();
             (inner.leaders.get(&partition).copied(), again)
         };
         if let Some((term, leader)) = leader

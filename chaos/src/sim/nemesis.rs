@@ -1,10 +1,6 @@
 //! Makes the faults: a schedule that follows from the seed, and what it does to machines and network.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::Ordering,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::atomic::Ordering, time::Duration};
 
 use ppsw_spool::{NodeId, PartitionId, env::sim::Trouble};
 use rand::{Rng as _, rngs::StdRng, seq::IndexedRandom as _};
@@ -150,13 +146,17 @@ impl Nemesis {
             let Some(failure) = failed else { continue };
             let ills = self.ills.get(&node).copied().unwrap_or_default();
             let excused = match &failure {
-                Failure::Opening(ppsw_spool::log::LogError::Disk(_)) | Failure::Running(_) => ills.disk,
+                Failure::Opening(ppsw_spool::log::LogError::Disk(_)) | Failure::Running(_) => {
+                    ills.disk
+                }
                 Failure::Opening(_) => false,
             };
             if excused {
                 world.ledger.trace(at, &format!("node {node} ends: {failure:?}"));
             } else {
-                world.ledger.violation(at, &format!("node {node} ended without a fault: {failure:?}"));
+                world
+                    .ledger
+                    .violation(at, &format!("node {node} ended without a fault: {failure:?}"));
             }
             let end = if ills.cut { End::PowerCut } else { End::Kill };
             let name = if ills.full {
@@ -375,7 +375,10 @@ impl Nemesis {
         let voters = world.placement.get(&partition).cloned().unwrap_or_default();
         let to = voters.choose(&mut self.rng).copied().unwrap_or(node);
         let command = match self.rng.random_range(0..10) {
-            0..2 => Command::HandOver { partition, to: if self.rng.random() { u64::from(partition) } else { to } },
+            0..2 => Command::HandOver {
+                partition,
+                to: if self.rng.random() { u64::from(partition) } else { to },
+            },
             2..7 => Command::Checkpoint { partition },
             _ => Command::Carry { partition },
         };

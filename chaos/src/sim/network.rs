@@ -47,7 +47,8 @@ impl Dial for Dialer {
     fn channel(&self, node: NodeId, lane: Lane) -> Option<Channel> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         let open = || {
-            let endpoint = Endpoint::from_shared(format!("http://{}:{RAFT_PORT}", host(node))).ok()?;
+            let endpoint =
+                Endpoint::from_shared(format!("http://{}:{RAFT_PORT}", host(node))).ok()?;
             Some(
                 endpoint
                     .connect_timeout(CONNECT_PATIENCE)
@@ -79,7 +80,10 @@ pub(crate) async fn listen(port: u16) -> io::Result<TcpListener> {
 }
 
 /// Serves what other nodes ask, until the host crashes.
-pub(crate) async fn serve(listener: TcpListener, router: Router) -> Result<(), tonic::transport::Error> {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    router: Router,
+) -> Result<(), tonic::transport::Error> {
     let (give, take) = tokio::sync::mpsc::channel(16);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

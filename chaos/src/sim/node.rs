@@ -109,7 +109,11 @@ impl World {
     }
 
     /// Does something with a node's machine.
-    pub(crate) fn machine<T>(&self, node: NodeId, does: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+    pub(crate) fn machine<T>(
+        &self,
+        node: NodeId,
+        does: impl FnOnce(&mut Machine) -> T,
+    ) -> Option<T> {
         self.machines().get_mut(&node).map(does)
     }
 
@@ -187,16 +191,20 @@ async fn live(world: &World, node: NodeId) -> Result<String, LogError> {
     let Some((disk, off, latency, cache_bytes)) = given else {
         return Err(LogError::Misuse(format!("no machine {node}")));
     };
-    let options =
-        Options { dir: PathBuf::from("/log"), segment_bytes: SEGMENT_BYTES, cache_bytes };
+    let options = Options { dir: PathBuf::from("/log"), segment_bytes: SEGMENT_BYTES, cache_bytes };
     let (log, driver) = Log::open_driven(Arc::new(disk), options)?;
     tokio::spawn(driver.run(move || {
         let most = latency.load(Ordering::Relaxed).max(2);
         Duration::from_micros(rand::rng().random_range(200..most * 1000))
     }));
     let clock = Arc::new(SimClock { off });
-    let groups =
-        Groups::new(node, log.clone(), clock.clone(), Arc::new(Dialer::default()), Timing::default());
+    let groups = Groups::new(
+        node,
+        log.clone(),
+        clock.clone(),
+        Arc::new(Dialer::default()),
+        Timing::default(),
+    );
     let spool = Spool::new(node, groups.clone(), clock.clone());
     serve(&groups).await?;
     let in_flight = Arc::default();
@@ -224,8 +232,9 @@ async fn live(world: &World, node: NodeId) -> Result<String, LogError> {
 }
 
 async fn serve(groups: &Groups) -> Result<(), LogError> {
-    let listener =
-        network::listen(RAFT_PORT).await.map_err(|e| LogError::Misuse(format!("listening: {e}")))?;
+    let listener = network::listen(RAFT_PORT)
+        .await
+        .map_err(|e| LogError::Misuse(format!("listening: {e}")))?;
     let router = tonic::transport::Server::builder()
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(8 << 20)

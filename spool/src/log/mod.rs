@@ -27,6 +27,8 @@ use std::{
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "simulation"))]
+pub use self::driver::Driver;
 use self::{
     active::Frame,
     index::{Place, Slot},
@@ -35,8 +37,6 @@ use self::{
     recovery::{Recovered, recover},
     writer::{Shared, State, Writer},
 };
-#[cfg(any(test, feature = "simulation"))]
-pub use self::driver::Driver;
 use crate::{
     env::{Disk, DiskFile},
     limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
@@ -160,7 +160,9 @@ impl Log {
             .name("ppsw-log".to_owned())
             .spawn(|| writer.run())
             .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)), driven: false }) })
+        Ok(Self {
+            inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)), driven: false }),
+        })
     }
 
     /// Opens the log without a thread: nothing is written unless the [`Driver`] runs. So a simulation decides when.
@@ -168,10 +170,7 @@ impl Log {
     /// # Errors
     /// As of [`Self::open`].
     #[cfg(any(test, feature = "simulation"))]
-    pub fn open_driven(
-        disk: Arc<dyn Disk>,
-        options: Options,
-    ) -> Result<(Self, Driver), LogError> {
+    pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
         let (shared, writer) = prepare(disk, options)?;
         let inner = Inner { shared, thread: Mutex::default(), driven: true };
         Ok((Self { inner: Arc::new(inner) }, Driver::new(writer)))

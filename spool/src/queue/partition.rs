@@ -334,7 +334,10 @@ impl Replica {
         }
         let waited = self.clock.instant().saturating_duration_since(begun);
         self.raft.transfer(to, deadline.saturating_sub(waited)).await?;
-        undo.disarm();
+        // To itself: it leads on, and may deliver.
+        if to != self.machine.node() {
+            undo.disarm();
+        }
         Ok(())
     }
 }
