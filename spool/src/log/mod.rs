@@ -7,6 +7,8 @@
 
 mod active;
 mod cache;
+#[cfg(any(test, feature = "simulation"))]
+mod driver;
 mod index;
 mod mark;
 mod queue;
@@ -34,6 +36,8 @@ pub use self::space::{Space, SpaceLimits};
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "simulation"))]
+pub use self::driver::Driver;
 pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
@@ -169,6 +173,8 @@ pub struct Log {
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A `Driver` writes, not a thread.
+    driven: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -184,30 +190,26 @@ impl Log {
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-        let options = Options { segment_bytes, ..options };
-        if let Some(damage) = mark::find(&*disk, &options.dir)? {
-            return Err(damage);
-        }
-        let Recovered { index, active, sidecar, free, released } =
-            space::patiently(|| recover(&*disk, &options))?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
-        let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            active,
-            sidecar,
-            free,
-            released,
-            segment_bytes,
-            cache_bytes: options.cache_bytes,
-            frame: Frame::default(),
-            batch: Vec::new(),
-        };
-        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        let (writer, spare) = space::patiently(|| prepare(Arc::clone(&disk), options.clone()))?;
+        let shared = Arc::clone(&writer.shared);
+        let inner = Inner { shared, threads: Mutex::default(), driven: false };
+        let log = Self { inner: Arc::new(inner) };
         log.start("ppsw-log", || writer.run())?;
         log.start("ppsw-spare", || spare.run())?;
         Ok(log)
+    }
+
+    /// Opens the log without threads: nothing is written unless the [`Driver`] runs. So a simulation decides when.
+    ///
+    /// # Errors
+    /// As of [`Self::open`]; also `NoSpace`, because nothing waits for space.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
+        let (writer, spare) = prepare(disk, options)?;
+        writer.shared.never_wait();
+        let shared = Arc::clone(&writer.shared);
+        let inner = Inner { shared, threads: Mutex::default(), driven: true };
+        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer, spare)))
     }
 
     fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
@@ -332,6 +334,11 @@ impl Log {
         !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
     }
 
+    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.inner.driven
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -414,7 +421,7 @@ impl Log {
         let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
         state.queue.push(Item { record, ticket, done: Some(done) });
         drop(state);
-        shared.work.notify_one();
+        shared.wake();
     }
 }
 
@@ -424,10 +431,34 @@ impl Inner {
     }
 }
 
+/// Recovers the log, and makes what goes on where it ends.
+fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::SpareMaker), LogError> {
+    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+    let options = Options { segment_bytes, ..options };
+    if let Some(damage) = mark::find(&*disk, &options.dir)? {
+        return Err(damage);
+    }
+    let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+    let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+    let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
+    let writer = Writer {
+        shared,
+        active,
+        sidecar,
+        free,
+        released,
+        segment_bytes,
+        cache_bytes: options.cache_bytes,
+        frame: Frame::default(),
+        batch: Vec::new(),
+    };
+    Ok((writer, spare))
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.work.notify_one();
+        self.shared.wake();
         self.shared.scrubs.notify_all();
         self.shared.closing.notify_all();
         self.shared.disk_space.wake();

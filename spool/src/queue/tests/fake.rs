@@ -95,7 +95,9 @@ impl Proposals for Fake {
         if to == 9 {
             return Err(ChangeError::Unfit { node: to, why: "far behind".into() });
         }
-        self.machine.leadership(Leadership::Following { leader: Some(to) });
+        if to != NODE {
+            self.machine.leadership(Leadership::Following { leader: Some(to) });
+        }
         Ok(())
     }
 
