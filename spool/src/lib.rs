@@ -11,6 +11,7 @@
 //! Nothing here knows SMTP.
 
 pub mod env;
+mod faults;
 pub mod group;
 pub mod limits;
 pub mod log;

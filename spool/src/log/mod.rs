@@ -7,6 +7,8 @@
 
 mod active;
 mod cache;
+#[cfg(any(test, feature = "simulation"))]
+mod driver;
 mod identity;
 mod index;
 mod mark;
@@ -35,6 +37,8 @@ pub use self::space::{Space, SpaceLimits};
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "simulation"))]
+pub use self::driver::Driver;
 pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
@@ -142,6 +146,25 @@ pub struct Usage {
     pub free_bytes: u64,
 }
 
+/// What a group keeps in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub group: GroupId,
+    /// Index of its first entry.
+    pub first: u64,
+    /// Generation of the segment with that.
+    pub generation: u64,
+}
+
+/// What is in the log's segments, and because of whom.
+#[derive(Clone, Debug, Default)]
+pub struct Retention {
+    /// Generations and file sizes, oldest first; the last one is being written.
+    pub segments: Vec<(u64, u64)>,
+    /// Groups that have entries on the disk.
+    pub holds: Vec<Hold>,
+}
+
 /// The log. Clones share it; when the last is dropped, what waits is written and the writer thread ends.
 #[derive(Clone)]
 pub struct Log {
@@ -152,6 +175,8 @@ struct Inner {
     shared: Arc<Shared>,
     identity: [u8; 16],
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A `Driver` writes, not a thread.
+    driven: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -167,31 +192,28 @@ impl Log {
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-        let options = Options { segment_bytes, ..options };
-        if let Some(damage) = mark::find(&*disk, &options.dir)? {
-            return Err(damage);
-        }
-        let Recovered { index, active, sidecar, free, released } =
-            space::patiently(|| recover(&*disk, &options))?;
+        let (writer, spare) = space::patiently(|| prepare(Arc::clone(&disk), options.clone()))?;
+        let shared = Arc::clone(&writer.shared);
         let identity = identity::identity(&*disk, &options.dir);
-        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
-        let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            active,
-            sidecar,
-            free,
-            released,
-            segment_bytes,
-            cache_bytes: options.cache_bytes,
-            frame: Frame::default(),
-            batch: Vec::new(),
-        };
-        let log = Self { inner: Arc::new(Inner { shared, identity, threads: Mutex::default() }) };
+        let inner = Inner { shared, identity, threads: Mutex::default(), driven: false };
+        let log = Self { inner: Arc::new(inner) };
         log.start("ppsw-log", || writer.run())?;
         log.start("ppsw-spare", || spare.run())?;
         Ok(log)
+    }
+
+    /// Opens the log without threads: nothing is written unless the [`Driver`] runs. So a simulation decides when.
+    ///
+    /// # Errors
+    /// As of [`Self::open`]; also `NoSpace`, because nothing waits for space.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
+        let (writer, spare) = prepare(disk, options)?;
+        writer.shared.never_wait();
+        let shared = Arc::clone(&writer.shared);
+        let identity = identity::identity(&*shared.disk, &shared.dir);
+        let inner = Inner { shared, identity, threads: Mutex::default(), driven: true };
+        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer, spare)))
     }
 
     fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
@@ -326,6 +348,11 @@ impl Log {
         !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
     }
 
+    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.inner.driven
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -345,6 +372,19 @@ impl Log {
     #[must_use]
     pub fn failure(&self) -> Option<LogError> {
         self.inner.shared.lock().failed.clone()
+    }
+
+    /// What keeps the segments: nothing but the entries of the groups does.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let state = self.inner.shared.lock();
+        Retention { segments: state.index.segments(), holds: state.index.holds() }
+    }
+
+    /// The last entry of a group in the segments before a generation: with it purged, the group keeps none of them.
+    #[must_use]
+    pub fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
+        self.inner.shared.lock().index.last_before(group, generation)
     }
 
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
@@ -395,7 +435,7 @@ impl Log {
         let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
         state.queue.push(Item { record, ticket, done: Some(done) });
         drop(state);
-        shared.work.notify_one();
+        shared.wake();
     }
 }
 
@@ -405,10 +445,34 @@ impl Inner {
     }
 }
 
+/// Recovers the log, and makes what goes on where it ends.
+fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::SpareMaker), LogError> {
+    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+    let options = Options { segment_bytes, ..options };
+    if let Some(damage) = mark::find(&*disk, &options.dir)? {
+        return Err(damage);
+    }
+    let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+    let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+    let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
+    let writer = Writer {
+        shared,
+        active,
+        sidecar,
+        free,
+        released,
+        segment_bytes,
+        cache_bytes: options.cache_bytes,
+        frame: Frame::default(),
+        batch: Vec::new(),
+    };
+    Ok((writer, spare))
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.work.notify_one();
+        self.shared.wake();
         self.shared.scrubs.notify_all();
         self.shared.closing.notify_all();
         self.shared.disk_space.wake();

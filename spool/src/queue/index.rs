@@ -9,6 +9,7 @@ mod pins;
 mod slot;
 #[cfg(test)]
 mod view;
+mod written;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,13 +17,13 @@ use std::{
     sync::Arc,
 };
 
+pub(super) use self::{keep::Keeper, key::Key, written::Kept};
 use self::{
-    keep::Changed,
     key::Due,
     pins::Pins,
     slot::{Head, Slot},
+    written::Changed,
 };
-pub(super) use self::{keep::Kept, key::Key};
 #[cfg(test)]
 pub(super) use view::View;
 
@@ -52,6 +53,8 @@ pub(super) struct Index {
     history: History,
     volume: Volume,
     bytes: u64,
+    /// Bytes of the log that the messages need, about.
+    live: u64,
     held: usize,
     /// The highest id seen of each node.
     highest: BTreeMap<u16, MessageId>,
@@ -296,6 +299,7 @@ impl Index {
 
     fn add(&mut self, key: Key, head: &Head, slot: Slot) {
         self.bytes += head.size;
+        self.live += slot.weight(head);
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
         self.pins.add(head.pin);
@@ -308,9 +312,11 @@ impl Index {
 
     fn remove(&mut self, id: MessageId) {
         let Some(key) = Key::of(id) else { return };
-        let Some(head) = self.messages.remove(&key).and_then(|slot| slot.head()) else { return };
+        let Some(slot) = self.messages.remove(&key) else { return };
+        let Some(head) = slot.head() else { return };
         self.bytes -= head.size;
         self.changed.note(key);
+        self.live -= slot.weight(&head);
         self.leave(key, &head);
         self.begun.remove(&key);
         self.pins.remove(head.pin);
@@ -360,7 +366,11 @@ impl Index {
         if !tried.begun {
             self.begun.remove(&key);
         }
-        self.messages.insert(key, Slot::new(&head, message));
+        let slot = Slot::new(&head, message);
+        self.live += slot.weight(&head);
+        if let Some(before) = self.messages.insert(key, slot) {
+            self.live -= before.weight(old);
+        }
         false
     }
 

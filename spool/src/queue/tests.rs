@@ -6,6 +6,7 @@ mod kept;
 mod kept_replay;
 mod leading;
 mod replay;
+mod retention;
 mod revise;
 mod writing;
 

@@ -17,9 +17,9 @@ use proptest::{
 use super::{
     super::*,
     model::{Change, Model},
-    sim::{Lies, SimDisk, Trouble},
     wait,
 };
+use crate::env::sim::{Lies, SimDisk, Trouble};
 
 /// A call, with numbers that are fitted to the state of its moment.
 #[derive(Clone, Debug)]

@@ -7,7 +7,6 @@ mod model;
 mod reading;
 mod scrubbing;
 mod sidecars;
-mod sim;
 
 use std::sync::mpsc;
 

@@ -108,7 +108,7 @@ impl Node {
 }
 
 #[allow(clippy::disallowed_methods, reason = "loopback sockets of this test")]
-async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
+pub(super) async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     dial.0.lock().unwrap().insert(node, listener.local_addr().unwrap());
     let server = tonic::transport::Server::builder().add_routes(groups.service());
@@ -126,7 +126,7 @@ pub(super) async fn wait(mut until: impl FnMut() -> bool) {
     waited.await.expect("in time");
 }
 
-fn content(len: usize) -> Vec<u8> {
+pub(super) fn content(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8).collect()
 }
 

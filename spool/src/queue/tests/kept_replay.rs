@@ -3,7 +3,7 @@
 
 use proptest::prelude::*;
 
-use super::replay::{Full, WINDOW, apply, step};
+use super::replay::{Full, LONG_WINDOW, WINDOW, apply, step};
 use crate::queue::index::{Index, Kept};
 
 /// What was written: pieces, and the rest of the index.
@@ -13,13 +13,13 @@ struct Written {
 }
 
 impl Written {
-    fn read(&self, index: &Index) -> Index {
+    fn read(&self, index: &Index, window: u64) -> Index {
         let mut kept = Kept::default();
         for piece in &self.pieces {
             kept.enter(piece).unwrap();
         }
         let mut read = Index::read(kept, index.rest().unwrap()).unwrap();
-        read.set_history(WINDOW);
+        read.set_history(window);
         read
     }
 }
@@ -29,14 +29,15 @@ proptest! {
 
     #[test]
     fn what_is_read_back_is_what_was_there(
+        window in prop_oneof![Just(WINDOW), Just(LONG_WINDOW)],
         steps in prop::collection::vec(step(), 1..60),
         // When a round begins, and how many entries come before it ends.
         rounds in prop::collection::vec((0..60_usize, 0..10_usize), 1..4),
     ) {
-        let mut full = Full::new();
+        let mut full = Full::new(window);
         steps.into_iter().for_each(|step| full.step(step));
         let entries = full.log.len();
-        let mut index = Index::with_history(WINDOW);
+        let mut index = Index::with_history(window);
         index.track();
         let mut written = Written::default();
         let (mut begun, mut all) = (None, false);
@@ -66,7 +67,7 @@ proptest! {
                 written.pieces.push(index.changed_piece());
             }
             begun = None;
-            let mut read = written.read(&index);
+            let mut read = written.read(&index, window);
             prop_assert_eq!(read.view(), index.view());
             prop_assert_eq!(read.position(), index.position());
             for later in at + 1..entries {
@@ -80,7 +81,7 @@ proptest! {
 
 #[test]
 fn pieces_and_counts_that_do_not_fit_are_refused() {
-    let mut full = Full::new();
+    let mut full = Full::new(WINDOW);
     full.step(super::replay::Step::AcceptInline(1));
     let (piece, _) = full.index.piece(None).unwrap();
     let rest = full.index.rest().unwrap();
