@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{
     HarnessError,
     disk::{Disk, Shims, write},
+    names,
     network::{self, Network},
     process::{self, Process},
     sink,
@@ -377,12 +378,13 @@ fn get(number: u16, path: &str) -> std::io::Result<(u16, String)> {
 fn configuration(number: u16, dir: &Path) -> String {
     format!(
         "name = \"node-{number}\"\ndata = \"data\"\nlog = \"log\"\nconfig = \"{dir}/config\"\n\
-         certificates = \"{dir}/certs\"\ncontrol = \"{}\"\nhttp = \"{}\"\ndns = [\"127.0.0.1:9\"]\n\
+         certificates = \"{dir}/certs\"\ncontrol = \"{}\"\nhttp = \"{}\"\ndns = [\"{names}\"]\n\
          segment_bytes = 8388608\ncache_bytes = 16777216\ntakeover_grace_seconds = 3\nretry = \"F,4h,2s\"\n\
          [[listener]]\nservice = \"smtp\"\naddress = \"{}\"\n",
         network::node(number, CONTROL),
         network::node(number, HTTP),
         network::node(number, SMTP),
         dir = dir.display(),
+        names = network::harness(names::PORT),
     )
 }

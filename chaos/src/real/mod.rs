@@ -7,6 +7,7 @@ mod cluster;
 mod disk;
 mod load;
 mod measure;
+mod names;
 mod nemesis;
 mod network;
 mod process;
@@ -102,6 +103,7 @@ fn harness(args: &RealArgs, network: Network, dir: &Path) -> Result<Report, Harn
     let programs = programs(args)?;
     let shims = Shims::build(dir)?;
     let shared = Shared::new(args.seed);
+    names::start()?;
     sink::start(&shared)?;
     let mut run = Run {
         network,
