@@ -95,7 +95,8 @@ impl Cluster {
             made(own.join("log"))?;
             let disk = Disk::create(&own)?;
             write(&own.join("ppswd.toml"), configuration(number, dir).as_bytes())?;
-            addresses += &format!("{} name=node-{number} acl=relay\n", network::node(number, 0).ip());
+            addresses +=
+                &format!("{} name=node-{number} acl=relay\n", network::node(number, 0).ip());
             nodes.push(Node {
                 number,
                 disk,

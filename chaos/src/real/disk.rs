@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{Read, Seek, SeekFrom},
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
     process::Command,
@@ -15,7 +15,7 @@ use super::{HarnessError, process};
 
 /// Size of a node's disk: the logs of all its partitions, a segment that grows, and room for a minute's mail.
 const DISK_BYTES: u64 = 768 << 20;
-/// What is left on a disk that was filled.
+/// What is free on a full disk.
 const LEFT_BYTES: u64 = 256 << 10;
 /// A bit is flipped this far from the start of a segment at least: behind its header.
 const FLIP_FROM: u64 = 64 << 10;
@@ -62,9 +62,12 @@ impl Disk {
     /// A fresh, healthy disk below `dir`, mounted in our own mount namespace, with which it goes.
     pub(super) fn create(dir: &Path) -> Result<Self, HarnessError> {
         let data = dir.join("data");
-        fs::create_dir_all(&data).map_err(|error| HarnessError::File { path: data.clone(), error })?;
+        fs::create_dir_all(&data)
+            .map_err(|error| HarnessError::File { path: data.clone(), error })?;
         let size = format!("size={DISK_BYTES},mode=700");
-        process::run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "ppsw-chaos"]).arg(&data))?;
+        process::run(
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "ppsw-chaos"]).arg(&data),
+        )?;
         let disk = Self { rules: dir.join("disk.rules"), offset: dir.join("clock.offset"), data };
         disk.rules(&[])?;
         write(&disk.offset, &0_i64.to_ne_bytes())?;
@@ -104,33 +107,25 @@ impl Disk {
         file.write_all_at(&nanoseconds.to_ne_bytes(), 0).map_err(failed)
     }
 
-    /// Takes what is free.
+    /// Makes the disk so small that it is full.
     pub(super) fn fill(&self) -> Result<(), HarnessError> {
-        let path = self.ballast();
-        let failed = |error| HarnessError::File { path: path.clone(), error };
-        let free = rustix::fs::statvfs(&self.data).map_err(|error| failed(error.into()))?;
-        let bytes = (free.f_bavail * free.f_frsize).saturating_sub(LEFT_BYTES);
-        let mut file = File::create(&path).map_err(failed)?;
-        let block = vec![0x55_u8; 1 << 20];
-        let mut left = bytes;
-        while left > 0 {
-            let part = left.min(block.len() as u64);
-            // The node may have been faster: then the disk is full, as wanted.
-            if file.write_all(&block[..usize::try_from(part).unwrap_or(block.len())]).is_err() {
-                break;
-            }
-            left -= part;
-        }
-        Ok(())
+        let failed = |error: rustix::io::Errno| HarnessError::File {
+            path: self.data.clone(),
+            error: error.into(),
+        };
+        let about = rustix::fs::statvfs(&self.data).map_err(failed)?;
+        let used = (about.f_blocks - about.f_bfree) * about.f_frsize;
+        self.resize(used + LEFT_BYTES)
     }
 
-    /// Frees it again.
-    pub(super) fn free(&self) {
-        let _ = fs::remove_file(self.ballast());
+    /// As large as it was.
+    pub(super) fn free(&self) -> Result<(), HarnessError> {
+        self.resize(DISK_BYTES)
     }
 
-    fn ballast(&self) -> PathBuf {
-        self.data.join("ballast")
+    fn resize(&self, bytes: u64) -> Result<(), HarnessError> {
+        let options = format!("remount,size={bytes}");
+        process::run(Command::new("mount").args(["-o", &options]).arg(&self.data)).map(drop)
     }
 
     /// Flips one bit that was written in a segment that is not the newest; the node must be down. `None`: there is
@@ -159,7 +154,9 @@ impl Disk {
         for _ in 0..1_000 {
             let at = rng.random_range(FLIP_FROM..bytes / 2);
             let mut byte = [0];
-            file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut byte)).map_err(failed)?;
+            file.seek(SeekFrom::Start(at))
+                .and_then(|_| file.read_exact(&mut byte))
+                .map_err(failed)?;
             // Zeros may be what was never written, and is not read either.
             if byte[0] != 0 {
                 byte[0] ^= 1 << rng.random_range(0..8);

@@ -258,7 +258,8 @@ struct Connection {
 
 impl Connection {
     fn open(node: u16, patience: Duration) -> Option<Self> {
-        let stream = TcpStream::connect_timeout(&cluster::smtp(node), Duration::from_secs(2)).ok()?;
+        let stream =
+            TcpStream::connect_timeout(&cluster::smtp(node), Duration::from_secs(2)).ok()?;
         stream.set_read_timeout(Some(patience)).ok()?;
         stream.set_write_timeout(Some(patience)).ok()?;
         stream.set_nodelay(true).ok()?;

@@ -93,8 +93,14 @@ impl Measure {
         let samples = lock(&self.samples);
         vec![
             line("kill -9 of a leader until another node leads its partition", &samples.leader),
-            line("kill -9 of a leader until the first delivery of its partition by another", &samples.delivery),
-            line("longest time without 250 for a client of another node, per kill -9", &samples.elsewhere),
+            line(
+                "kill -9 of a leader until the first delivery of its partition by another",
+                &samples.delivery,
+            ),
+            line(
+                "longest time without 250 for a client of another node, per kill -9",
+                &samples.elsewhere,
+            ),
             line("time without a leader at a planned hand-over (upper bound)", &samples.handover),
         ]
     }

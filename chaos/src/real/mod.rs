@@ -128,7 +128,8 @@ fn harness(args: &RealArgs, network: Network, dir: &Path) -> Result<Report, Harn
     run.cluster = None;
     // What came after the end of its round counts, too.
     for (row, round) in report.rows.iter_mut().zip(rounds) {
-        let own: Vec<_> = row.verdict.violations.drain(..).filter(|line| line.starts_with("nodes:")).collect();
+        let own: Vec<_> =
+            row.verdict.violations.drain(..).filter(|line| line.starts_with("nodes:")).collect();
         row.verdict = run.shared.with(round, |history| history.check());
         row.verdict.violations.extend(own);
     }
@@ -151,7 +152,9 @@ fn programs(args: &RealArgs) -> Result<Programs, HarnessError> {
             Ok(_) => Ok(path),
             Err(error) => Err(HarnessError::Program {
                 command: path.display().to_string(),
-                reason: format!("{error}; build it with `cargo build --release`, or give --program DIR"),
+                reason: format!(
+                    "{error}; build it with `cargo build --release`, or give --program DIR"
+                ),
             }),
         }
     };
@@ -225,8 +228,7 @@ impl Run<'_> {
         verdict.violations.extend(outcome.violations.iter().map(|line| format!("nodes: {line}")));
         let faulty: Vec<u16> = plan.faults.iter().flat_map(|fault| fault.kind.nodes()).collect();
         let all_faulty = plan.faults.iter().any(|fault| fault.kind.nodes().is_empty());
-        let pause_elsewhere =
-            if all_faulty { None } else { pauses.longest_elsewhere(&faulty) };
+        let pause_elsewhere = if all_faulty { None } else { pauses.longest_elsewhere(&faulty) };
         self.measure.round(&self.shared, plan.faults.len() == 1, pause_elsewhere);
         let faults = names.into_iter().chain(outcome.notes).collect::<Vec<_>>().join("\n");
         let row = Row {

@@ -41,6 +41,8 @@ pub(super) struct Nemesis<'a> {
     measure: &'a mut Measure,
     round: u64,
     rng: StdRng,
+    /// The round has one fault only.
+    alone: bool,
     active: Vec<Active>,
     rolling: Option<Rolling>,
     /// `ppswctl drain` and `undrain`.
@@ -90,6 +92,7 @@ impl<'a> Nemesis<'a> {
             measure,
             round,
             rng,
+            alone: false,
             active: vec![],
             rolling: None,
             operators: vec![],
@@ -99,6 +102,7 @@ impl<'a> Nemesis<'a> {
 
     /// Makes it all happen; returns when every fault is over and the nodes are ready again.
     pub(super) fn run(mut self, plan: &Plan, ready_max: Duration) -> Result<Outcome, HarnessError> {
+        self.alone = plan.faults.len() == 1;
         let begin = Instant::now();
         let mut waiting: Vec<Planned> = plan.faults.iter().rev().cloned().collect();
         let mut last = Instant::now();
@@ -200,7 +204,7 @@ impl<'a> Nemesis<'a> {
             | Kind::Deaf { .. }
             | Kind::Pair { .. }
             | Kind::Lossy { .. } => self.heal(&active)?,
-            Kind::FullDisk { node } => self.cluster.node(*node).disk.free(),
+            Kind::FullDisk { node } => self.cluster.node(*node).disk.free()?,
             Kind::SlowDisk { node, .. } | Kind::DiskError { node, .. } => {
                 self.cluster.node(*node).disk.rules(&[])?;
             }
@@ -210,14 +214,17 @@ impl<'a> Nemesis<'a> {
         }
         let instant = matches!(active.fault.kind, Kind::Kill { .. } | Kind::KillAll);
         let end = if instant { active.began } else { self.shared.now() };
-        self.record(active.fault.kind.to_string(), active.began, end, active.fault.kind.excuses_duplicates());
+        let kind = &active.fault.kind;
+        let (name, excuses_duplicates) = (kind.to_string(), kind.excuses_duplicates());
+        self.record(Fault { name, begin: active.began, end, excuses_duplicates }, kind.nodes());
         Ok(())
     }
 
-    fn record(&self, name: String, begin: Duration, end: Duration, excuses_duplicates: bool) {
-        self.shared.with(self.round, |history| {
-            history.fault(Fault { name, begin, end, excuses_duplicates });
-        });
+    /// Notes a fault at some nodes; none: at all.
+    fn record(&self, fault: Fault, nodes: Vec<u16>) {
+        // Several faults together may take the majority of a group away whose leader has no fault.
+        let nodes = if self.alone { nodes } else { vec![] };
+        self.shared.with(self.round, |history| history.fault_at(fault, nodes));
     }
 
     /// Directions that a partition cuts.
@@ -315,19 +322,32 @@ impl<'a> Nemesis<'a> {
     /// A process ended without being asked: of its disk, or of a bug.
     fn note_end(&mut self, ended: Ended, plan: &Plan) {
         let now = self.shared.now();
-        self.record(format!("end of {}", ended.node), now, now, true);
-        let reason = plan.faults.iter().map(|fault| &fault.kind).find(|kind| {
-            kind.may_end_process() && kind.nodes().contains(&ended.node)
-        });
+        let name = format!("end of {}", ended.node);
+        self.record(
+            Fault { name, begin: now, end: now, excuses_duplicates: true },
+            vec![ended.node],
+        );
+        let reason = plan
+            .faults
+            .iter()
+            .map(|fault| &fault.kind)
+            .find(|kind| kind.may_end_process() && kind.nodes().contains(&ended.node));
         let Some(reason) = reason else {
-            let text = format!("node {} ended by itself: {}\n    {}", ended.node, ended.status, ended.tail);
+            let text = format!(
+                "node {} ended by itself: {}\n    {}",
+                ended.node, ended.status, ended.tail
+            );
             self.outcome.violations.push(text);
             return;
         };
         self.outcome.notes.push(format!("{} ended", ended.node));
         if matches!(reason, Kind::BitFlip { .. }) {
             // It refuses its damaged log, as it must: the others go on without it.
-            println!("  node {} refuses: {}", ended.node, ended.tail.lines().last().unwrap_or_default().trim());
+            println!(
+                "  node {} refuses: {}",
+                ended.node,
+                ended.tail.lines().last().unwrap_or_default().trim()
+            );
             self.cluster.retire(ended.node);
         }
     }
@@ -336,7 +356,8 @@ impl<'a> Nemesis<'a> {
         if late > STALL {
             let now = self.shared.now();
             println!("  {:7.2} this machine stood still for {late:.1?}", now.as_secs_f64());
-            self.record("stall".to_owned(), now.saturating_sub(late), now, true);
+            let (name, begin) = ("stall".to_owned(), now.saturating_sub(late));
+            self.record(Fault { name, begin, end: now, excuses_duplicates: true }, vec![]);
         }
     }
 }

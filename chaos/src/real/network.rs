@@ -38,7 +38,9 @@ pub(super) fn node(node: u16, port: u16) -> SocketAddr {
 /// Whose address it is, if it is a node's.
 pub(super) fn node_of(address: SocketAddr) -> Option<u16> {
     match address {
-        SocketAddr::V4(v4) => Some(u16::from(v4.ip().octets()[3])).filter(|node| *node <= NODES_MAX),
+        SocketAddr::V4(v4) => {
+            Some(u16::from(v4.ip().octets()[3])).filter(|node| *node <= NODES_MAX)
+        }
         SocketAddr::V6(_) => None,
     }
 }
@@ -79,8 +81,20 @@ impl Network {
         ip(&["netns", "add", &own])?;
         ip(&["-n", &own, "link", "set", "lo", "up"])?;
         ip(&[
-            "-n", &hub, "link", "add", &port, "type", "veth", "peer", "name", "eth0", "address",
-            &hardware(node), "netns", &own,
+            "-n",
+            &hub,
+            "link",
+            "add",
+            &port,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "address",
+            &hardware(node),
+            "netns",
+            &own,
         ])?;
         ip(&["-n", &hub, "link", "set", &port, "master", "br0", "up"])?;
         ip(&["-n", &own, "address", "add", &format!("10.99.0.{node}/24"), "dev", "eth0"])?;
@@ -106,7 +120,17 @@ impl Network {
     fn neighbour(self, from: u16, to: u16, lladdr: &str) -> Result<(), HarnessError> {
         let (own, address) = (self.node(from), format!("10.99.0.{to}"));
         ip(&[
-            "-n", &own, "neigh", "replace", &address, "lladdr", lladdr, "dev", "eth0", "nud", "permanent",
+            "-n",
+            &own,
+            "neigh",
+            "replace",
+            &address,
+            "lladdr",
+            lladdr,
+            "dev",
+            "eth0",
+            "nud",
+            "permanent",
         ])
     }
 

@@ -161,7 +161,10 @@ impl Kind {
     pub(super) fn may_end_process(&self) -> bool {
         matches!(
             self,
-            Self::FullDisk { .. } | Self::SlowDisk { .. } | Self::DiskError { .. } | Self::BitFlip { .. }
+            Self::FullDisk { .. }
+                | Self::SlowDisk { .. }
+                | Self::DiskError { .. }
+                | Self::BitFlip { .. }
         )
     }
 }

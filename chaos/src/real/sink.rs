@@ -137,13 +137,17 @@ impl Shared {
         let content = String::from_utf8_lossy(&mail.content);
         let Some((round, message)) = id(&content) else {
             // Without an id it is of no round; the first one reports it.
-            self.with(1, |history| history.stranger(format!("mail without id from {}", mail.sender)));
+            self.with(1, |history| {
+                history.stranger(format!("mail without id from {}", mail.sender))
+            });
             return;
         };
         if mail.sender.is_empty() {
             // One report per recipient that failed; which one is in its machine-readable part.
             let failed = content.lines().filter_map(|line| {
-                line.strip_prefix("Final-Recipient:")?.split_once(';').map(|(_, address)| address.trim())
+                line.strip_prefix("Final-Recipient:")?
+                    .split_once(';')
+                    .map(|(_, address)| address.trim())
             });
             let items: Vec<Item> = failed
                 .filter_map(|address| Some(Item { message, recipient: recipient(address)? }))
@@ -159,7 +163,8 @@ impl Shared {
                     history.stranger(format!("a recipient {address}"));
                     continue;
                 };
-                history.deliver(Item { message, recipient }, Delivery { body, dot: mail.dot, answered });
+                let delivery = Delivery { body, dot: mail.dot, answered };
+                history.deliver_from(from, Item { message, recipient }, delivery);
             }
         });
         let by = accepted_by(&content);
@@ -174,7 +179,8 @@ impl Shared {
 pub(super) fn start(shared: &Arc<Shared>) -> Result<(), HarnessError> {
     for (number, temper) in (1..).zip(TEMPERS) {
         let address = network::harness(FIRST_PORT + number);
-        let listener = TcpListener::bind(address).map_err(|error| HarnessError::Listen { address, error })?;
+        let listener =
+            TcpListener::bind(address).map_err(|error| HarnessError::Listen { address, error })?;
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -296,7 +302,7 @@ impl<'a> Session<'a> {
             && self.rng.random_bool(chance)
     }
 
-    fn cut(&mut self) -> std::io::Result<()> {
+    fn cut(&self) -> std::io::Result<()> {
         let _ = self.reader.get_ref().shutdown(Shutdown::Both);
         Err(std::io::ErrorKind::ConnectionAborted.into())
     }
@@ -343,7 +349,8 @@ mod tests {
 
     #[test]
     fn ids_addresses_and_trace_fields_are_read() {
-        let content = "Received: from x\r\n\tby node-3 with esmtp\r\nX-Chaos-Id: 2-17\r\n\r\ntext\r\n";
+        let content =
+            "Received: from x\r\n\tby node-3 with esmtp\r\nX-Chaos-Id: 2-17\r\n\r\ntext\r\n";
         assert_eq!(id(content), Some((2, 17)));
         assert_eq!(accepted_by(content), Some(3));
         assert_eq!(recipient("r4.17@d1.example"), Some(4));
