@@ -380,7 +380,7 @@ fn configuration(number: u16, dir: &Path) -> String {
     format!(
         "name = \"node-{number}\"\ndata = \"data\"\nlog = \"log\"\nconfig = \"{dir}/config\"\n\
          certificates = \"{dir}/certs\"\ncontrol = \"{}\"\nhttp = \"{}\"\ndns = [\"{names}\"]\n\
-         segment_bytes = 8388608\ncache_bytes = 16777216\ntakeover_grace_seconds = 3\nretry = \"F,4h,2s\"\n\
+         segment_bytes = 8388608\ncache_bytes = 16777216\ntakeover_grace = \"3s\"\nretry = \"F,4h,2s\"\n\
          [[listener]]\nservice = \"smtp\"\naddress = \"{}\"\n",
         network::node(number, CONTROL),
         network::node(number, HTTP),
