@@ -122,11 +122,15 @@ impl History {
 
     /// A sink got an item.
     pub(crate) fn deliver(&mut self, item: Item, delivery: Delivery) {
-        self.deliver_from(None, item, delivery);
+        self.add(None, item, delivery);
     }
 
     /// The same, from a node that is known.
-    pub(crate) fn deliver_from(&mut self, node: Option<u16>, item: Item, delivery: Delivery) {
+    pub(crate) fn deliver_from(&mut self, node: u16, item: Item, delivery: Delivery) {
+        self.add(Some(node), item, delivery);
+    }
+
+    fn add(&mut self, node: Option<u16>, item: Item, delivery: Delivery) {
         match self.records.get_mut(&item) {
             Some(record) => {
                 record.deliveries.push(delivery);
@@ -476,7 +480,7 @@ mod tests {
             let mut history = history(&[Answer::Acknowledged]);
             for at in [10, 50] {
                 let (body, at) = (body_hash(BODY), seconds(at));
-                history.deliver_from(Some(2), A, Delivery { body, dot: at, answered: Some(at) });
+                history.deliver_from(2, A, Delivery { body, dot: at, answered: Some(at) });
             }
             let (name, begin) = ("kill".to_owned(), seconds(10));
             history.fault_at(Fault { name, begin, end: begin, excuses_duplicates: true }, nodes);

@@ -222,9 +222,14 @@ impl<'a> Nemesis<'a> {
 
     /// Notes a fault at some nodes; none: at all.
     fn record(&self, fault: Fault, nodes: Vec<u16>) {
-        // Several faults together may take the majority of a group away whose leader has no fault.
-        let nodes = if self.alone { nodes } else { vec![] };
-        self.shared.with(self.round, |history| history.fault_at(fault, nodes));
+        self.shared.with(self.round, |history| {
+            if self.alone && !nodes.is_empty() {
+                history.fault_at(fault, nodes);
+            } else {
+                // Several faults together may take the majority of a group away whose leader has no fault.
+                history.fault(fault);
+            }
+        });
     }
 
     /// Directions that a partition cuts.

@@ -164,7 +164,11 @@ impl Shared {
                     continue;
                 };
                 let delivery = Delivery { body, dot: mail.dot, answered };
-                history.deliver_from(from, Item { message, recipient }, delivery);
+                let item = Item { message, recipient };
+                match from {
+                    Some(node) => history.deliver_from(node, item, delivery),
+                    None => history.deliver(item, delivery),
+                }
             }
         });
         let by = accepted_by(&content);
