@@ -1,6 +1,9 @@
 //! The state machine of a partition as its Raft group sees it: the index, who leads, and the figures.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use metrics::{Gauge, counter, gauge};
@@ -27,6 +30,7 @@ pub(super) struct QueueMachine {
     partition: PartitionId,
     node: NodeId,
     clock: Arc<dyn Clock>,
+    takeover_grace: Duration,
     ids: Arc<Ids>,
     state: Mutex<State>,
     pulse: watch::Sender<Pulse>,
@@ -68,6 +72,7 @@ impl QueueMachine {
             partition,
             node,
             clock,
+            takeover_grace: TAKEOVER_GRACE,
             ids,
             state: Mutex::default(),
             pulse: watch::Sender::default(),
@@ -75,6 +80,11 @@ impl QueueMachine {
             upkeep: Notify::new(),
             gauges,
         }
+    }
+
+    /// Another time that messages wait after an unplanned takeover.
+    pub(super) fn with_takeover_grace(self, takeover_grace: Duration) -> Self {
+        Self { takeover_grace, ..self }
     }
 
     pub(super) fn partition(&self) -> PartitionId {
@@ -146,7 +156,7 @@ impl QueueMachine {
         if planned {
             info!(partition = self.partition, term, "leading, as planned");
         } else {
-            let waiting = state.index.begin_grace(self.clock.now().plus(TAKEOVER_GRACE));
+            let waiting = state.index.begin_grace(self.clock.now().plus(self.takeover_grace));
             counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
             info!(
                 partition = self.partition,

@@ -15,9 +15,7 @@ use super::{
     },
     *,
 };
-use crate::{
-    env::sim::{Lies, SimDisk},
-};
+use crate::env::sim::{Lies, SimDisk};
 
 struct Builder;
 
