@@ -4,6 +4,7 @@ mod damage;
 mod history;
 mod model;
 mod reading;
+mod rot;
 mod scrubbing;
 mod sim;
 
