@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{files, limits, policy::Service};
@@ -28,6 +29,8 @@ pub struct NodeConfig {
     pub control: SocketAddr,
     /// `/livez`, `/readyz`, `/metrics`.
     pub http: SocketAddr,
+    /// The agent check of HAProxy; none if absent.
+    pub agent: Option<SocketAddr>,
     /// Resolvers to ask; the system's own if empty.
     #[serde(default)]
     pub dns: Vec<SocketAddr>,
@@ -52,6 +55,10 @@ pub struct ListenerConfig {
     #[serde(deserialize_with = "service")]
     pub service: Service,
     pub address: SocketAddr,
+    /// Networks of the balancers whose PROXY header (v1 or v2) begins each connection here: its addresses are those of
+    /// client and server then. Empty: no header is expected, and none is taken.
+    #[serde(default)]
+    pub proxy_from: Vec<IpNet>,
 }
 
 /// Why `ppswd.toml` could not be used.
@@ -121,8 +128,18 @@ impl NodeConfig {
                 humantime::format_duration(limits::SCRUB_PERIOD_MAX)
             ));
         }
+        if let Some(listener) =
+            self.listeners.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
+        {
+            return Err(format!(
+                "proxy_from of {}: expected at most {} networks",
+                listener.address,
+                limits::PROXY_NETWORKS_MAX
+            ));
+        }
         let mut seen = std::collections::BTreeSet::new();
-        for address in self.listeners.iter().map(|l| l.address).chain([self.control, self.http]) {
+        let own = [self.control, self.http].into_iter().chain(self.agent);
+        for address in self.listeners.iter().map(|l| l.address).chain(own) {
             if !seen.insert(address) {
                 return Err(format!("{address} is used twice"));
             }

@@ -255,6 +255,18 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 1_024;
 
 /// Connections that may wait for their PROXY header at once.
 pub const PROXY_HEADERS_PENDING_MAX: usize = 256;
+
+/// Agent checks that are answered at once: balancers ask each node about once a second.
+pub const AGENT_CHECKS_MAX: usize = 32;
+
+/// Time for a balancer to take the one line of the agent check.
+pub const AGENT_ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// The least weight that a ready node asks for, in percent: none at all would be a drain.
+pub const AGENT_WEIGHT_MIN: u8 = 10;
+
+/// Networks in `proxy_from` of one listener; an address is looked for in all of them.
+pub const PROXY_NETWORKS_MAX: usize = 64;
 // === deliver ===
 
 /// Messages taken from the queue at once on a node: those that transmit and those that wait for a place in their

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use ppsw_node::{config::NodeConfig, dev, policy::Configuration, run};
+use ppsw_node::{allocator, config::NodeConfig, dev, policy::Configuration, run};
 
 /// Exit code of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -75,6 +75,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if matches!(args.verb, Verb::Run { .. }) {
+        allocator::settle();
+    }
     run::prepare_process();
     let done = match args.verb {
         Verb::Run { config, die_with_parent } => {

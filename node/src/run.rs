@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    agent_check,
     config::NodeConfig,
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
@@ -117,14 +118,17 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         events: Arc::new(log.clone()),
         certificates: Certificates::load(&config.certificates)?,
         clock: Arc::new(SystemClock),
-        dsn: false,
         activity: Activity::default(),
     });
     hooks.attach(front.clone(), deliverer.clone());
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
-        let listener = Listener::open(listener.address, listener.service)?;
+        let socket = Listener::open(listener.address, listener.service)?;
+        let listener = match listener.proxy_from.as_slice() {
+            [] => socket,
+            balancers => socket.behind(balancers.to_vec()),
+        };
         let front = front.clone();
         tasks.spawn(async move {
             listener.run(front).await;
@@ -135,6 +139,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
     };
+    if let Some(address) = config.agent {
+        let ready = ready.clone();
+        tasks.spawn(async move { Ok(agent_check::serve(address, ready).await?) });
+    }
     let router = http::router(metrics.clone(), ready);
     let address = config.http;
     tasks.spawn(async move { http::serve(address, router).await.map_err(Failure::from) });

@@ -46,6 +46,10 @@ pub const LOG_RECORD_OVERHEAD: usize = 96;
 /// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space.
 pub const LOG_FREE_SEGMENTS_MAX: usize = 4;
 
+/// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.
+/// A segment with more records has none and is read whole when the log is opened. Bounds the writer's memory.
+pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
 
@@ -128,6 +132,10 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
+
+/// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
+/// needs, too.
+pub const LIST_PAGE_MESSAGES: usize = 1000;
 
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);

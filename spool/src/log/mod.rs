@@ -16,6 +16,8 @@ mod recovery;
 mod scrub;
 mod scrub_date;
 mod segment;
+mod sidecar;
+mod slots;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -162,11 +164,12 @@ impl Log {
         if let Some(damage) = mark::find(&*disk, &options.dir)? {
             return Err(damage);
         }
-        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
+        let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
         let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset));
         let writer = Writer {
             shared: Arc::clone(&shared),
             active,
+            sidecar,
             free,
             released,
             segment_bytes,

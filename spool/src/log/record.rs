@@ -50,7 +50,7 @@ impl Kind {
     /// The highest number known to this program.
     pub(super) const LAST: u8 = 10;
 
-    const fn of(number: u8) -> Option<Self> {
+    pub(super) const fn of(number: u8) -> Option<Self> {
         Some(match number {
             1 => Self::Entry,
             2 => Self::Vote,

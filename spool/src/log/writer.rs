@@ -16,6 +16,7 @@ use super::{
     record::{Kind, Record},
     scrub::ScrubState,
     segment::{free_name, name},
+    sidecar,
 };
 use crate::{
     env::Disk,
@@ -108,6 +109,8 @@ enum Work {
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) active: Active,
+    /// What the active segment holds.
+    pub(super) sidecar: sidecar::Builder,
     pub(super) free: Free,
     /// Oldest generation that the disk says is needed.
     pub(super) released: u64,
@@ -197,11 +200,14 @@ impl Writer {
         for record in self.batch.iter().filter_map(|item| item.record.as_ref()) {
             offsets.push(self.frame.push(stamp, record));
         }
-        if release {
-            self.frame.push(stamp, &Record::plain(Kind::Release, 0, needed));
-        }
+        let released = Record::plain(Kind::Release, 0, needed);
+        let release_at = release.then(|| self.frame.push(stamp, &released));
         if !offsets.is_empty() || release {
             let start = self.active.write(&mut self.frame)?;
+            let records = self.batch.iter().filter_map(|item| item.record.as_ref()).zip(&offsets);
+            for (record, at) in records.chain(release_at.iter().map(|at| (&released, at))) {
+                self.sidecar.push(record, start + at);
+            }
             metrics::counter!("ppsw_log_records_total").increment(offsets.len() as u64);
             self.account(start, &offsets)?;
         }
@@ -267,6 +273,11 @@ impl Writer {
             state.index.begin(next.stamp, Arc::clone(&next.file), next.size);
             state.synced = next.offset;
         }
+        let begun = sidecar::Builder::begin(next.stamp, released, self.active.offset, &records);
+        let full = std::mem::replace(&mut self.sidecar, begun);
+        if released < generation {
+            full.write(&**disk, dir, self.active.offset);
+        }
         self.active = next;
         self.retire(released)
     }
@@ -307,6 +318,7 @@ pub(super) fn put_away(
     bytes: u64,
     free: &mut Free,
 ) -> Result<(), LogError> {
+    sidecar::remove(disk, dir, generation);
     let path = dir.join(name(generation));
     let failed = |e| LogError::Disk(format!("putting away {}: {e}", path.display()));
     if free.len() < LOG_FREE_SEGMENTS_MAX {

@@ -6,6 +6,7 @@ mod model;
 mod reading;
 mod rot;
 mod scrubbing;
+mod sidecars;
 mod sim;
 
 use std::sync::mpsc;
