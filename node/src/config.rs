@@ -118,6 +118,15 @@ impl NodeConfig {
                 self.segment_bytes
             ));
         }
+        if let Some(listener) =
+            self.listeners.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
+        {
+            return Err(format!(
+                "proxy_from of {}: expected at most {} networks",
+                listener.address,
+                limits::PROXY_NETWORKS_MAX
+            ));
+        }
         if let Some(period) = self.scrub_period()
             && !(limits::SCRUB_PERIOD_MIN..=limits::SCRUB_PERIOD_MAX).contains(&period)
         {
@@ -126,15 +135,6 @@ impl NodeConfig {
                 humantime::format_duration(period),
                 humantime::format_duration(limits::SCRUB_PERIOD_MIN),
                 humantime::format_duration(limits::SCRUB_PERIOD_MAX)
-            ));
-        }
-        if let Some(listener) =
-            self.listeners.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
-        {
-            return Err(format!(
-                "proxy_from of {}: expected at most {} networks",
-                listener.address,
-                limits::PROXY_NETWORKS_MAX
             ));
         }
         let mut seen = std::collections::BTreeSet::new();

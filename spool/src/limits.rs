@@ -103,6 +103,15 @@ pub const CHUNK_COMMIT_MAX: Duration = Duration::from_secs(60);
 /// How long an abort, or another entry that can be proposed again, may wait for a majority.
 pub const ABORT_COMMIT_MAX: Duration = Duration::from_secs(10);
 
+/// How long the mark of an attempt may wait for a majority; the other server waits with its dialogue meanwhile.
+pub const MARK_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Marks are gathered for so long: at most 500 entries a second, and the dialogue that they run beside takes longer.
+pub const MARKS_GATHER: Duration = Duration::from_millis(2);
+
+/// Messages marked by one entry: some 15 bytes each.
+pub const MARKS_PER_ENTRY_MAX: usize = 2_000;
+
 /// Messages that wait for their abort to be committed: one per session that failed. More are left to the sweep of
 /// unfinished uploads, or are delivered although their client got `451`, which RFC 5321 §6.1 allows.
 pub const DOOMED_MAX: usize = 10_000;
@@ -165,6 +174,9 @@ pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
 /// Longest proposal. A longer one is refused before it is written: an entry that no record of the log can hold, or no
 /// message between nodes, would end or stop the group on every replica.
 pub const PROPOSAL_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long a proposal that another node has forwarded may wait for a majority, whatever that node says.
+pub const FORWARDED_PROPOSAL_MAX: Duration = Duration::from_secs(60);
 
 /// Longest state of a checkpoint: it has to fit into one record and one message, as an entry has.
 pub const CHECKPOINT_BYTES_MAX: usize = 6 * 1024 * 1024;

@@ -71,6 +71,7 @@ impl Groups {
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
         let factory = Factory { dial: inner.dial.clone(), group: id };
+        let peers = factory.clone();
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await
             .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
@@ -78,6 +79,7 @@ impl Groups {
             node: inner.node,
             id,
             raft,
+            peers,
             store,
             adapter,
             clock: inner.clock.clone(),

@@ -24,6 +24,7 @@ use self::{
 pub(super) use view::View;
 
 use super::{
+    entry::Tried,
     history::{History, Volume},
     message::{Attempt, MessageId, QueuedMessage},
 };
@@ -38,6 +39,8 @@ pub(super) struct Index {
     partials: BTreeMap<MessageId, Partial>,
     /// Queued messages by when they are due, but those in `grace`.
     due: BTreeSet<Due>,
+    /// Messages with an attempt that has begun and has no outcome yet: those whose slots say so.
+    begun: BTreeSet<Key>,
     grace: Grace,
     /// First index of every message and upload.
     pins: Pins,
@@ -153,8 +156,13 @@ impl Index {
         Some(self.shown(&head, message))
     }
 
-    pub(super) fn tried(&self, id: MessageId) -> bool {
-        self.head(id).is_some_and(|head| head.tried)
+    pub(super) fn tried(&self, id: MessageId) -> Tried {
+        self.head(id).map(|head| head.tried).unwrap_or_default()
+    }
+
+    /// The log says that an attempt for this message may be under way.
+    pub(super) fn is_begun(&self, id: MessageId) -> bool {
+        Key::of(id).is_some_and(|key| self.begun.contains(&key))
     }
 
     /// The entry that holds a message's envelope, added headers included.
@@ -222,13 +230,16 @@ impl Index {
         first.into_iter().chain(waiting).min()
     }
 
-    /// Makes the messages that are due at `now` wait until `until`; returns how many.
-    pub(super) fn begin_grace(&mut self, now: UnixMs, until: UnixMs) -> usize {
+    /// Makes the messages that may be in flight wait until `until`; returns how many those are, held ones included.
+    pub(super) fn begin_grace(&mut self, until: UnixMs) -> usize {
         self.end_grace();
-        let later = self.due.split_off(&Due::last_at(now));
-        let waiting = std::mem::replace(&mut self.due, later);
+        let in_flight = self.begun.iter().filter_map(|key| Some((key, self.messages.get(key)?)));
+        let waiting: BTreeSet<_> = in_flight
+            .filter_map(|(key, slot)| slot.head()?.due().map(|due| Due::new(due, *key)))
+            .collect();
+        waiting.iter().for_each(|due| _ = self.due.remove(due));
         self.grace = Grace { until, waiting };
-        self.grace.waiting.len()
+        self.begun.len()
     }
 
     pub(super) fn end_grace(&mut self) {
@@ -263,7 +274,7 @@ impl Index {
     }
 
     /// Adds a message, whose oldest record is at `pin` and its envelope at `record`.
-    fn insert(&mut self, message: &QueuedMessage, pin: u64, record: u64, tried: bool) {
+    fn insert(&mut self, message: &QueuedMessage, pin: u64, record: u64, tried: Tried) {
         // Entries with other ids have been refused.
         let Some(key) = Key::of(message.id) else { return };
         let head = Head::new(message, pin, record, tried);
@@ -275,6 +286,9 @@ impl Index {
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
         self.pins.add(head.pin);
+        if head.tried.begun {
+            self.begun.insert(key);
+        }
         self.messages.insert(key, slot);
     }
 
@@ -283,7 +297,26 @@ impl Index {
         let Some(head) = self.messages.remove(&key).and_then(|slot| slot.head()) else { return };
         self.bytes -= head.size;
         self.leave(key, &head);
+        self.begun.remove(&key);
         self.pins.remove(head.pin);
+    }
+
+    /// An attempt has begun.
+    fn begin(&mut self, id: MessageId) {
+        let Some(key) = Key::of(id) else { return };
+        if let Some(slot) = self.messages.get_mut(&key) {
+            slot.mark_begun(true);
+            self.begun.insert(key);
+        }
+    }
+
+    /// No attempt is under way.
+    fn end_begun(&mut self) {
+        for key in std::mem::take(&mut self.begun) {
+            if let Some(slot) = self.messages.get_mut(&key) {
+                slot.mark_begun(false);
+            }
+        }
     }
 
     /// Takes a message out of what it is counted among.
@@ -296,7 +329,7 @@ impl Index {
     }
 
     /// Replaces a message by what became of it, or removes it when every recipient is finished now; true then.
-    fn replace(&mut self, old: &Head, message: &QueuedMessage, tried: bool) -> bool {
+    fn replace(&mut self, old: &Head, message: &QueuedMessage, tried: Tried) -> bool {
         if !message.recipients.iter().any(Attempt::is_open) {
             self.remove(message.id);
             return true;
@@ -306,6 +339,9 @@ impl Index {
         let head = Head::new(message, old.pin, old.record, tried);
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
+        if !tried.begun {
+            self.begun.remove(&key);
+        }
         self.messages.insert(key, Slot::new(&head, message));
         false
     }

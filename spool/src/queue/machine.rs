@@ -145,10 +145,12 @@ impl QueueMachine {
         if planned {
             info!(partition = self.partition, term, "leading, as planned");
         } else {
-            let now = self.clock.now();
-            let waiting = state.index.begin_grace(now, now.plus(TAKEOVER_GRACE));
+            let waiting = state.index.begin_grace(self.clock.now().plus(TAKEOVER_GRACE));
             counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
-            info!(partition = self.partition, term, waiting, "leading; due messages wait");
+            info!(
+                partition = self.partition,
+                term, waiting, "leading; what may be in flight waits"
+            );
         }
         state.leading = Some(term);
     }

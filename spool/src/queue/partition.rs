@@ -116,6 +116,13 @@ impl Partition {
         self.replica.may_deliver()
     }
 
+    /// Writes into the log that an attempt for this message is under way. To be awaited before its final dot: a
+    /// successor then knows that it may have been delivered, and an abort comes too late. It may run beside the
+    /// dialogue. False: nothing is to be sent, because the message has gone or been aborted, or no majority answers.
+    pub async fn begin(&self, id: MessageId) -> bool {
+        Arc::clone(&self.replica).begin(id).await
+    }
+
     /// Records the outcome of an attempt. If this node no longer leads, `NotLeader` tells who does: forward it.
     ///
     /// An outcome that the queue refuses (its message is gone, or it is recorded already) is `Ok`: there is nothing

@@ -1,8 +1,10 @@
 //! Single transactions.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,11 +14,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ppsw_spool::{env::SystemClock, log::LogError};
 use proptest::prelude::*;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    sync::Notify,
+    task::JoinHandle,
+};
 
 use super::server::{At, Script, Server};
 use crate::{
     deliver::{
-        connect::TcpConnector,
+        connect::{Connector, Stream, TcpConnector},
         seams::{BodySource, Fence},
         transaction::{Answer, Mail, Rcpt},
         transmit::{Sent, Transmission, Transmitter},
@@ -44,6 +51,9 @@ impl Fence for Switch {
     fn holds(&self) -> bool {
         !self.0.load(Ordering::SeqCst)
     }
+    async fn begun(&self) -> bool {
+        true
+    }
     async fn broken(&self) {
         while self.holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -58,6 +68,9 @@ struct Silent(Arc<AtomicBool>);
 impl Fence for Silent {
     fn holds(&self) -> bool {
         !self.0.load(Ordering::SeqCst)
+    }
+    async fn begun(&self) -> bool {
+        true
     }
     async fn broken(&self) {
         std::future::pending().await
@@ -290,6 +303,58 @@ async fn without_the_lease_there_is_no_final_dot() {
     }
     let taken = server.seen.taken.lock().unwrap().clone();
     assert!(!taken[0].complete && server.complete().is_empty());
+}
+
+/// Gives out one end of a pipe that holds `usize` bytes; a server with the other end that reads no data until told.
+struct Pipe(usize, Arc<Notify>, Mutex<Option<JoinHandle<Vec<u8>>>>);
+
+#[async_trait]
+impl Connector for Pipe {
+    async fn connect(&self, _: SocketAddr, _: Duration) -> io::Result<Box<dyn Stream>> {
+        let (ours, theirs) = tokio::io::duplex(self.0);
+        let read_on = Arc::clone(&self.1);
+        *self.2.lock().unwrap() = Some(tokio::spawn(async move {
+            let mut lines = BufReader::with_capacity(1, theirs);
+            lines.write_all(b"220 x\r\n").await.unwrap();
+            for reply in ["250 x\r\n", "250 x\r\n", "250 x\r\n", "354 x\r\n"] {
+                lines.read_line(&mut String::new()).await.unwrap();
+                lines.write_all(reply.as_bytes()).await.unwrap();
+            }
+            read_on.notified().await;
+            let mut data = Vec::new();
+            lines.read_to_end(&mut data).await.unwrap();
+            data
+        }));
+        Ok(Box::new(ours))
+    }
+}
+
+#[tokio::test]
+async fn a_dot_that_waits_for_a_slow_reader_is_not_sent_when_the_lease_is_over() {
+    let read_on = Arc::new(Notify::new());
+    // The data fit, with the first byte of the final dot.
+    let pipe = Arc::new(Pipe(BODY.len() + 2 + 1, Arc::clone(&read_on), Mutex::default()));
+    let us = Transmitter::new(Arc::clone(&pipe) as _, Arc::new(SystemClock), "us".into());
+    let hosts = vec![Host {
+        name: "slow".into(),
+        addresses: vec![[192, 0, 2, 1].into()],
+        port: 25,
+        preference: 1,
+    }];
+    let there = Destination { hosts, ..destination(&[], Protocol::Smtp) };
+    let (fence, mail) = (Switch::default(), Mail::default());
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fence.0.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        read_on.notify_one();
+    };
+    let (sent, ()) = tokio::join!(transmit(&us, &there, &mail, &["a@y"], BODY, &fence), end);
+    assert_eq!(sent[0].answer, Answer::Fenced);
+    let server = pipe.2.lock().unwrap().take().unwrap();
+    let data = server.await.unwrap();
+    let text = String::from_utf8_lossy(&data);
+    assert!(text.contains("Subject: x") && !text.ends_with("\r\n.\r\n"), "{text:?}");
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use ppsw_spool::{
         RecipientState, Verdict,
     },
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     deliver::{
@@ -57,6 +57,9 @@ pub(super) struct Queue {
     pub(super) outcomes: Mutex<Vec<Outcome>>,
     /// What the next calls of `record` say instead of recording.
     pub(super) troubles: Mutex<VecDeque<ProposeError>>,
+    /// Attempts that may be marked.
+    pub(super) marks: Semaphore,
+    pub(super) begun: Mutex<Vec<MessageId>>,
     pulse: watch::Sender<Pulse>,
 }
 
@@ -69,6 +72,8 @@ impl Queue {
             unreadable: AtomicBool::new(false),
             outcomes: Mutex::default(),
             troubles: Mutex::default(),
+            marks: Semaphore::new(100_000),
+            begun: Mutex::default(),
             pulse: watch::Sender::new(Pulse::default()),
         }
     }
@@ -182,6 +187,13 @@ impl QueueSource for Queue {
     }
     fn may_deliver(&self) -> bool {
         self.leading.load(Ordering::SeqCst)
+    }
+    async fn begin(&self, id: MessageId) -> bool {
+        // Permits may be given at any later time.
+        let Ok(permit) = self.marks.acquire().await else { return false };
+        permit.forget();
+        self.begun.lock().unwrap().push(id);
+        true
     }
     async fn record(&self, outcome: Outcome, _: Duration) -> Result<(), ProposeError> {
         let trouble = self.troubles.lock().unwrap().pop_front();

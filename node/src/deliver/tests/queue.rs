@@ -219,6 +219,31 @@ async fn a_lost_lease_leaves_the_message_alone() {
 }
 
 #[tokio::test]
+async fn the_final_dot_waits_until_the_attempt_is_in_the_log() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[("a@y", vec![deliver_to("a@y", &there)])]));
+    setting.queue.marks.forget_permits(100_000);
+    let one = setting.put(1, "s@x", &["a@y"]);
+    // The dialogue runs meanwhile, up to there.
+    setting.until("data", || server.commands().iter().any(|c| c == "DATA")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(server.complete().is_empty());
+    setting.queue.marks.add_permits(1);
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    assert_eq!(*setting.queue.begun.lock().unwrap(), [one], "once");
+    assert_eq!(server.complete().len(), 1);
+
+    // Refused: nothing is sent, nothing recorded.
+    setting.queue.marks.close();
+    setting.put(2, "s@x", &["a@y"]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    setting.queue.leading.store(false, Ordering::SeqCst);
+    setting.until("ended", || setting.deliverer.attempts_in_flight(1) == 0).await;
+    assert_eq!((server.complete().len(), setting.outcomes().len()), (1, 1));
+}
+
+#[tokio::test]
 async fn an_outcome_is_recorded_before_anything_else_happens() {
     let server = good().await;
     let there = destination(&[&server], Protocol::Smtp);

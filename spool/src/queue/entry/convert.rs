@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ppsw_proto::queue as pb;
 
-use super::{Record, cut};
+use super::{Record, Tried, cut};
 use crate::{
     env::UnixMs,
     queue::message::{
@@ -185,5 +185,6 @@ pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
     let recipients = read_attempts(record.recipients, &[])?;
     let state = if record.held { MessageState::Held } else { MessageState::Queued };
     let envelope = read_envelope(record.envelope)?;
-    Ok(Record { envelope, state, recipients, warned: record.warned, tried: record.tried })
+    let tried = Tried { recorded: record.tried, begun: record.begun };
+    Ok(Record { envelope, state, recipients, warned: record.warned, tried })
 }

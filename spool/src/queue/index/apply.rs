@@ -8,7 +8,7 @@ use crate::{
     group::Position,
     limits::CHUNKS_PER_MESSAGE_MAX,
     queue::{
-        entry::{Change, NewBody, Record, cut},
+        entry::{Change, NewBody, Record, Tried, cut},
         message::{
             Attempt, Body, Envelope, MessageId, MessageState, Outcome, QueuedMessage, Recipient,
             RecipientState, Verdict,
@@ -57,6 +57,15 @@ impl Index {
             }
             Change::Handover { to } => {
                 self.handover = Some(Handover { term: at.term, to });
+                // The leader has waited for its attempts to end.
+                self.end_begun();
+                Ok(Effects::default())
+            }
+            Change::Begin { ids } => {
+                for id in ids {
+                    self.begin(id);
+                    self.touch(at.index, id, false);
+                }
                 Ok(Effects::default())
             }
             Change::Expand { id, .. }
@@ -115,15 +124,15 @@ impl Index {
             return Err(format!("{id} has no recipient"));
         }
         let (body, bytes, pin) = place(index, id, body, partial)?;
-        self.insert(&fresh(id, envelope, body, bytes), pin, index, false);
+        self.insert(&fresh(id, envelope, body, bytes), pin, index, Tried::default());
         Ok(())
     }
 
     fn abort(&mut self, id: MessageId, upload_only: bool) -> Result<(), Refusal> {
         let upload = self.take_partial(id).is_some();
         match self.head(id) {
-            Some(head) if !upload_only && head.tried => {
-                Err(format!("{id} cannot be aborted: it has been tried"))
+            Some(head) if !upload_only && (head.tried.recorded || head.tried.begun) => {
+                Err(format!("{id} cannot be aborted: an attempt has begun"))
             }
             Some(_) if !upload_only => {
                 self.remove(id);
@@ -148,13 +157,14 @@ impl Index {
             } else if !envelope.recipients.is_empty() {
                 let body_bytes = body.len() as u64;
                 let message = fresh(*made, envelope.clone(), Body::Inline { index }, body_bytes);
-                self.insert(&message, pin, index, false);
+                self.insert(&message, pin, index, Tried::default());
                 self.history.made(index, *made);
                 effects.accepted += 1;
             }
         }
         record(&mut message, &outcome);
-        effects.completed += u64::from(self.replace(&head, &message, true));
+        let tried = Tried { recorded: true, begun: false };
+        effects.completed += u64::from(self.replace(&head, &message, tried));
         Ok(effects)
     }
 

@@ -13,7 +13,7 @@ use prost::{
 use crate::{
     env::UnixMs,
     queue::{
-        entry::{read_attempts, read_envelope, write_attempt, write_envelope},
+        entry::{Tried, read_attempts, read_envelope, write_attempt, write_envelope},
         message::{Attempt, Body, MessageId, MessageState, QueuedMessage},
     },
 };
@@ -23,7 +23,8 @@ const HELD: u64 = 1;
 const TRIED: u64 = 2;
 const WARNED: u64 = 4;
 const CHUNKED: u64 = 8;
-const FLAGS: u64 = HELD | TRIED | WARNED | CHUNKED;
+const BEGUN: u64 = 16;
+const FLAGS: u64 = HELD | TRIED | WARNED | CHUNKED | BEGUN;
 
 /// An encoded message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,8 +36,7 @@ pub(in crate::queue) struct Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) held: bool,
-    /// An outcome has been recorded.
-    pub(super) tried: bool,
+    pub(super) tried: Tried,
     warned: bool,
     chunked: bool,
     /// When the next attempt is due; `None`: nothing is left to be done.
@@ -55,7 +55,7 @@ impl Head {
     }
 
     /// That of a message whose oldest record is at `pin`, and its envelope at `record`.
-    pub(super) fn new(message: &QueuedMessage, pin: u64, record: u64, tried: bool) -> Self {
+    pub(super) fn new(message: &QueuedMessage, pin: u64, record: u64, tried: Tried) -> Self {
         let open = message.recipients.iter().filter(|attempt| attempt.is_open());
         Self {
             held: message.state == MessageState::Held,
@@ -72,7 +72,8 @@ impl Head {
     fn fields(&self) -> [u64; 5] {
         let flag = |set: bool, flag: u64| if set { flag } else { 0 };
         let flags = flag(self.held, HELD)
-            | flag(self.tried, TRIED)
+            | flag(self.tried.recorded, TRIED)
+            | flag(self.tried.begun, BEGUN)
             | flag(self.warned, WARNED)
             | flag(self.chunked, CHUNKED);
         let next = self.next.map_or(0, |due| due.0.saturating_add(1));
@@ -87,7 +88,7 @@ impl Head {
         }
         Some(Self {
             held: flags & HELD != 0,
-            tried: flags & TRIED != 0,
+            tried: Tried { recorded: flags & TRIED != 0, begun: flags & BEGUN != 0 },
             warned: flags & WARNED != 0,
             chunked: flags & CHUNKED != 0,
             next: due.checked_sub(1).map(UnixMs),
@@ -135,6 +136,14 @@ impl Slot {
 
     pub(in crate::queue) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Notes whether an attempt has begun that has no outcome yet.
+    pub(super) fn mark_begun(&mut self, begun: bool) {
+        // All flags are in the first byte: they are below 128.
+        if let Some(flags) = self.bytes.first_mut() {
+            *flags = if begun { *flags | BEGUN as u8 } else { *flags & !(BEGUN as u8) };
+        }
     }
 
     /// What the index needs. `None` never comes: only what [`Self::new`] made or [`Self::read`] checked is kept.

@@ -17,6 +17,7 @@ pub(in crate::queue) struct View {
     messages: BTreeMap<MessageId, (QueuedMessage, bool)>,
     uploads: BTreeMap<MessageId, BTreeMap<u32, (u64, u64)>>,
     due: BTreeSet<(UnixMs, MessageId)>,
+    begun: BTreeSet<MessageId>,
     bytes: u64,
     held: usize,
 }
@@ -40,12 +41,13 @@ impl Index {
     pub(in crate::queue) fn view(&self) -> View {
         let messages = self.messages.iter().map(|(key, slot)| {
             let (head, message) = slot.open(key.id()).unwrap();
-            (key.id(), (message, head.tried))
+            (key.id(), (message, head.tried.recorded))
         });
         View {
             messages: messages.collect(),
             uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
             due: self.due.iter().map(|due| (due.due(), due.key().id())).collect(),
+            begun: self.begun.iter().map(|key| key.id()).collect(),
             bytes: self.bytes,
             held: self.held,
         }
