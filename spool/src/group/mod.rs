@@ -1,5 +1,7 @@
 //! Raft groups on the node's log. The only module that knows openraft.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
 mod handle;
 mod leadership;

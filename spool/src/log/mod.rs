@@ -7,6 +7,8 @@
 
 mod active;
 mod cache;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod mark;
 mod queue;

@@ -46,7 +46,8 @@ pub(super) fn free_generation_of(name: &str) -> Option<u64> {
 
 fn digits(text: &str) -> Option<u64> {
     let ours = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    ours.then(|| u64::from_str_radix(text, 16).ok()).flatten()
+    // The last one could have no successor; it is no name of ours.
+    ours.then(|| u64::from_str_radix(text, 16).ok()).flatten().filter(|&g| g != u64::MAX)
 }
 
 /// The header of a segment.

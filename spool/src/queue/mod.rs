@@ -3,6 +3,8 @@
 //! `docs/spool.md` describes the states of a message in the log, and what recovery makes of each.
 
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod history;
 mod ids;
 mod index;

@@ -398,8 +398,13 @@ const _: () = assert!(SEGMENT_HEADER.is_multiple_of(ALIGN));
 #[test]
 fn names_are_what_they_are_taken_for() {
     assert_eq!(generation_of("000000000000000a.seg"), Some(10));
-    for other in ["a.seg", "000000000000000a.free", "+00000000000000a.seg", "000000000000000g.seg"]
-    {
+    for other in [
+        "a.seg",
+        "000000000000000a.free",
+        "+00000000000000a.seg",
+        "000000000000000g.seg",
+        "ffffffffffffffff.seg",
+    ] {
         assert_eq!(generation_of(other), None, "{other}");
     }
     assert_eq!(free_generation_of("000000000000000a.free"), Some(10));
