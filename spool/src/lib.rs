@@ -11,6 +11,7 @@
 //! Nothing here knows SMTP.
 
 pub mod env;
+mod faults;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing {

@@ -36,7 +36,11 @@ use super::{
         vote_to_wire,
     },
 };
-use crate::{NodeId, limits};
+use crate::{
+    NodeId,
+    faults::{self, Fault},
+    limits,
+};
 
 /// Version of the protocol between nodes.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
@@ -162,6 +166,9 @@ impl Peer {
         // The input waits out openraft's back-off: a connection made before asking it for the first request would be
         // tried again at once when it fails, for ever.
         let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
+        if faults::active(Fault::OneVoterMajority) && !first.entries.is_empty() {
+            return Ok(self.believe(first));
+        }
         let sent = Arc::new(AtomicU64::new(0));
         let (sending, target) = (sent.clone(), self.target());
         let requests = stream::iter([first]).chain(input).map(move |request| {
@@ -179,6 +186,21 @@ impl Peer {
             Some((answer, goes_on.then_some(exchange)))
         });
         Ok(Box::pin(answers))
+    }
+}
+
+impl Peer {
+    /// The deliberate fault: the entries count as replicated, whatever becomes of them.
+    fn believe(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> BoxStream<'static, Answer<StreamAppendResult<TypeConfig>>> {
+        let last = request.entries.last().map(|e| e.log_id);
+        if let Ok(mut client) = self.client(Lane::Control) {
+            let request = append_to_wire(self.target(), request);
+            tokio::spawn(async move { client.heartbeat(request).await });
+        }
+        Box::pin(stream::iter([Ok(Ok(last))]))
     }
 }
 
@@ -311,6 +333,25 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             }),
             wire::transfer_reply::Kind::Unknown => return Err(nonsense()),
         })
+    }
+}
+
+/// Asks a group's leader to make the log up to `upto` dispensable.
+pub(super) async fn ask_trim(
+    dial: &dyn Dial,
+    leader: NodeId,
+    group: GroupId,
+    upto: u64,
+) -> Result<(), String> {
+    let channel = dial.channel(leader, Lane::Control);
+    let channel = channel.ok_or_else(|| format!("node {leader} has no known address"))?;
+    let target = Some(wire::Target { version: PROTOCOL_VERSION, node: leader, group });
+    let mut client = RaftClient::new(channel);
+    let asked = client.trim(wire::TrimRequest { target, upto });
+    match timeout(limits::RPC_ANSWER_MAX, asked).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(format!("{}: {}", status.code(), status.message())),
+        Err(_) => Err(format!("node {leader} does not answer")),
     }
 }
 

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     NodeId, PartitionId,
     env::Clock,
+    faults::{self, Fault},
     group::{Checkpoint, Leadership, Machine, Position, Reply},
     limits::TAKEOVER_GRACE,
 };
@@ -202,6 +203,8 @@ impl Machine for QueueMachine {
     fn checkpoint(&self, applied: Position) -> Checkpoint {
         let mut state = self.lock();
         let upto = state.index.checkpoint(applied.index);
+        let late = u64::from(faults::active(Fault::TruncateEarly));
+        let upto = upto.map(|upto| upto.saturating_add(late).min(applied.index));
         Checkpoint { upto, state: entry::checkpoint_state(state.index.highest()) }
     }
 

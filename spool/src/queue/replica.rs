@@ -8,12 +8,14 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{machine::QueueMachine, marks::Marks, message::MessageId};
 use crate::{
     NodeId,
     env::Clock,
+    faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
     limits::{DOOMED_MAX, ENTRY_BYTES_MAX},
     log::LogError,
@@ -31,6 +33,8 @@ pub(super) trait Proposals: Send + Sync + 'static {
     fn has_lease(&self) -> bool;
     /// The last index that is no longer in the log.
     fn purged(&self) -> Option<u64>;
+    /// Up to which index a node of the group wants the log to go.
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>>;
 }
 
 #[async_trait]
@@ -61,6 +65,10 @@ impl Proposals for Group {
 
     fn purged(&self) -> Option<u64> {
         self.status().purged_index
+    }
+
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        Self::trim_wanted(self)
     }
 }
 
@@ -164,7 +172,7 @@ impl Replica {
         self.machine.leading().is_some()
             && !self.is_quiesced()
             && !self.machine.handed_over()
-            && self.raft.has_lease()
+            && (self.raft.has_lease() || faults::active(Fault::DeliverWithoutLease))
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {

@@ -17,9 +17,9 @@ use proptest::{
 use super::{
     super::*,
     model::{Change, Model},
-    sim::{Lies, SimDisk, Trouble},
     wait,
 };
+use crate::env::sim::{Lies, SimDisk, Trouble};
 
 /// A call, with numbers that are fitted to the state of its moment.
 #[derive(Clone, Debug)]
@@ -75,6 +75,7 @@ pub(super) fn histories() -> impl Strategy<Value = History> {
     let trouble = prop_oneof![
         3 => Just(Trouble::Stop),
         1 => Just(Trouble::Error),
+        2 => (1..4_u64).prop_map(Trouble::Full),
     ];
     let end = prop_oneof![Just(End::Close), Just(End::Kill), Just(End::PowerCut)];
     let life = (
@@ -207,7 +208,8 @@ pub(super) fn live(
             Ok(())
         };
         match (result, Model::of(log)) {
-            (Err(LogError::Disk(_)), _) | (_, Err(LogError::Disk(_))) => break,
+            (Err(LogError::Disk(_) | LogError::NoSpace(_)), _)
+            | (_, Err(LogError::Disk(_) | LogError::NoSpace(_))) => break,
             (Err(e), _) | (_, Err(e)) => return Err(format!("in life: {e}")),
             (Ok(()), Ok(seen)) if seen == *expected.now() => {}
             // A call to a log that has failed changes nothing.
@@ -233,7 +235,7 @@ enum Failure {
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         match error {
-            LogError::Disk(_) => Self::Disk,
+            LogError::Disk(_) | LogError::NoSpace(_) => Self::Disk,
             error => Self::Wrong(format!("opening: {error}")),
         }
     }

@@ -23,9 +23,9 @@ use super::{
     entry,
     history::{End, Expected, History, histories, live},
     model::{Change, Model},
-    sim::{Lies, SimDisk},
     wait,
 };
+use crate::env::sim::{Lies, SimDisk};
 
 const DIR: &str = "/log";
 
