@@ -2,6 +2,7 @@
 
 mod damage;
 mod full;
+mod golden;
 mod history;
 mod model;
 mod reading;
