@@ -150,6 +150,10 @@ impl Image {
                 return Err(self.damaged(start, "a flush reaches behind the segment's end"));
             }
         }
+        if scan.end as u64 != end {
+            let what = "the next segment says that this one ends inside its header";
+            return Err(self.damaged(0, what));
+        }
         scan.sealed = self.sealed(&scan);
         Ok(scan)
     }
