@@ -250,7 +250,7 @@ where
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))
 }
 
-fn append_from_wire(
+pub(super) fn append_from_wire(
     request: &wire::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;

@@ -9,6 +9,8 @@ mod active;
 mod cache;
 #[cfg(any(test, feature = "simulation"))]
 mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod mark;
 mod queue;
@@ -118,7 +120,7 @@ pub enum LogError {
     /// earlier, and the log is marked.
     #[error(
         "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
-         peers: move its data directory away and run `ppswd rejoin`"
+         peers: run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.

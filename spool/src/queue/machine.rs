@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pulse,
-    entry::{self, Change},
+    entry::{self, Change, Unread},
     ids::Ids,
     index::{Effects, Index},
     message::MessageId,
@@ -45,6 +45,8 @@ pub(super) struct State {
     pub(super) index: Index,
     /// The term in which this replica leads.
     pub(super) leading: Option<u64>,
+    /// Why this program is too old for what it was given.
+    outdated: Option<String>,
 }
 
 /// What this node's queues hold; zero while another node leads, so that the sum over nodes is the cluster's.
@@ -177,7 +179,11 @@ impl Machine for QueueMachine {
                 ids_of(&change).for_each(|id| self.ids.seen(id));
                 state.index.apply(at, bytes, change)
             }
-            Err(why) => {
+            Err(Unread::Newer(why)) => {
+                state.outdated = Some(why.clone());
+                return Reply::Refused(why);
+            }
+            Err(Unread::Bad(why)) => {
                 warn!(partition = self.partition, index = at.index, "entry refused: {why}");
                 state.index.pass(at.index, bytes);
                 return Reply::Refused(why);
@@ -213,14 +219,21 @@ impl Machine for QueueMachine {
     }
 
     fn restore(&self, checkpoint: &Checkpoint) {
-        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|why| {
-            warn!(partition = self.partition, "ids of the checkpoint are lost: {why}");
+        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|error| {
+            warn!(partition = self.partition, "ids of the checkpoint are lost: {error}");
+            if let Unread::Newer(why) = error {
+                self.lock().outdated = Some(why);
+            }
             Vec::new()
         });
         highest.iter().for_each(|id| self.ids.seen(*id));
         let mut state = self.lock();
         state.index = Index::restored(highest);
         self.tell(state);
+    }
+
+    fn outdated(&self) -> Option<String> {
+        self.lock().outdated.clone()
     }
 
     fn leadership(&self, change: Leadership) {

@@ -8,6 +8,7 @@ mod storage;
 mod traps_checkpoint;
 mod traps_dead_peer;
 mod traps_transfer;
+mod versions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},

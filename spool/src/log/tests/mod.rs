@@ -2,9 +2,11 @@
 
 mod damage;
 mod full;
+mod golden;
 mod history;
 mod model;
 mod reading;
+mod rot;
 mod scrubbing;
 mod sidecars;
 
