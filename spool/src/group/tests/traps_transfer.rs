@@ -133,10 +133,11 @@ async fn transfers_under_load_pause_commits_shortly() {
     commits.sort();
     let pause = |began: &Instant| {
         let after = commits.partition_point(|commit| commit <= began);
-        let around = &commits[after.saturating_sub(1)..];
-        let soon = around.iter().take_while(|commit| **commit < *began + SECOND / 2).count();
-        let gaps = around[..(soon + 1).min(around.len())].windows(2).map(|pair| pair[1] - pair[0]);
-        gaps.max().unwrap_or(SECOND)
+        // Up to the next transfer.
+        let ends = moves.iter().find(|next| *next > began).copied().unwrap_or(*began + SECOND);
+        let until = commits.partition_point(|commit| *commit <= ends);
+        let around = &commits[after.saturating_sub(1)..until];
+        around.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(SECOND)
     };
     let mut pauses: Vec<Duration> = moves.iter().map(pause).collect();
     pauses.sort();
