@@ -17,6 +17,7 @@ pub mod dialogue;
 pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod shim;
 pub mod sink;
 pub mod stores;
 
