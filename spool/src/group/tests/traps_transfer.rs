@@ -45,9 +45,9 @@ fn talk(cluster: &Cluster, ends: &Arc<AtomicBool>) -> tokio::task::JoinHandle<Ve
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_with_a_slow_disk_loses_the_transfer_to_another() {
-    for load in [false, true] {
+    for (load, sync_ms) in [(false, 1_000), (true, 500)] {
         let (mut cluster, faults) = with_slow_disk().await;
-        faults.sync_ms.store(500, Ordering::Relaxed);
+        faults.sync_ms.store(sync_ms, Ordering::Relaxed);
         let ends = Arc::new(AtomicBool::new(!load));
         let talkers: Vec<_> = (0..4).map(|_| talk(&cluster, &ends)).collect();
         if load {
