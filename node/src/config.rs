@@ -39,6 +39,20 @@ pub struct NodeConfig {
     /// Memory for log entries that were appended lately, bytes.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: usize,
+    /// What a node does that cannot read its log any more.
+    #[serde(default)]
+    pub on_damage: OnDamage,
+}
+
+/// What a node does whose log is damaged or gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDamage {
+    /// Moves the log aside and comes back under a new number, once: while a log lies aside, it stops instead.
+    #[default]
+    Rejoin,
+    /// Stops, and waits for `ppswd rejoin`.
+    Stop,
 }
 
 /// One SMTP listener.

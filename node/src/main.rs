@@ -12,7 +12,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 3 this node was removed from \
+                  the cluster, 4 its log is damaged or gone (see `ppswd rejoin`). After 3 and 4 a restart is no cure."
 )]
 struct Args {
     #[command(subcommand)]
@@ -50,6 +51,11 @@ enum Verb {
         /// Control address of any node of the cluster.
         #[arg(long)]
         peer: String,
+    },
+    /// Bring a node back whose log is damaged or gone: moves it aside and gets a new number.
+    Rejoin {
+        #[arg(long)]
+        config: PathBuf,
     },
     /// Check a configuration file, the policy and the tables; every error is reported.
     Check {
@@ -96,6 +102,12 @@ fn main() -> ExitCode {
             println!("joined; this is node {node}");
             Ok(())
         }),
+        Verb::Rejoin { config } => run::blocking(async {
+            let config = read(&config)?;
+            let node = run::rejoin(&config).await?;
+            println!("this is node {node} now; start it with `ppswd run`");
+            Ok(())
+        }),
         Verb::Check { config } => check(&config),
         Verb::Dev(args) => run::blocking(async { dev::dev(args).await }),
         Verb::Sink { smtp, lmtp, maildir, die_with_parent } => {
@@ -107,7 +119,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ppswd: {error}");
-            ExitCode::FAILURE
+            let stop = error.downcast_ref::<run::Stop>();
+            stop.map_or(ExitCode::FAILURE, |stop| ExitCode::from(stop.exit_code()))
         }
     }
 }

@@ -11,11 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneOptions};
+use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions};
 use ppsw_spool::{
-    PartitionId,
+    NodeId, PartitionId,
     env::{SystemClock, SystemDisk},
     group::Timing,
+    log::LogError,
     queue::Spool,
 };
 use tokio::{
@@ -25,7 +26,7 @@ use tokio::{
 };
 
 use crate::{
-    config::NodeConfig,
+    config::{NodeConfig, OnDamage},
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
     files, http, limits,
@@ -36,6 +37,37 @@ use crate::{
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a node must not simply be started again. Each has its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// It was removed from the cluster.
+    #[error("{0}. This machine is no member any more: do not start it again")]
+    Removed(String),
+    /// Its log cannot be read, or is gone.
+    #[error(
+        "{why}\nThis node cannot go on with its log. Run `ppswd rejoin --config …`: it moves the log aside and brings the \
+         machine back under a new number, with its data from the others. Exit code {EXIT_DAMAGED}"
+    )]
+    Damaged { why: String },
+}
+
+/// Exit code of a node that was removed from the cluster.
+pub const EXIT_REMOVED: u8 = 3;
+
+/// Exit code of a node whose log is damaged or gone.
+pub const EXIT_DAMAGED: u8 = 4;
+
+impl Stop {
+    /// For scripts and service managers: neither is cured by a restart.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Removed(_) => EXIT_REMOVED,
+            Self::Damaged { .. } => EXIT_DAMAGED,
+        }
+    }
+}
 
 /// What a process needs before anything else: the crypto provider, and where its own messages go.
 pub fn prepare_process() {
@@ -85,7 +117,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         servers => Resolver::new(servers)?,
     });
     let hooks = Arc::new(Hooks::default());
-    let plane = start_plane(&config, hooks.clone()).await?;
+    let plane = start_or_rejoin(&config, &hooks).await?;
     let spool = plane.spool();
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
@@ -143,6 +175,15 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     ended
 }
 
+/// Brings the node of a data directory back under a new number; gives that.
+///
+/// # Errors
+/// If it runs, or the cluster does not let it in.
+pub async fn rejoin(config: &NodeConfig) -> Result<NodeId, Failure> {
+    let _lock = files::lock(&config.data)?;
+    Ok(ppsw_control::rejoin(&config.data, config.control).await?)
+}
+
 fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
     Configuration::load(&config.config).map_err(|reports| {
         let all: Vec<String> = reports.iter().map(|report| format!("{report:?}")).collect();
@@ -150,7 +191,36 @@ fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
     })
 }
 
-async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Failure> {
+/// Starts the control plane; if the log is damaged or gone, once more under a new number, as the configuration says.
+async fn start_or_rejoin(config: &NodeConfig, hooks: &Arc<Hooks>) -> Result<Plane, Failure> {
+    // A rejoin that was cut off has given up the old number already.
+    ppsw_control::finish_rejoin(&config.data)?;
+    let why = match start_plane(config, hooks.clone()).await {
+        Err(PlaneError::Log(error @ LogError::Damaged { .. })) => error.to_string(),
+        Err(PlaneError::LogLost(why)) => why,
+        other => return Ok(other?),
+    };
+    let aside = ppsw_control::set_aside(&config.data)?;
+    if config.on_damage == OnDamage::Stop {
+        return Err(Stop::Damaged { why }.into());
+    }
+    if let Some(before) = aside.0.first() {
+        let why = format!(
+            "{why}\nThis is the second time: {} is from the first. Is the disk failing? Look at it, and remove that \
+             directory when it is not needed any more",
+            before.display()
+        );
+        return Err(Stop::Damaged { why }.into());
+    }
+    tracing::error!(why, "the log cannot be used: this node comes back under a new number");
+    let node = ppsw_control::rejoin(&config.data, config.control).await.map_err(|error| {
+        Stop::Damaged { why: format!("{why}\nIt was not let in again: {error}") }
+    })?;
+    tracing::warn!(node, "rejoined; the old log is kept beside the new one");
+    Ok(start_plane(config, hooks.clone()).await?)
+}
+
+async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, PlaneError> {
     let options = PlaneOptions {
         data: config.data.clone(),
         listen: config.control,
@@ -159,7 +229,7 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Fa
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };
-    Ok(Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?)
+    Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await
 }
 
 /// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
@@ -181,6 +251,7 @@ async fn serve(
                 log.reopen();
                 reload(config, switch);
             }
+            why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
