@@ -30,8 +30,10 @@ impl Join for Service {
         if !state.known() {
             return Err(Status::unavailable("this node has not heard the control group yet"));
         }
-        // The control group decides; this spares it strangers.
-        if state.token(&token_hash, now_ms).is_none() {
+        // The control group decides; this spares it strangers. What this node acts on may lag behind its own replica by
+        // a moment.
+        let newest = shared.machine.watch().borrow().clone();
+        if [&state, &newest].iter().all(|state| state.token(&token_hash, now_ms).is_none()) {
             metrics::counter!("ppsw_control_refused_joins_total").increment(1);
             return Err(Status::permission_denied(
                 "the token is unknown, revoked or expired: get a new one with `ppswctl token create`",
