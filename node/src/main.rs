@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use ppsw_node::{config::NodeConfig, dev, policy::Configuration, run};
+use ppsw_node::{allocator, config::NodeConfig, dev, policy::Configuration, run};
 
 /// Exit code of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -12,8 +12,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 3 this node was removed from \
-                  the cluster, 4 its log is damaged or gone (see `ppswd rejoin`). After 3 and 4 a restart is no cure."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged or gone: \
+                  do not start this node again before `ppswd rejoin`, 77 this node was removed from the cluster."
 )]
 struct Args {
     #[command(subcommand)]
@@ -80,6 +80,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if matches!(args.verb, Verb::Run { .. }) {
+        allocator::settle();
+    }
     run::prepare_process();
     let done = match args.verb {
         Verb::Run { config, die_with_parent } => {

@@ -26,6 +26,7 @@ use tokio::{
 };
 
 use crate::{
+    agent_check,
     config::{NodeConfig, OnDamage},
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
@@ -52,11 +53,12 @@ pub enum Stop {
     Damaged { why: String },
 }
 
-/// Exit code of a node that was removed from the cluster.
-pub const EXIT_REMOVED: u8 = 3;
+/// Exit code of a node that was removed from the cluster (`EX_NOPERM` of sysexits.h).
+pub const EXIT_REMOVED: u8 = 77;
 
-/// Exit code of a node whose log is damaged or gone.
-pub const EXIT_DAMAGED: u8 = 4;
+/// Exit code of a node whose log is damaged or gone (`EX_DATAERR` of sysexits.h): whoever starts it again must not do so
+/// now; `RestartPreventExitStatus=65 77` for systemd.
+pub const EXIT_DAMAGED: u8 = 65;
 
 impl Stop {
     /// For scripts and service managers: neither is cured by a restart.
@@ -139,14 +141,17 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         events: Arc::new(log.clone()),
         certificates: Certificates::load(&config.certificates)?,
         clock: Arc::new(SystemClock),
-        dsn: false,
         activity: Activity::default(),
     });
     hooks.attach(front.clone(), deliverer.clone());
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
-        let listener = Listener::open(listener.address, listener.service)?;
+        let socket = Listener::open(listener.address, listener.service)?;
+        let listener = match listener.proxy_from.as_slice() {
+            [] => socket,
+            balancers => socket.behind(balancers.to_vec()),
+        };
         let front = front.clone();
         tasks.spawn(async move {
             listener.run(front).await;
@@ -157,6 +162,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
     };
+    if let Some(address) = config.agent {
+        let ready = ready.clone();
+        tasks.spawn(async move { Ok(agent_check::serve(address, ready).await?) });
+    }
     let router = http::router(metrics.clone(), ready);
     let address = config.http;
     tasks.spawn(async move { http::serve(address, router).await.map_err(Failure::from) });
@@ -172,7 +181,15 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // The last lines; a disk that hangs must not keep the process.
     let written = tokio::task::spawn_blocking(|| log_thread.join());
     let _ = tokio::time::timeout(limits::STOP_PATIENCE, written).await;
-    ended
+    drop(plane);
+    match ended {
+        Err(failure) if matches!(failure.downcast_ref(), Some(Stop::Damaged { .. })) => {
+            let node = come_back(&config, failure.to_string()).await?;
+            Err(format!("the log was damaged; this is node {node} from now on: start it again")
+                .into())
+        }
+        other => other,
+    }
 }
 
 /// Brings the node of a data directory back under a new number; gives that.
@@ -195,16 +212,23 @@ fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
 async fn start_or_rejoin(config: &NodeConfig, hooks: &Arc<Hooks>) -> Result<Plane, Failure> {
     // A rejoin that was cut off has given up the old number already.
     ppsw_control::finish_rejoin(&config.data)?;
-    let why = match start_plane(config, hooks.clone()).await {
-        Err(PlaneError::Log(error @ LogError::Damaged { .. })) => error.to_string(),
-        Err(PlaneError::LogLost(why)) => why,
-        other => return Ok(other?),
-    };
-    let aside = ppsw_control::set_aside(&config.data)?;
+    match start_plane(config, hooks.clone()).await {
+        Err(error) if error.is_damage() => {
+            let node = come_back(config, error.to_string()).await?;
+            tracing::warn!(node, "rejoined; the old log is kept beside the new one");
+            Ok(start_plane(config, hooks.clone()).await?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Gives a node whose log cannot be used a new number, if the configuration lets it, and only once: a disk that damages
+/// logs again and again needs somebody to look at it.
+async fn come_back(config: &NodeConfig, why: String) -> Result<NodeId, Failure> {
     if config.on_damage == OnDamage::Stop {
         return Err(Stop::Damaged { why }.into());
     }
-    if let Some(before) = aside.0.first() {
+    if let Some(before) = ppsw_control::set_aside(&config.data)?.0.first() {
         let why = format!(
             "{why}\nThis is the second time: {} is from the first. Is the disk failing? Look at it, and remove that \
              directory when it is not needed any more",
@@ -213,11 +237,10 @@ async fn start_or_rejoin(config: &NodeConfig, hooks: &Arc<Hooks>) -> Result<Plan
         return Err(Stop::Damaged { why }.into());
     }
     tracing::error!(why, "the log cannot be used: this node comes back under a new number");
-    let node = ppsw_control::rejoin(&config.data, config.control).await.map_err(|error| {
-        Stop::Damaged { why: format!("{why}\nIt was not let in again: {error}") }
-    })?;
-    tracing::warn!(node, "rejoined; the old log is kept beside the new one");
-    Ok(start_plane(config, hooks.clone()).await?)
+    let back = ppsw_control::rejoin(&config.data, config.control).await;
+    Ok(back.map_err(|error| Stop::Damaged {
+        why: format!("{why}\nIt was not let in again: {error}"),
+    })?)
 }
 
 async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, PlaneError> {
@@ -229,7 +252,15 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Pl
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };
-    Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await
+    let plane = Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?;
+    match config.scrub_period() {
+        Some(period) => plane.start_scrub(period)?,
+        None => tracing::warn!(
+            "scrub_period = \"0\": the log is not read through in the background; damage is found when the record \
+             is needed, perhaps when no other node has a whole one any longer"
+        ),
+    }
+    Ok(plane)
 }
 
 /// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
@@ -252,12 +283,17 @@ async fn serve(
                 reload(config, switch);
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
-            why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
+            why = plane.failed() => return Err(ended(plane, &why)),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
             }
         }
     }
+}
+
+fn ended(plane: &Plane, why: &str) -> Failure {
+    let why = format!("this node must stop: {why}");
+    if plane.is_damaged() { Stop::Damaged { why }.into() } else { why.into() }
 }
 
 fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {

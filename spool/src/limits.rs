@@ -46,8 +46,35 @@ pub const LOG_RECORD_OVERHEAD: usize = 96;
 /// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space.
 pub const LOG_FREE_SEGMENTS_MAX: usize = 4;
 
+/// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.
+/// A segment with more records has none and is read whole when the log is opened. Bounds the writer's memory.
+pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
+
+/// How often bytes that must be there are read, from the medium, before the log is given up as damaged: a bad page
+/// in memory or a path to the disk that comes back costs no replica.
+pub const LOG_READ_TRIES: u32 = 3;
+
+/// Between two tries.
+pub const LOG_READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is read of the mark of a damaged log: a path and a sentence.
+pub const LOG_MARK_BYTES_MAX: usize = 8 * 1024;
+
+/// How often the log is read through, unless the configuration says otherwise: a bit that rots meets a second one on
+/// another node within a week rarely enough.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the scrub reads in a second: one twentieth of what a slow disk reads, and 4 TiB in a week.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+
+/// What the scrub reads at once: others wait a few milliseconds for it on a disk that turns.
+pub const SCRUB_READ_BYTES: usize = 256 * 1024;
+
+/// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
+pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
 
 // ---- queue ----
 
@@ -105,6 +132,10 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
+
+/// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
+/// needs, too.
+pub const LIST_PAGE_MESSAGES: usize = 1000;
 
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);

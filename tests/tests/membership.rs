@@ -19,8 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(240);
 /// Failover, and 30 s of grace for what may have been in flight.
 const ARRIVAL: Duration = Duration::from_secs(180);
 /// Exit codes of `ppswd run`.
-const REMOVED: i32 = 3;
-const DAMAGED: i32 = 4;
+const REMOVED: i32 = 77;
+const DAMAGED: i32 = 65;
 
 fn numbers(value: &Value) -> Vec<u64> {
     let mut all: Vec<u64> = value.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
@@ -99,7 +99,7 @@ fn all_arrived(cluster: &Cluster, load: Load) -> usize {
 
 #[test]
 fn it_grows_to_five_and_shrinks_to_one_under_load() {
-    let mut cluster = Cluster::start_with(3_300, 1);
+    let mut cluster = Cluster::start_with(3_300, &["--nodes", "1"]);
     let first = [cluster.node(1).smart];
     let load = Load::start(&first, 3, Duration::from_millis(30), RECIPIENTS);
     more(&load, 50);

@@ -43,6 +43,8 @@ pub(crate) enum Answer {
         text: String,
         elsewhere: bool,
     },
+    /// This node cannot read the message now. Nobody is at fault but us: never a reason to give up.
+    Unread(String),
     /// Not known and not recorded: the partition moved before the final dot.
     Fenced,
 }
@@ -82,6 +84,10 @@ pub(crate) async fn send(
     };
     let ready = match prepared {
         Ok(ready) => ready,
+        // The log has ended, so the lease has: a successor with a whole copy delivers it.
+        Err(SessionError::Spool(_)) if !fence.holds() => {
+            return run.broken(&SessionError::Fenced);
+        }
         Err(error) => return run.broken(&error),
     };
     if !ready {
@@ -242,9 +248,7 @@ impl Run<'_> {
             SessionError::Refused { stage: stage @ "DATA", reply } if reply.is_permanent() => {
                 answer(stage, reply)
             }
-            SessionError::Spool(_) => {
-                Answer::Deferred { text: error.to_string(), elsewhere: false }
-            }
+            SessionError::Spool(_) => Answer::Unread(error.to_string()),
             _ => Answer::Deferred { text: error.to_string(), elsewhere: true },
         };
         self.settle(&answer);

@@ -132,6 +132,20 @@ impl Groups {
         seen.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
+    /// Whether the log has failed because it is damaged: it must not be used again, as opposed to a disk that failed.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        matches!(self.inner.log.failure(), Some(LogError::Damaged { .. }))
+    }
+
+    /// Reads the log through once in `period`, in the background.
+    ///
+    /// # Errors
+    /// As [`Log::start_scrub`].
+    pub fn start_scrub(&self, period: std::time::Duration) -> Result<(), LogError> {
+        self.inner.log.start_scrub(self.inner.clock.clone(), period)
+    }
+
     /// Stops all groups in an orderly way.
     pub async fn shutdown(&self) {
         let groups = std::mem::take(&mut *self.groups());

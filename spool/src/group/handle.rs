@@ -148,6 +148,8 @@ impl Group {
         };
         claim.led_term != 0
             && !self.is_stopping()
+            // Nothing can be recorded any longer, and this process is about to end.
+            && !inner.parts.store.log().has_ended()
             && lease::holds(&inner.metrics.borrow_watched(), claim, inner.parts.timing)
     }
 

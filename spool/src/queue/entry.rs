@@ -3,9 +3,9 @@
 mod convert;
 
 use bytes::Bytes;
+pub(super) use convert::{read_attempts, read_envelope, write_attempt, write_envelope};
 use convert::{
-    read_envelope, read_id, read_outcome, read_recipient, read_record, write_attempt,
-    write_delivered, write_envelope, write_id, write_recipient,
+    read_id, read_outcome, read_recipient, read_record, write_delivered, write_id, write_recipient,
 };
 use ppsw_proto::queue as pb;
 use prost::Message as _;
@@ -142,6 +142,24 @@ pub(super) fn body_of(payload: Bytes, id: MessageId, part: Part) -> Result<Bytes
         _ => None,
     };
     found.ok_or_else(|| format!("expected {part:?} of message {id}, found another entry"))
+}
+
+/// The header fields that were added to a message, from the entry that holds its envelope. Shares the entry's buffer.
+pub(super) fn prepend_of(payload: Bytes, id: MessageId) -> Result<Bytes, String> {
+    use pb::spool_entry::Kind;
+    let entry = pb::SpoolEntry::decode(payload).map_err(|error| error.to_string())?;
+    let ours = |message: Option<pb::MessageId>| read_id(message).is_ok_and(|found| found == id);
+    let found = match entry.kind {
+        Some(Kind::Accept(e)) if ours(e.message) => e.envelope,
+        Some(Kind::Carry(e)) if ours(e.message) => e.record.and_then(|record| record.envelope),
+        Some(Kind::Outcome(e)) => {
+            e.creates.into_iter().find(|made| ours(made.message)).and_then(|made| made.envelope)
+        }
+        _ => None,
+    };
+    found
+        .map(|envelope| envelope.prepend)
+        .ok_or_else(|| format!("expected the envelope of message {id}, found another entry"))
 }
 
 /// Which bytes [`body_of`] is to find.

@@ -125,7 +125,7 @@ impl QueueMachine {
     /// Tells those who watch, and the gauges.
     fn tell(&self, state: MutexGuard<'_, State>) {
         let leading = state.leading.is_some();
-        let summary = if leading { state.index.summary() } else { Default::default() };
+        let summary = if leading { state.index.figures() } else { Default::default() };
         drop(state);
         self.pulse.send_modify(|pulse| {
             pulse.changes = pulse.changes.wrapping_add(1);

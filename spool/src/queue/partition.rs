@@ -17,7 +17,7 @@ use crate::{
     NodeId, PartitionId,
     env::UnixMs,
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::ENTRY_BYTES_MAX,
+    limits::{ENTRY_BYTES_MAX, LIST_PAGE_MESSAGES},
     log::LogError,
 };
 
@@ -77,9 +77,22 @@ impl Partition {
         self.replica.machine.lock().index.get(id)
     }
 
-    /// All messages, oldest first.
+    /// All messages, oldest first, as each is when it is come to: those that come or go meanwhile may be among them
+    /// or not. Takes a page at a time, so that neither memory nor delivery feel a long queue.
+    pub fn messages(&self) -> impl Iterator<Item = Arc<QueuedMessage>> + Send + use<> {
+        let replica = Arc::clone(&self.replica);
+        let mut after = None;
+        std::iter::from_fn(move || {
+            let page = replica.machine.lock().index.page(after, LIST_PAGE_MESSAGES);
+            after = page.last().map(|message| message.id);
+            after.map(|_| page)
+        })
+        .flatten()
+    }
+
+    /// All of [`Self::messages`].
     pub fn list(&self) -> Vec<Arc<QueuedMessage>> {
-        self.replica.machine.lock().index.list()
+        self.messages().collect()
     }
 
     /// Up to `limit` messages whose next attempt is due at `now`, earliest first, leaving out those for which
@@ -313,7 +326,8 @@ impl Replica {
             return Ok(Reply::Refused(format!("{id} is not in the queue")));
         };
         let _upload = Upload::new(&self, id);
-        let mut reader = BodyReader::new(Arc::clone(&self), &message).without_prepend();
+        let mut reader = BodyReader::new(Arc::clone(&self), &message);
+        let prepend = reader.prepend().await?;
         let (mut count, mut bytes, mut whole) = (0, 0, Bytes::new());
         while let Some(piece) = reader.next().await? {
             bytes += piece.len() as u64;
@@ -331,11 +345,18 @@ impl Replica {
             Body::Inline { .. } => BodyBytes::Inline(whole),
             Body::Chunks { .. } => BodyBytes::Chunks { count, bytes },
         };
+        if bytes.saturating_add(prepend.len() as u64) != message.size {
+            // What is written again must be the message, to the byte.
+            let why = format!("{bytes} bytes of body where {} belong to {id}", message.size);
+            return Err(LogError::Misuse(why).into());
+        }
         let record = {
             let state = self.machine.lock();
             // Record and index belong together: nothing may be applied between.
             match (state.index.get(id), state.index.applied()) {
                 (Some(message), Some(made_at)) => {
+                    let mut message = QueuedMessage::clone(&message);
+                    message.envelope.prepend = prepend;
                     entry::carry(&message, state.index.tried(id), made_at, body)
                 }
                 _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),

@@ -125,6 +125,7 @@ fn is(answer: &Answer, kind: &str) -> bool {
         Answer::Delivered(text) => ("delivered", text.as_str()),
         Answer::Failed(text) => ("failed", text.as_str()),
         Answer::Deferred { text, .. } => ("deferred", text.as_str()),
+        Answer::Unread(text) => ("unread", text.as_str()),
         Answer::Fenced => ("fenced", ""),
     };
     let (wanted, words) = kind.split_once(' ').unwrap_or((kind, ""));
@@ -302,6 +303,48 @@ async fn a_host_that_cannot_be_reached_is_not_asked_again_at_once() {
     assert!(is(&first[0].answer, "deferred 127.0.0.1"));
     let second = transmit(&us, &there, &Mail::default(), &["a@y"], BODY, &fence).await;
     assert!(is(&second[0].answer, "deferred could not be reached a moment ago"));
+}
+
+/// Half of a message, then a log that cannot be read; with it, the lease may end.
+struct Rotten {
+    half: Option<Bytes>,
+    lease: Option<Arc<AtomicBool>>,
+}
+
+#[async_trait]
+impl BodySource for Rotten {
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        if let Some(half) = self.half.take() {
+            return Ok(Some(half));
+        }
+        if let Some(lost) = &self.lease {
+            lost.store(true, Ordering::SeqCst);
+        }
+        Err(LogError::Damaged { file: "x.seg".into(), offset: 7, what: "rotten".into() })
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_is_neither_cut_short_nor_bounced() {
+    for lost in [false, true] {
+        let server = Server::start(Script::default()).await;
+        let there = destination(&[&server], Protocol::Smtp);
+        let lease = Arc::new(AtomicBool::new(false));
+        let body = || -> Box<dyn BodySource> {
+            let half = Some(Bytes::from_static(b"Subject: x\r\n\r\nhalf\r\n"));
+            Box::new(Rotten { half, lease: lost.then(|| Arc::clone(&lease)) })
+        };
+        let what = Transmission {
+            destination: &there,
+            mail: &Mail::default(),
+            recipients: &[Rcpt { address: "a@y".into(), ..Rcpt::default() }],
+            body: &body,
+            fence: &Silent(Arc::clone(&lease)),
+        };
+        let sent = transmitter().transmit(&what).await;
+        assert!(is(&sent[0].answer, if lost { "fenced" } else { "unread rotten" }));
+        assert!(server.complete().is_empty());
+    }
 }
 
 #[tokio::test]

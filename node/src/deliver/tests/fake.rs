@@ -52,6 +52,8 @@ pub(super) struct Queue {
     messages: Mutex<BTreeMap<MessageId, Arc<QueuedMessage>>>,
     bodies: Mutex<HashMap<MessageId, Bytes>>,
     pub(super) leading: AtomicBool,
+    /// Bodies cannot be read now.
+    pub(super) unreadable: AtomicBool,
     pub(super) outcomes: Mutex<Vec<Outcome>>,
     /// What the next calls of `record` say instead of recording.
     pub(super) troubles: Mutex<VecDeque<ProposeError>>,
@@ -64,6 +66,7 @@ impl Queue {
             messages: Mutex::default(),
             bodies: Mutex::default(),
             leading: AtomicBool::new(true),
+            unreadable: AtomicBool::new(false),
             outcomes: Mutex::default(),
             troubles: Mutex::default(),
             pulse: watch::Sender::new(Pulse::default()),
@@ -141,12 +144,16 @@ impl Queue {
     }
 }
 
-struct OneChunk(Option<Bytes>);
+/// `None`: cannot be read.
+struct OneChunk(Option<Option<Bytes>>);
 
 #[async_trait]
 impl BodySource for OneChunk {
     async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
-        Ok(self.0.take())
+        match &mut self.0 {
+            Some(chunk) => Ok(chunk.take()),
+            None => Err(LogError::Misuse("another entry stands there".to_owned())),
+        }
     }
 }
 
@@ -187,7 +194,9 @@ impl QueueSource for Queue {
         }
     }
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
-        Box::new(OneChunk(self.bodies.lock().unwrap().get(&message.id).cloned()))
+        let readable = !self.unreadable.load(Ordering::SeqCst);
+        let body = || self.bodies.lock().unwrap().get(&message.id).cloned();
+        Box::new(OneChunk(readable.then(body)))
     }
 }
 

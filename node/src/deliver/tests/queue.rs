@@ -146,6 +146,24 @@ async fn a_late_message_is_warned_about_once_and_given_up_in_time() {
 }
 
 #[tokio::test]
+async fn a_message_that_cannot_be_read_is_not_given_up() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[("a@y", vec![deliver_to("a@y", &there)])]));
+    setting.queue.unreadable.store(true, Ordering::SeqCst);
+    let id = setting.put(1, "", &["a@y"]);
+    setting.until("tried", || setting.outcomes().len() == 1).await;
+    setting.later(1000 * HOUR);
+    setting.until("tried again", || setting.outcomes().len() == 2).await;
+    let attempt = setting.queue.message(id).unwrap().recipients[0].clone();
+    assert_eq!(attempt.state, RecipientState::Deferred);
+    assert!(server.complete().is_empty());
+    setting.queue.unreadable.store(false, Ordering::SeqCst);
+    setting.later(16 * MINUTE);
+    setting.until("delivered", || server.complete().len() == 1).await;
+}
+
+#[tokio::test]
 async fn an_alias_keeps_what_is_done_when_one_child_must_wait() {
     let server =
         Server::start(Script { rcpt: vec![("slow", "450 later")], ..Script::default() }).await;

@@ -1,6 +1,7 @@
 //! Replicas on real logs that talk gRPC over loopback, through wires that can be cut.
 
 mod cluster;
+mod damage;
 mod faults;
 mod storage;
 

@@ -3,6 +3,9 @@
 mod damage;
 mod history;
 mod model;
+mod reading;
+mod scrubbing;
+mod sidecars;
 mod sim;
 
 use std::sync::mpsc;

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Index, Slot};
+use super::Index;
 use crate::{
     env::UnixMs,
     queue::{
@@ -38,11 +38,14 @@ impl Index {
     }
 
     pub(in crate::queue) fn view(&self) -> View {
-        let message = |slot: &Slot| (QueuedMessage::clone(&slot.message), slot.tried);
+        let messages = self.messages.iter().map(|(key, slot)| {
+            let (head, message) = slot.open(key.id()).unwrap();
+            (key.id(), (message, head.tried))
+        });
         View {
-            messages: self.messages.iter().map(|(id, slot)| (*id, message(slot))).collect(),
+            messages: messages.collect(),
             uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
-            due: self.due.clone(),
+            due: self.due.iter().map(|due| (due.due(), due.key().id())).collect(),
             bytes: self.bytes,
             held: self.held,
         }

@@ -152,6 +152,9 @@ impl Full {
             }
         };
         let made_at = self.log.len() as u64 - 1;
+        // What the index leaves to the log.
+        let mut message = QueuedMessage::clone(&message);
+        message.envelope.prepend = envelope(1).prepend;
         self.records.push(entry::carry(&message, self.index.tried(id), made_at, body));
     }
 }
