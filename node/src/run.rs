@@ -16,7 +16,6 @@ use ppsw_spool::{
     NodeId, PartitionId,
     env::{SystemClock, SystemDisk},
     group::Timing,
-    log::LogError,
     queue::Spool,
 };
 use tokio::{
