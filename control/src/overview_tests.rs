@@ -56,3 +56,103 @@ fn a_node_is_up_down_draining_or_drained() {
     reports.get_mut(&2).unwrap().drain = Some(safe);
     assert_eq!(word(&state, &reports, 2), "drained");
 }
+
+/// Reports of these nodes about groups 0 to 3: each group is led by the first of them that votes in it.
+fn cluster_of(voters: &[(u32, &[NodeId])], up: &[NodeId]) -> Reports {
+    let of = |node: &NodeId| {
+        let groups = voters.iter().filter(|(_, all)| all.contains(node)).map(|(id, all)| {
+            let leader = up.iter().find(|n| all.contains(n));
+            let alive = all.iter().filter(|n| up.contains(n)).count();
+            pb::GroupReport {
+                id: *id,
+                term: 3,
+                leads: leader == Some(node) && 2 * alive > all.len(),
+                voters: all.to_vec(),
+                ..pb::GroupReport::default()
+            }
+        });
+        let groups = groups.collect();
+        (*node, pb::NodeReport { node: *node, groups, ..pb::NodeReport::default() })
+    };
+    up.iter().map(of).collect()
+}
+
+const ALL: &[NodeId] = &[1, 2, 3];
+const EVERYWHERE: &[(u32, &[NodeId])] = &[(0, ALL), (1, ALL), (2, ALL), (3, ALL)];
+
+fn refusal(node: NodeId, force: bool, state: &State, reports: &Reports) -> String {
+    removal_is_safe(node, force, state, reports).err().unwrap_or_default()
+}
+
+#[test]
+fn a_removal_keeps_every_majority() {
+    let mut state = placed();
+    let all = cluster_of(EVERYWHERE, ALL);
+    assert_eq!(removal_is_safe(3, false, &state, &all), Ok(()));
+    assert!(refusal(1, false, &state, &all).contains("CA's key"));
+    state.members.get_mut(&2).unwrap().signs = true;
+    assert_eq!(removal_is_safe(1, false, &state, &all), Ok(()));
+    assert!(refusal(9, false, &state, &all).contains("no node 9"));
+    assert!(refusal(3, true, &state, &all).contains("answers"));
+
+    let two = cluster_of(EVERYWHERE, &[1, 2]);
+    assert!(refusal(3, false, &state, &two).contains("use --force"));
+    assert_eq!(removal_is_safe(3, true, &state, &two), Ok(()));
+    let text = refusal(2, false, &state, &two);
+    assert!(text.contains("the control group would have no majority without node 2"), "{text}");
+    let one = cluster_of(EVERYWHERE, &[1]);
+    let text = refusal(3, true, &state, &one);
+    assert!(text.contains("would lose its majority") && text.contains("[1]"), "{text}");
+    // Only one partition is in danger: it is named.
+    let uneven: &[(u32, &[NodeId])] = &[(0, ALL), (1, ALL), (2, &[2, 3]), (3, ALL)];
+    let text = refusal(3, true, &state, &cluster_of(uneven, &[1, 2]));
+    assert!(text.contains("partition 2 would lose its majority"), "{text}");
+
+    for gone in [2, 3] {
+        state.removals.insert(gone, pb::Removal::default());
+    }
+    assert!(refusal(1, false, &state, &all).contains("the last one"));
+}
+
+#[test]
+fn a_node_leaves_when_every_leader_says_that_it_has_nothing() {
+    let mut state = placed();
+    state.removals.insert(3, pb::Removal::default());
+    assert!(departures(&state, &cluster_of(EVERYWHERE, ALL)).is_empty());
+    let rest: &[NodeId] = &[1, 2];
+    state.partitions = (1..=3).map(|id| (id, rest.to_vec())).collect();
+    let moved: &[(u32, &[NodeId])] = &[(0, rest), (1, rest), (2, rest), (3, rest)];
+    assert_eq!(departures(&state, &cluster_of(moved, ALL)), [3]);
+    let one_left: &[(u32, &[NodeId])] = &[(0, rest), (1, rest), (2, ALL), (3, rest)];
+    assert!(departures(&state, &cluster_of(one_left, ALL)).is_empty());
+    assert_eq!(groups_on(3, &state, &cluster_of(one_left, ALL)), [2]);
+    let mut leaderless = cluster_of(moved, ALL);
+    for report in leaderless.values_mut() {
+        report.groups.iter_mut().filter(|g| g.id == 1).for_each(|g| g.leads = false);
+    }
+    assert!(departures(&state, &leaderless).is_empty(), "nobody knows what partition 1 has");
+}
+
+#[test]
+fn a_partition_is_retired_when_nothing_is_in_it_and_nothing_can_get_in() {
+    let rest: &[NodeId] = &[1, 2];
+    let mut state = placed();
+    let groups: &[(u32, &[NodeId])] = &[(0, rest), (1, rest), (2, rest), (3, rest)];
+    let with = |idle: bool, accepts: [bool; 2]| {
+        let mut reports = cluster_of(groups, rest);
+        for (report, accepts) in reports.values_mut().zip(accepts) {
+            let third = report.groups.iter_mut().find(|group| group.id == 3).unwrap();
+            (third.idle, third.accepts) = (third.leads && idle, accepts);
+        }
+        reports
+    };
+    let quiet = with(true, [false, false]);
+    assert!(retirements(&state, &quiet).is_empty(), "its home is a member");
+    state.removals.insert(3, pb::Removal::default());
+    assert_eq!(retirements(&state, &quiet), [3]);
+    assert!(retirements(&state, &with(false, [false, false])).is_empty());
+    assert!(retirements(&state, &with(true, [false, true])).is_empty(), "the other might lead");
+    let mut silent = with(true, [false, false]);
+    silent.remove(&2);
+    assert!(retirements(&state, &silent).is_empty(), "who knows what node 2 takes");
+}
