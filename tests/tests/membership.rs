@@ -64,7 +64,7 @@ fn more(load: &Load, count: usize) {
     wait_for(&format!("{count} more messages"), PATIENCE, || (load.taken() >= goal).then_some(()));
 }
 
-fn remove(cluster: &mut Cluster, node: u64, force: bool) {
+fn remove(cluster: &Cluster, node: u64, force: bool) {
     let id = node.to_string();
     let mut line = vec!["node", "remove", &id, "--reason", "a test", "--timeout", "4m"];
     if force {
@@ -119,7 +119,7 @@ fn it_grows_to_five_and_shrinks_to_one_under_load() {
     for (leaves, members, voters) in
         [(5_u64, &[1_u64, 2, 3, 4][..], 3), (4, &[1, 2, 3], 3), (3, &[1, 2], 2), (2, &[1], 1)]
     {
-        remove(&mut cluster, leaves, false);
+        remove(&cluster, leaves, false);
         assert_eq!(cluster.ended(leaves), REMOVED);
         let log = std::fs::read_to_string(cluster.node_dir(leaves).join("log/process.log"));
         assert!(log.unwrap().contains("was removed from the cluster by"), "says why it ended");
@@ -179,7 +179,7 @@ fn machines_that_die_are_replaced_under_load() {
         let leaders = cluster.leaders();
         leaders.iter().all(|(_, leader)| *leader != 0 && *leader != 3).then_some(())
     });
-    remove(&mut cluster, 3, true);
+    remove(&cluster, 3, true);
     wait_members(&cluster, &[1, 2, 4], 3);
     more(&load, 50);
 
