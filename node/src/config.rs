@@ -49,9 +49,23 @@ pub struct NodeConfig {
     /// A retry rule for all addresses, as `F,2h,15m; F,5d,8h`; without it, those of the paper.
     #[serde(default, deserialize_with = "retry_rule")]
     pub retry: Option<RetryRule>,
+    /// What a node does that cannot read its log any more.
+    #[serde(default)]
+    pub on_damage: OnDamage,
     /// How often the spool's log is read through in the background; zero: never.
     #[serde(default = "default_scrub_period", deserialize_with = "period")]
     scrub_period: Duration,
+}
+
+/// What a node does whose log is damaged or gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDamage {
+    /// Moves the log aside and comes back under a new number, once: while a log lies aside, it stops instead.
+    #[default]
+    Rejoin,
+    /// Stops, and waits for `ppswd rejoin`.
+    Stop,
 }
 
 /// One SMTP listener.

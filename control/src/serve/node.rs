@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status};
 use super::{join, queue};
 use crate::{
     limits,
+    pki::Peer,
     plane::{Shared, outcome_from_proto},
 };
 
@@ -82,6 +83,16 @@ impl Node for Service {
         let pb::SignRequest { node, csr } = request.into_inner();
         let certificate = join::sign(&self.0, node, &csr)?;
         Ok(Response::new(pb::SignReply { certificate }))
+    }
+
+    async fn rejoin(
+        &self,
+        request: Request<pb::RejoinRequest>,
+    ) -> Result<Response<pb::EnrolReply>, Status> {
+        let caller = request.extensions().get::<Peer>().and_then(|peer| peer.node);
+        let old = caller.ok_or_else(|| Status::unauthenticated("only a node can rejoin"))?;
+        let pb::RejoinRequest { csr, control } = request.into_inner();
+        join::readmit(&self.0, old, csr, control).await.map(Response::new)
     }
 
     async fn state(

@@ -8,6 +8,7 @@ mod leadership;
 mod lease;
 mod machine;
 mod network;
+mod pace;
 mod service;
 mod store;
 mod transfer;

@@ -215,6 +215,13 @@ impl Volume {
         let last = self.marks.get(behind).map_or(self.total, |(_, total)| *total);
         last.saturating_sub(first)
     }
+
+    /// Bytes of all entries behind `index`, to the precision of the marks: rather too many than too few.
+    pub(super) fn behind(&self, index: Option<u64>) -> u64 {
+        let known = self.marks.partition_point(|(marked, _)| Some(*marked) <= index);
+        let before = self.marks.get(known.saturating_sub(1)).map_or(0, |(_, total)| *total);
+        self.total.saturating_sub(before)
+    }
 }
 
 #[cfg(test)]
@@ -258,6 +265,8 @@ mod tests {
         }
         let bytes = volume.between(None, 9_999);
         assert_eq!(bytes, 1_000_000);
+        assert_eq!(volume.behind(None), 1_000_000);
+        assert!((100_000..=130_000).contains(&volume.behind(Some(9_000))));
         let bytes = volume.between(Some(5_000), 8_000);
         assert!((250_000..=350_000).contains(&bytes), "{bytes}");
     }

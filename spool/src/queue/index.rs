@@ -139,6 +139,11 @@ impl Index {
         self.volume.between(purged, upto)
     }
 
+    /// About how many bytes of entries lie behind `index`.
+    pub(super) fn bytes_behind(&self, index: Option<u64>) -> u64 {
+        self.volume.behind(index)
+    }
+
     pub(super) fn highest(&self) -> impl Iterator<Item = MessageId> + '_ {
         self.highest.values().copied()
     }

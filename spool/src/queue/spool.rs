@@ -176,7 +176,9 @@ impl Spool {
             let id = inner.ids.next(inner.clock.now()).ok_or_else(|| {
                 AcceptError::Stopped(format!("node number {} does not fit into ids", inner.node))
             })?;
-            return Ok(partition.writer(id, term));
+            if let Some(writer) = partition.writer(id, term) {
+                return Ok(writer);
+            }
         }
         Err(error)
     }
