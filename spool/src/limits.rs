@@ -53,6 +53,29 @@ pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
 
+/// How often bytes that must be there are read, from the medium, before the log is given up as damaged: a bad page
+/// in memory or a path to the disk that comes back costs no replica.
+pub const LOG_READ_TRIES: u32 = 3;
+
+/// Between two tries.
+pub const LOG_READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is read of the mark of a damaged log: a path and a sentence.
+pub const LOG_MARK_BYTES_MAX: usize = 8 * 1024;
+
+/// How often the log is read through, unless the configuration says otherwise: a bit that rots meets a second one on
+/// another node within a week rarely enough.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the scrub reads in a second: one twentieth of what a slow disk reads, and 4 TiB in a week.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+
+/// What the scrub reads at once: others wait a few milliseconds for it on a disk that turns.
+pub const SCRUB_READ_BYTES: usize = 256 * 1024;
+
+/// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
+pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
+
 // ---- queue ----
 
 /// The longest text kept of an attempt's result: the reply of a next hop is quoted in bounces and logs, not more.
@@ -79,6 +102,15 @@ pub const CHUNK_COMMIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long an abort, or another entry that can be proposed again, may wait for a majority.
 pub const ABORT_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// How long the mark of an attempt may wait for a majority; the other server waits with its dialogue meanwhile.
+pub const MARK_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Marks are gathered for so long: at most 500 entries a second, and the dialogue that they run beside takes longer.
+pub const MARKS_GATHER: Duration = Duration::from_millis(2);
+
+/// Messages marked by one entry: some 15 bytes each.
+pub const MARKS_PER_ENTRY_MAX: usize = 2_000;
 
 /// Messages that wait for their abort to be committed: one per session that failed. More are left to the sweep of
 /// unfinished uploads, or are delivered although their client got `451`, which RFC 5321 §6.1 allows.
@@ -133,11 +165,8 @@ pub const UPLOAD_PINS_MAX: Duration = Duration::from_secs(3600);
 /// How often a replica notes how far it has applied, to know later how old entries are.
 pub const AGE_MARK_PERIOD: Duration = Duration::from_secs(10);
 
-/// What a message's record has in the log besides texts and body, about.
-pub const ENTRY_OVERHEAD_BYTES: usize = 256;
-
-/// The same for each recipient of it.
-pub const RECIPIENT_OVERHEAD_BYTES: usize = 32;
+/// What an entry of the log has besides what the index keeps of its message, about: the log's own record, field numbers.
+pub const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// Entries between two marks of how long the log has become, from which the bytes to trim are estimated.
 pub const VOLUME_MARK_ENTRIES: u64 = 256;
@@ -154,6 +183,10 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
+
+/// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
+/// needs, too.
+pub const LIST_PAGE_MESSAGES: usize = 1000;
 
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);
@@ -183,6 +216,9 @@ pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
 /// Longest proposal. A longer one is refused before it is written: an entry that no record of the log can hold, or no
 /// message between nodes, would end or stop the group on every replica.
 pub const PROPOSAL_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// How long a proposal that another node has forwarded may wait for a majority, whatever that node says.
+pub const FORWARDED_PROPOSAL_MAX: Duration = Duration::from_secs(60);
 
 /// Longest state of a checkpoint: it has to fit into one record and one message, as an entry has.
 pub const CHECKPOINT_BYTES_MAX: usize = 6 * 1024 * 1024;

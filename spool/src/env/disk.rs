@@ -5,12 +5,16 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, IoSlice},
+    num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::{fs::FallocateFlags, io::Errno};
+use rustix::{
+    fs::{Advice, FallocateFlags},
+    io::Errno,
+};
 
 /// One open file. Positions are absolute; there is no cursor to share.
 #[allow(clippy::len_without_is_empty, reason = "a file is no collection")]
@@ -25,6 +29,10 @@ pub trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Reserves `bytes` of space, so that later writes cannot meet a full disk.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// The next read of this range is to ask the medium, as far as that can be had. What was not synced is kept.
+    fn uncache(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 /// A disk. A simulation has its own.
@@ -98,6 +106,11 @@ impl DiskFile for File {
             Err(Errno::OPNOTSUPP) => fill(self, bytes),
             other => Ok(other?),
         }
+    }
+
+    fn uncache(&self, offset: u64, len: u64) {
+        // Advice: where it is not taken, reads are as good as without.
+        let _ = rustix::fs::fadvise(self, offset, NonZeroU64::new(len), Advice::DontNeed);
     }
 }
 

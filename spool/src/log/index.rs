@@ -287,6 +287,16 @@ impl Index {
             .map(|(&generation, _)| generation)
     }
 
+    /// A begun segment that was not released.
+    pub(super) fn segment(&self, generation: u64) -> Option<&Segment> {
+        self.segments.get(&generation)
+    }
+
+    /// The first of them from a generation on.
+    pub(super) fn segment_from(&self, generation: u64) -> Option<u64> {
+        self.segments.range(generation..).next().map(|(&generation, _)| generation)
+    }
+
     /// Takes out the segments before a generation.
     pub(super) fn take_before(&mut self, generation: u64) -> BTreeMap<u64, Segment> {
         let kept = self.segments.split_off(&generation);

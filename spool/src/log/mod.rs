@@ -8,9 +8,13 @@
 mod active;
 mod cache;
 mod index;
+mod mark;
 mod queue;
+mod reader;
 mod record;
 mod recovery;
+mod scrub;
+mod scrub_date;
 mod segment;
 mod sidecar;
 mod slots;
@@ -21,23 +25,23 @@ mod writer;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
     thread::JoinHandle,
 };
 
 use bytes::Bytes;
 
+pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
     index::Place,
     queue::Item,
-    record::{Kind, Record, Stamp, padded, parse},
+    record::Record,
     recovery::{Recovered, recover},
-    slots::Slot,
     writer::{Shared, State, Writer},
 };
 use crate::{
-    env::{Disk, DiskFile},
+    env::Disk,
     limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
 };
 
@@ -89,7 +93,8 @@ pub struct Options {
 
 /// Called on the writer thread when a write is durable, or has failed. A failed write has ended the log:
 /// every later call fails too, and the process is expected to end. Called on the caller's thread, before the
-/// call returns, with `Misuse`, and by calls to a log that has ended. Must not block.
+/// call returns, with `Misuse`, and by calls to a log that has ended; on a reader's thread if that finds damage.
+/// Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Why the log could not do something.
@@ -99,9 +104,11 @@ pub enum LogError {
     /// The disk failed a write or a sync; nothing after it can be trusted.
     #[error("the log's disk failed: {0}")]
     Disk(String),
-    /// A record on the disk is damaged where none may be: before the last commit marker.
+    /// A record on the disk is damaged where none may be: before the last commit marker. Or it was found to be so
+    /// earlier, and the log is marked.
     #[error(
-        "damaged log record in {file} at byte {offset}: {what}; this replica must be re-seeded"
+        "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
+         peers: move its data directory away and run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.
@@ -173,8 +180,11 @@ impl Log {
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
         let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
         let options = Options { segment_bytes, ..options };
+        if let Some(damage) = mark::find(&*disk, &options.dir)? {
+            return Err(damage);
+        }
         let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index));
+        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset));
         let writer = Writer {
             shared: Arc::clone(&shared),
             active,
@@ -270,35 +280,6 @@ impl Log {
         }
     }
 
-    /// Reads entries of an index range until `bytes_max` payload bytes are reached (at least one entry).
-    /// Blocks on the disk if they are no longer in the cache. The CRC of every record is checked.
-    ///
-    /// # Errors
-    /// `Missing` for the first index that is not there, `Damaged`, `Disk`.
-    pub fn read(
-        &self,
-        group: GroupId,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, LogError> {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        for index in range {
-            if bytes >= bytes_max && !entries.is_empty() {
-                break;
-            }
-            let entry = match self.locate(group, index)? {
-                Place::Memory(entry) => entry,
-                Place::Disk { slot, file, stamp } => {
-                    self.read_disk(group, index, slot, &*file, stamp)?
-                }
-            };
-            bytes += entry.payload.len();
-            entries.push(entry);
-        }
-        Ok(entries)
-    }
-
     /// Whether [`Log::read`] of this range would be answered from memory.
     #[must_use]
     pub fn is_cached(&self, group: GroupId, range: Range<u64>, bytes_max: usize) -> bool {
@@ -338,8 +319,20 @@ impl Log {
         self.inner.shared.lock().index.last_before(group, generation)
     }
 
+    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the log has failed for good, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
+    }
+
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
-    /// writer's thread: must not block.
+    /// thread that noticed: must not block.
     pub fn on_failure(&self, tell: Box<dyn FnOnce(String) + Send>) {
         let mut state = self.inner.shared.lock();
         if let Some(error) = state.failed.clone() {
@@ -388,58 +381,13 @@ impl Log {
         drop(state);
         shared.work.notify_one();
     }
-
-    /// Where an entry is.
-    fn locate(&self, group: GroupId, index: u64) -> Result<Place, LogError> {
-        let state = self.inner.shared.lock();
-        match &state.failed {
-            Some(error) => Err(error.clone()),
-            None => state.index.locate(group, index).ok_or(LogError::Missing { group, index }),
-        }
-    }
-
-    /// Reads an entry from its segment and checks that it is the one.
-    fn read_disk(
-        &self,
-        group: GroupId,
-        index: u64,
-        slot: Slot,
-        file: &dyn DiskFile,
-        stamp: Stamp,
-    ) -> Result<Entry, LogError> {
-        let payload_len = slot.len as usize;
-        let mut bytes = vec![0; padded(payload_len)];
-        let outcome = file
-            .read_at(u64::from(slot.offset), &mut bytes)
-            .map_err(|e| LogError::Disk(format!("reading {}: {e}", segment::name(slot.generation))))
-            .and_then(|()| {
-                let file = segment::name(slot.generation);
-                let offset = u64::from(slot.offset);
-                let parsed = parse(stamp, &bytes).map_err(|fault| fault.error(&file, offset))?;
-                let found = (parsed.kind, parsed.group, parsed.term, parsed.index, parsed.len);
-                if found == (Kind::Entry, group, slot.term, index, payload_len) {
-                    Ok(())
-                } else {
-                    let what = format!("entry {index} of group {group} expected, found {found:?}");
-                    Err(LogError::Damaged { file, offset, what })
-                }
-            });
-        if let Err(error) = outcome {
-            // The segment may have been recycled while it was read: then the entry is gone, not damaged.
-            return match self.locate(group, index)? {
-                Place::Disk { slot: now, .. } if now == slot => Err(error),
-                _ => Err(LogError::Missing { group, index }),
-            };
-        }
-        let payload = Bytes::from(bytes).slice(record::HEADER..record::HEADER + payload_len);
-        Ok(Entry { position: Position { term: slot.term, index }, payload })
-    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.work.notify_one();
+        self.shared.scrubs.notify_all();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread
             && thread.thread().id() != std::thread::current().id()

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use super::{
     LogError,
     record::{
-        ALIGN, Fault, HEADER, Kind, Parsed, Stamp, VERSION, add_check, looks_like_marker, padded,
-        parse, u32_at, u64_at,
+        ALIGN, Fault, HEADER, Kind, Parsed, Stamp, VERSION, add_check, looks_like_marker,
+        marker_fits, padded, parse, u32_at, u64_at,
     },
 };
 use crate::env::{Disk, DiskFile};
@@ -228,12 +228,8 @@ impl Image {
                 break Err((at, Fault::Bad("a seal stands in front of records".to_owned())));
             }
             if parsed.kind == Kind::Commit {
-                let right = parsed.term == scan.flushes
-                    && parsed.index == start as u64
-                    && parsed.len == 8
-                    && u32_at(bytes, HEADER) as usize == count
-                    && u32_at(bytes, HEADER + 4) == check;
-                if right {
+                let records = u32::try_from(count).unwrap_or(u32::MAX);
+                if marker_fits(&parsed, bytes, (scan.flushes, start as u64, records, check)) {
                     break Ok((at + padded(parsed.len), count));
                 }
                 let what = "the commit marker does not fit the records before it";

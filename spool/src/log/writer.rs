@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     thread::ThreadId,
 };
 
@@ -14,6 +14,7 @@ use super::{
     index::Index,
     queue::{Item, Queue, Taken},
     record::{Kind, Record},
+    scrub::ScrubState,
     segment::{free_name, name},
     sidecar,
 };
@@ -34,6 +35,10 @@ pub(super) struct Shared {
     pub(super) space: Condvar,
     /// Callers await here that the queue has room.
     pub(super) room: Notify,
+    /// The scrub waits here.
+    pub(super) scrubs: Condvar,
+    /// The log has failed; for those who ask often.
+    pub(super) ended: AtomicBool,
     /// The writer's thread, which must not wait for itself.
     pub(super) thread: OnceLock<ThreadId>,
     pub(super) disk: Arc<dyn Disk>,
@@ -51,10 +56,13 @@ pub(super) struct State {
     pub(super) closed: bool,
     /// Bytes in files that wait for reuse.
     pub(super) free_bytes: u64,
+    /// So far the last segment is synced.
+    pub(super) synced: u64,
+    pub(super) scrub: ScrubState,
 }
 
 impl Shared {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, index: Index) -> Self {
+    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, index: Index, synced: u64) -> Self {
         let state = State {
             index,
             queue: Queue::default(),
@@ -62,12 +70,16 @@ impl Shared {
             on_failure: Vec::new(),
             closed: false,
             free_bytes: 0,
+            synced,
+            scrub: ScrubState::default(),
         };
         Self {
             state: Mutex::new(state),
             work: Condvar::new(),
             space: Condvar::new(),
             room: Notify::new(),
+            scrubs: Condvar::new(),
+            ended: AtomicBool::new(false),
             thread: OnceLock::new(),
             disk,
             dir,
@@ -89,6 +101,8 @@ enum Work {
     /// The last flush is to be confirmed: nothing came for a while.
     Confirm,
     Stop,
+    /// Somebody else has ended the log.
+    Ended,
 }
 
 /// The thread's own state.
@@ -130,6 +144,7 @@ impl Writer {
                 Work::Release => self.flush(needed)?,
                 Work::Confirm => self.confirm()?,
                 Work::Stop => return self.confirm(),
+                Work::Ended => return Ok(()),
             }
         }
     }
@@ -145,6 +160,9 @@ impl Writer {
         let confirm = self.active.unconfirmed && self.active.confirmable();
         let mut state = self.shared.lock();
         loop {
+            if state.failed.is_some() {
+                return Work::Ended;
+            }
             let work = match state.queue.take(self.active.space()) {
                 Taken::Batch(batch) => Work::Flush(batch),
                 Taken::NoRoom(first) => Work::Rotate(first),
@@ -219,6 +237,7 @@ impl Writer {
             }
         }
         state.index.evict(self.cache_bytes);
+        state.synced = self.active.offset;
         Ok(())
     }
 
@@ -249,7 +268,11 @@ impl Writer {
         let Shared { disk, dir, .. } = &*self.shared;
         let next = Active::begin(&**disk, dir, &mut self.free, &beginning)?;
         self.active.seal()?;
-        self.shared.lock().index.begin(next.stamp, Arc::clone(&next.file), next.size);
+        {
+            let mut state = self.shared.lock();
+            state.index.begin(next.stamp, Arc::clone(&next.file), next.size);
+            state.synced = next.offset;
+        }
         let begun = sidecar::Builder::begin(next.stamp, released, self.active.offset, &records);
         let full = std::mem::replace(&mut self.sidecar, begun);
         if released < generation {
@@ -277,21 +300,11 @@ impl Writer {
         metrics::gauge!("ppsw_log_segments").set(state.index.usage().0 as f64);
     }
 
-    /// Ends the log: all who wait are told, and all who come.
+    /// Ends the log, and tells those whose records were being written.
     fn fail(&mut self, error: &LogError) {
-        tracing::error!(%error, "the log has failed; the process must end");
-        let mut state = self.shared.lock();
-        state.failed = Some(error.clone());
-        let waiting = state.queue.drain();
-        let told = std::mem::take(&mut state.on_failure);
-        drop(state);
-        self.shared.room.notify_waiters();
-        self.shared.space.notify_all();
-        for done in self.batch.drain(..).chain(waiting).filter_map(|item| item.done) {
+        let error = self.shared.fail(error);
+        for done in self.batch.drain(..).filter_map(|item| item.done) {
             done(Err(error.clone()));
-        }
-        for tell in told {
-            tell(error.to_string());
         }
     }
 }

@@ -10,11 +10,11 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use metrics::counter;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     BodyReader,
-    entry::{self, BodyBytes},
+    entry::{self, BodyBytes, Tried},
     message::{Body, MessageId, QueuedMessage},
     replica::Replica,
 };
@@ -138,11 +138,19 @@ async fn carry_one(
     if !pinned || !may_carry(replica) {
         return Ok(());
     }
-    match Arc::clone(replica).carry(id, CARRY_COMMIT_MAX, Some(pace)).await? {
-        Reply::Refused(why) => debug!(%id, "not carried, later perhaps: {why}"),
-        Reply::Done | Reply::Value(_) => {}
+    match Arc::clone(replica).carry(id, CARRY_COMMIT_MAX, Some(pace)).await {
+        Ok(Reply::Done | Reply::Value(_)) => Ok(()),
+        Ok(Reply::Refused(why)) => {
+            debug!(%id, "not carried, later perhaps: {why}");
+            Ok(())
+        }
+        // The others can be carried all the same.
+        Err(CarryError::Read(error)) => {
+            warn!(%id, "not carried, so its part of the log stays: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Aborts uploads that began at or before `upto`; their clients get `451`.
@@ -168,7 +176,8 @@ impl Replica {
             return Ok(Reply::Refused(format!("{id} is not in the queue")));
         };
         let _upload = Upload::new(&self, id);
-        let mut reader = BodyReader::new(Arc::clone(&self), &message).without_prepend();
+        let mut reader = BodyReader::new(Arc::clone(&self), &message);
+        let prepend = reader.prepend().await?;
         let (mut count, mut bytes, mut whole) = (0, 0, Bytes::new());
         while let Some(piece) = reader.next().await? {
             bytes += piece.len() as u64;
@@ -189,12 +198,19 @@ impl Replica {
             Body::Inline { .. } => BodyBytes::Inline(whole),
             Body::Chunks { .. } => BodyBytes::Chunks { count, bytes },
         };
+        if bytes.saturating_add(prepend.len() as u64) != message.size {
+            // What is written again must be the message, to the byte.
+            let why = format!("{bytes} bytes of body where {} belong to {id}", message.size);
+            return Err(LogError::Misuse(why).into());
+        }
         let record = {
             let state = self.machine.lock();
             // Record and index belong together: nothing may be applied between.
             match (state.index.get(id), state.index.applied()) {
                 (Some(message), Some(made_at)) => {
-                    record(&message, state.index.tried(id), made_at, &body)
+                    let mut message = QueuedMessage::clone(&message);
+                    message.envelope.prepend = prepend;
+                    record(message, state.index.tried(id), made_at, &body)
                 }
                 _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),
             }
@@ -208,12 +224,11 @@ impl Replica {
 }
 
 /// The entry; without the peers' texts if they make it longer than an entry may be (thousands of recipients).
-fn record(message: &QueuedMessage, tried: bool, made_at: u64, body: &BodyBytes) -> Bytes {
-    let whole = entry::carry(message, tried, made_at, body.clone());
+fn record(mut message: QueuedMessage, tried: Tried, made_at: u64, body: &BodyBytes) -> Bytes {
+    let whole = entry::carry(&message, tried, made_at, body.clone());
     if whole.len() <= ENTRY_BYTES_MAX {
         return whole;
     }
-    let mut message = message.clone();
     message.recipients.iter_mut().for_each(|attempt| attempt.last_error.clear());
     entry::carry(&message, tried, made_at, body.clone())
 }

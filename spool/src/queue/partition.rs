@@ -16,7 +16,7 @@ use crate::{
     NodeId, PartitionId,
     env::UnixMs,
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::ENTRY_BYTES_MAX,
+    limits::{ENTRY_BYTES_MAX, LIST_PAGE_MESSAGES},
 };
 
 /// One partition as this node carries it. Clones share it.
@@ -78,9 +78,22 @@ impl Partition {
         self.replica.machine.lock().index.get(id)
     }
 
-    /// All messages, oldest first.
+    /// All messages, oldest first, as each is when it is come to: those that come or go meanwhile may be among them
+    /// or not. Takes a page at a time, so that neither memory nor delivery feel a long queue.
+    pub fn messages(&self) -> impl Iterator<Item = Arc<QueuedMessage>> + Send + use<> {
+        let replica = Arc::clone(&self.replica);
+        let mut after = None;
+        std::iter::from_fn(move || {
+            let page = replica.machine.lock().index.page(after, LIST_PAGE_MESSAGES);
+            after = page.last().map(|message| message.id);
+            after.map(|_| page)
+        })
+        .flatten()
+    }
+
+    /// All of [`Self::messages`].
     pub fn list(&self) -> Vec<Arc<QueuedMessage>> {
-        self.replica.machine.lock().index.list()
+        self.messages().collect()
     }
 
     /// Up to `limit` messages whose next attempt is due at `now`, earliest first, leaving out those for which
@@ -102,6 +115,13 @@ impl Partition {
     /// This node may deliver from here now: it has the lease and is not handing over.
     pub fn may_deliver(&self) -> bool {
         self.replica.may_deliver()
+    }
+
+    /// Writes into the log that an attempt for this message is under way. To be awaited before its final dot: a
+    /// successor then knows that it may have been delivered, and an abort comes too late. It may run beside the
+    /// dialogue. False: nothing is to be sent, because the message has gone or been aborted, or no majority answers.
+    pub async fn begin(&self, id: MessageId) -> bool {
+        Arc::clone(&self.replica).begin(id).await
     }
 
     /// Records the outcome of an attempt. If this node no longer leads, `NotLeader` tells who does: forward it.

@@ -3,6 +3,8 @@
 mod damage;
 mod history;
 mod model;
+mod reading;
+mod scrubbing;
 mod sidecars;
 mod sim;
 

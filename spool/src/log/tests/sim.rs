@@ -57,6 +57,8 @@ struct World {
     stopped: bool,
     trouble: Option<(u64, Trouble)>,
     operations: u64,
+    /// So many reads fail with EIO.
+    failing_reads: u64,
     lies: Lies,
     rng: StdRng,
 }
@@ -94,6 +96,7 @@ impl SimDisk {
             stopped: false,
             trouble: None,
             operations: 0,
+            failing_reads: 0,
             lies,
             rng: StdRng::seed_from_u64(seed),
         };
@@ -104,6 +107,25 @@ impl SimDisk {
     pub(super) fn trouble(&self, after: u64, trouble: Trouble) {
         let mut world = self.world.lock().unwrap();
         world.trouble = Some((world.operations + after, trouble));
+    }
+
+    /// Lets the next `count` reads fail with EIO.
+    pub(super) fn fail_reads(&self, count: u64) {
+        self.world.lock().unwrap().failing_reads = count;
+    }
+
+    /// What a file holds, as reads see it.
+    pub(super) fn content(&self, path: &Path) -> Vec<u8> {
+        let world = self.world.lock().unwrap();
+        world.files[world.names[path]].cached.clone()
+    }
+
+    /// Gives a file other content, in the cache and on the medium.
+    pub(super) fn replace(&self, path: &Path, content: &[u8]) {
+        let mut world = self.world.lock().unwrap();
+        let id = world.names[path];
+        let (cached, durable) = (content.to_vec(), content.to_vec());
+        world.files[id] = File { cached, durable, pending: Vec::new() };
     }
 
     /// From now on the process can do nothing more, as if killed.
@@ -265,7 +287,11 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let world = self.disk.world.lock().unwrap();
+        let mut world = self.disk.world.lock().unwrap();
+        if world.failing_reads > 0 {
+            world.failing_reads -= 1;
+            return Err(eio());
+        }
         let at = usize::try_from(offset).unwrap();
         let bytes = world.files[self.id].cached.get(at..at + buf.len());
         buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);

@@ -1,10 +1,9 @@
 //! What of a queue keeps the log from being trimmed, and how much of the log it needs.
 
-use super::Index;
-use crate::{
-    limits::{ENTRY_OVERHEAD_BYTES, RECIPIENT_OVERHEAD_BYTES},
-    queue::message::{Attempt, MessageId, QueuedMessage},
-};
+use std::ops::Bound;
+
+use super::{Index, key::Key};
+use crate::queue::message::MessageId;
 
 /// What the first entry that a replay needs is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +31,13 @@ impl Index {
     /// The first index that a replay needs when everything up to `applied` is, and for what.
     pub(in crate::queue) fn keeper(&mut self, applied: u64) -> (u64, Keeper) {
         let first = self.checkpoint(applied).map_or(0, |start| start.saturating_add(1));
-        let keeper = if self.pins.first_key_value().is_some_and(|(&pin, _)| pin == first) {
+        let keeper = if self.pins.first() == Some(first) {
             let upload = self.partials.iter().find(|(_, partial)| partial.pin == first);
-            let message = || self.messages.iter().find(|(_, slot)| slot.pin == first);
+            let pinned = |slot: &super::Slot| slot.head().is_some_and(|head| head.pin == first);
+            let message = || self.messages.iter().find(|(_, slot)| pinned(slot));
             match upload {
                 Some((id, _)) => Keeper::Upload(*id),
-                None => message().map_or(Keeper::History, |(id, _)| Keeper::Message(*id)),
+                None => message().map_or(Keeper::History, |(key, _)| Keeper::Message(key.id())),
             }
         } else if first <= applied {
             Keeper::History
@@ -55,12 +55,12 @@ impl Index {
         after: Option<MessageId>,
         look: usize,
     ) -> (Vec<(u64, MessageId)>, Option<MessageId>) {
-        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        let from = after.and_then(Key::of).map_or(Bound::Unbounded, Bound::Excluded);
         let (mut found, mut last, mut seen) = (Vec::new(), None, 0);
-        for (id, slot) in self.messages.range((from, std::ops::Bound::Unbounded)).take(look) {
-            (last, seen) = (Some(*id), seen + 1);
-            if slot.pin <= upto {
-                found.push((slot.pin, *id));
+        for (key, slot) in self.messages.range((from, Bound::Unbounded)).take(look) {
+            (last, seen) = (Some(key.id()), seen + 1);
+            if let Some(head) = slot.head().filter(|head| head.pin <= upto) {
+                found.push((head.pin, key.id()));
             }
         }
         (found, last.filter(|_| seen == look))
@@ -68,12 +68,12 @@ impl Index {
 
     /// The first index that a message needs.
     pub(in crate::queue) fn pin_of(&self, id: MessageId) -> Option<u64> {
-        self.messages.get(&id).map(|slot| slot.pin)
+        self.head(id).map(|head| head.pin)
     }
 
     /// Some record of a message or upload lies at or before `upto`.
     pub(in crate::queue) fn pins_upto(&self, upto: u64) -> bool {
-        self.pins.first_key_value().is_some_and(|(&pin, _)| pin <= upto)
+        self.pins.first().is_some_and(|pin| pin <= upto)
     }
 
     /// The lowest start at or behind `upto` that no refusal forbids.
@@ -91,17 +91,4 @@ impl Index {
         let old = self.partials.iter().filter(|(_, partial)| partial.pin <= upto);
         old.map(|(id, _)| *id).collect()
     }
-}
-
-/// About how many bytes of the log a message needs: its bytes, and its record with the state of each recipient.
-pub(super) fn weight(message: &QueuedMessage) -> u32 {
-    let attempt = |attempt: &Attempt| {
-        let to = &attempt.recipient;
-        let texts = to.address.len() + to.notify.len() + to.original.len();
-        let done: usize = attempt.done.iter().map(String::len).sum();
-        texts + attempt.last_error.len() + done + RECIPIENT_OVERHEAD_BYTES
-    };
-    let recipients: usize = message.recipients.iter().map(attempt).sum();
-    let bytes = message.size.saturating_add((recipients + ENTRY_OVERHEAD_BYTES) as u64);
-    u32::try_from(bytes).unwrap_or(u32::MAX)
 }

@@ -50,6 +50,8 @@ pub(super) struct Fake {
     pub(super) waiting_most: AtomicU64,
     trimmed: AtomicU64,
     pub(super) trim_wanted: watch::Sender<Option<u64>>,
+    /// Whether `forward` finds a leader.
+    pub(super) leader_known: Mutex<bool>,
 }
 
 #[async_trait]
@@ -73,6 +75,13 @@ impl Proposals for Fake {
             return Err(ProposeError::Timeout(deadline));
         }
         Ok(reply)
+    }
+
+    async fn forward(&self, payload: Bytes, _: Duration) -> Result<Reply, ProposeError> {
+        if !*self.leader_known.lock().unwrap() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        Ok(self.append(payload))
     }
 
     async fn read(&self, index: u64) -> Result<Bytes, LogError> {
@@ -174,6 +183,7 @@ pub(super) fn world() -> World {
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
         trim_wanted: watch::Sender::new(None),
+        leader_known: Mutex::new(true),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }

@@ -20,7 +20,7 @@ use crate::{
     log::{Log, Options},
 };
 
-const SEGMENT: u64 = 512 * 1024;
+const SEGMENT: u64 = 256 * 1024;
 const FLOOR: u64 = 8 * SEGMENT;
 /// What a log may have besides: segments that were begun since the last look.
 const SLACK: u64 = 4 * SEGMENT;
@@ -161,7 +161,12 @@ async fn traffic(node: &Node, id: PartitionId, bytes: u64) {
 async fn until_short(nodes: &[Node]) {
     let deadline = SystemClock.instant() + 3 * PATIENCE;
     while let Some(long) = nodes.iter().find(|node| node.log_bytes() > FLOOR + SLACK) {
-        assert!(SystemClock.instant() < deadline, "node {}: {:?}", long.number, long.spool.log_report());
+        assert!(
+            SystemClock.instant() < deadline,
+            "node {}: {:?}",
+            long.number,
+            long.spool.log_report()
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
