@@ -76,6 +76,20 @@ pub const SCRUB_READ_BYTES: usize = 256 * 1024;
 /// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
 pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
 
+/// How often free space is measured, and how often a spare segment that could not be made is tried again: others have
+/// to know within two seconds that a disk is low.
+pub const SPACE_POLL: Duration = Duration::from_millis(500);
+
+/// The first wait of the log when its disk is full; most waits end when a purge has freed a file …
+pub const LOG_FULL_RETRY_MIN: Duration = Duration::from_millis(10);
+
+/// … and the longest: an operator has to make room.
+pub const LOG_FULL_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Part of a segment that a log without a spare keeps for votes, purges and checkpoints: entries of other leaders are
+/// not taken when less than one in so many bytes is left.
+pub const LOG_LAST_RESERVE: u64 = 4;
+
 // ---- queue ----
 
 /// The longest text kept of an attempt's result: the reply of a next hop is quoted in bounces and logs, not more.
@@ -240,6 +254,9 @@ pub const CHECKPOINT_ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Entries that a learner may lack when it becomes a voter: from then on commits may have to wait for it.
 pub const LEARNER_LAG_MAX: u64 = 2_000;
+
+/// A peer's free space that was not told again for so long is not known any more: heartbeats are answered every 150 ms.
+pub const SPACE_KNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// What is taken off a lease for the time between looking at it and acting, and for clocks that run unequally.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

@@ -53,6 +53,17 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Free bytes for us on the file system of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// Files that can still be made on the file system of `dir`; `u64::MAX` if it has no such limit.
+    fn free_inodes(&self, dir: &Path) -> io::Result<u64> {
+        let _ = dir;
+        Ok(u64::MAX)
+    }
+}
+
+/// Whether an error says that there is no space (or no quota) left: the one trouble of a disk that passes by itself.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The machine's disk.
@@ -181,6 +192,12 @@ impl Disk for SystemDisk {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    fn free_inodes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        // Some file systems make inodes as they need them, and say that there are none at all.
+        Ok(if stat.f_files == 0 { u64::MAX } else { stat.f_favail })
+    }
 }
 
 #[cfg(test)]
@@ -212,6 +229,7 @@ mod tests {
         disk.open(&sub.join("two")).unwrap();
         disk.remove(&sub.join("two")).unwrap();
         assert!(disk.free_bytes(&sub).unwrap() > 0);
+        assert!(disk.free_inodes(&sub).unwrap() > 0);
     }
 
     #[test]

@@ -4,4 +4,4 @@ mod clock;
 mod disk;
 
 pub use clock::{Clock, SystemClock, UnixMs};
-pub use disk::{Disk, DiskFile, SystemDisk};
+pub use disk::{Disk, DiskFile, SystemDisk, is_full};

@@ -18,6 +18,7 @@ mod scrub_date;
 mod segment;
 mod sidecar;
 mod slots;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -25,9 +26,11 @@ mod writer;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, atomic::Ordering},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread::JoinHandle,
 };
+
+pub use self::space::{Space, SpaceLimits};
 
 use bytes::Bytes;
 
@@ -104,6 +107,9 @@ pub enum LogError {
     /// The disk failed a write or a sync; nothing after it can be trusted.
     #[error("the log's disk failed: {0}")]
     Disk(String),
+    /// The disk is full. Passes by itself: only told when the log is closed while it waits for space.
+    #[error("the log's disk is full: {0}")]
+    NoSpace(String),
     /// A record on the disk is damaged where none may be: before the last commit marker. Or it was found to be so
     /// earlier, and the log is marked.
     #[error(
@@ -162,7 +168,7 @@ pub struct Log {
 
 struct Inner {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Log {
@@ -172,8 +178,8 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
-    /// have the directory open.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its threads. Nobody else may have the
+    /// directory open. Waits, without an end, for space if the disk is full and it cannot be opened so.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
@@ -183,8 +189,10 @@ impl Log {
         if let Some(damage) = mark::find(&*disk, &options.dir)? {
             return Err(damage);
         }
-        let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset));
+        let Recovered { index, active, sidecar, free, released } =
+            space::patiently(|| recover(&*disk, &options))?;
+        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+        let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
         let writer = Writer {
             shared: Arc::clone(&shared),
             active,
@@ -196,11 +204,19 @@ impl Log {
             frame: Frame::default(),
             batch: Vec::new(),
         };
+        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        log.start("ppsw-log", || writer.run())?;
+        log.start("ppsw-spare", || spare.run())?;
+        Ok(log)
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
         let thread = std::thread::Builder::new()
-            .name("ppsw-log".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
+            .name(name.to_owned())
+            .spawn(run)
+            .map_err(|e| LogError::Disk(format!("starting the log's threads: {e}")))?;
+        self.inner.threads().push(thread);
+        Ok(())
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -297,6 +313,25 @@ impl Log {
         true
     }
 
+    /// Sets below which free space the disk counts as low. Until then, and by default, it is low when it is full.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.inner.shared.disk_space.limit(limits);
+    }
+
+    /// Free space as last measured, at most a second ago. Cheap.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.inner.shared.disk_space.last()
+    }
+
+    /// Whether entries from leaders are to be taken: `false` if the disk is full and only the reserve for votes,
+    /// purges and checkpoints is left. Cheap.
+    #[must_use]
+    pub fn takes_entries(&self) -> bool {
+        let shared = &*self.inner.shared;
+        !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -383,17 +418,25 @@ impl Log {
     }
 }
 
+impl Inner {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.work.notify_one();
         self.shared.scrubs.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A panic of the writer has been reported by its own thread.
-            let _ = thread.join();
+        self.shared.closing.notify_all();
+        self.shared.disk_space.wake();
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic of a thread has been reported by itself.
+                let _ = thread.join();
+            }
         }
     }
 }

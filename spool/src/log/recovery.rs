@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     LogError, Options,
-    active::{Active, Beginning, Free},
+    active::{Active, Beginning, Free, NEVER, Supply},
     index::Index,
     record::{Kind, Record},
     segment::{Image, Scan, free_generation_of, free_name, generation_of, name},
@@ -48,7 +48,7 @@ struct Tail {
 pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
     let dir = &*options.dir;
     let failed = |e| LogError::Disk(format!("{}: {e}", dir.display()));
-    disk.create_dir(dir).map_err(failed)?;
+    disk.create_dir(dir).map_err(|e| LogError::of(&dir.display().to_string(), &e))?;
     let names = disk.list(dir).map_err(failed)?;
     let mut segments: BTreeSet<u64> = names.iter().filter_map(|n| generation_of(n)).collect();
     let mut free = free_files(disk, dir, &names)?;
@@ -121,7 +121,8 @@ fn create(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
         first: 0,
     };
     let mut free = Free::new();
-    let active = Active::begin(disk, &options.dir, &mut free, &beginning)?;
+    let mut supply = Supply { free: &mut free, spare: &|| None, again: NEVER };
+    let active = Active::begin(disk, &options.dir, &mut supply, &beginning)?;
     let mut index = Index::default();
     index.begin(active.stamp, Arc::clone(&active.file), active.size);
     let sidecar = sidecar::Builder::begin(active.stamp, FIRST, 0, &[]);
@@ -292,7 +293,7 @@ fn seal_before(disk: &dyn Disk, dir: &Path, generation: u64, end: u64) -> Result
         flushes: scan.flushes,
         unconfirmed: false,
     };
-    sealed.seal()
+    sealed.seal(NEVER)
 }
 
 fn damaged(path: &Path, what: &str) -> LogError {

@@ -14,6 +14,7 @@ use super::{
     super::{segment::Image, *},
     entry,
     model::Model,
+    settle,
     sim::{Lies, SimDisk, Trouble},
     wait,
 };
@@ -149,6 +150,7 @@ fn a_failed_write_ends_the_log() {
         })
     };
     log.on_failure(tell());
+    settle(&log);
     disk.trouble(1, Trouble::Error);
     assert!(matches!(append(&log, 1, 0, 10), Err(LogError::Disk(_))));
     assert!(matches!(append(&log, 1, 0, 10), Err(LogError::Disk(_))));
@@ -167,6 +169,7 @@ fn what_a_failed_sync_left_in_the_cache_is_written_again() {
         let disk = SimDisk::new(seed, Lies::default());
         let log = open(&disk).unwrap();
         append(&log, 1, 0, 600).unwrap();
+        settle(&log);
         disk.trouble(2, Trouble::Error);
         assert!(append(&log, 1, 1, 1500).is_err());
         drop(log);
@@ -189,6 +192,7 @@ fn a_torn_tail_is_zeroed() {
         let disk = SimDisk::new(seed, Lies::default());
         let log = open(&disk).unwrap();
         append(&log, 1, 0, 600).unwrap();
+        settle(&log);
         disk.trouble(2, Trouble::Stop);
         let entries = (1..4).map(|i| entry(1, i, vec![9; 800])).collect();
         assert!(wait(|done| log.append(1, entries, done)).is_err());

@@ -28,6 +28,16 @@ pub(super) enum Trouble {
     Stop,
     /// It fails with EIO.
     Error,
+    /// It and those that follow, so many in all, fail with ENOSPC if they could need space. That passes.
+    Full(u64),
+}
+
+/// Kinds of changing operations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Never fails for want of space: it gives space back.
+    Nothing,
+    Space,
 }
 
 #[derive(Clone, Default)]
@@ -59,6 +69,10 @@ struct World {
     operations: u64,
     /// So many reads fail with EIO.
     failing_reads: u64,
+    /// Operations that met a full disk.
+    met: u64,
+    /// Bytes that all files together may have.
+    capacity: u64,
     lies: Lies,
     rng: StdRng,
 }
@@ -97,6 +111,8 @@ impl SimDisk {
             trouble: None,
             operations: 0,
             failing_reads: 0,
+            met: 0,
+            capacity: 1 << 30,
             lies,
             rng: StdRng::seed_from_u64(seed),
         };
@@ -126,6 +142,16 @@ impl SimDisk {
         let id = world.names[path];
         let (cached, durable) = (content.to_vec(), content.to_vec());
         world.files[id] = File { cached, durable, pending: Vec::new() };
+    }
+
+    /// Lets all files together have so many bytes.
+    pub(super) fn limit(&self, capacity: u64) {
+        self.world.lock().unwrap().capacity = capacity;
+    }
+
+    /// How many operations met a full disk so far.
+    pub(super) fn met_full(&self) -> u64 {
+        self.world.lock().unwrap().met
     }
 
     /// From now on the process can do nothing more, as if killed.
@@ -173,12 +199,31 @@ impl SimDisk {
         &self,
         operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
     ) -> io::Result<T> {
+        self.change_that(Need::Space, operation)
+    }
+
+    fn change_that<T>(
+        &self,
+        need: Need,
+        operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut world = self.world.lock().unwrap();
         if world.life != self.life || world.stopped {
             return Err(eio());
         }
         world.operations += 1;
         match world.trouble {
+            Some((at, Trouble::Full(count))) => {
+                let full = (at..at + count).contains(&world.operations) && need == Need::Space;
+                if !full {
+                    return operation(&mut world, Extent::All);
+                }
+                world.met += 1;
+                if world.rng.random() {
+                    let _ = operation(&mut world, Extent::Part);
+                }
+                Err(io::ErrorKind::StorageFull.into())
+            }
             Some((at, trouble)) if at == world.operations => {
                 if world.rng.random() {
                     let _ = operation(&mut world, Extent::Part);
@@ -210,6 +255,11 @@ impl DirOp {
 }
 
 impl World {
+    /// Bytes of all files.
+    fn used(&self) -> u64 {
+        self.names.values().map(|&id| self.files[id].cached.len() as u64).sum()
+    }
+
     fn name(&mut self, operation: DirOp) {
         self.pending_names.push(operation.clone());
         operation.apply(&mut self.names);
@@ -318,8 +368,13 @@ impl DiskFile for SimFile {
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.disk.change(|world, _| {
+            let used = world.used();
             let cached = &mut world.files[self.id].cached;
             let len = cached.len().max(usize::try_from(bytes).unwrap());
+            if used + (len - cached.len()) as u64 > world.capacity {
+                world.met += 1;
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             cached.resize(len, 0);
             Ok(())
         })
@@ -334,7 +389,13 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.change(|world, _| {
+        self.change(|world, extent| {
+            // A file cannot be half there.
+            if matches!(extent, Extent::Part)
+                && matches!(world.trouble, Some((_, Trouble::Full(_))))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             if world.names.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
             }
@@ -346,7 +407,12 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.change(|world, _| {
+        self.change(|world, extent| {
+            if matches!(extent, Extent::Part)
+                && matches!(world.trouble, Some((_, Trouble::Full(_))))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
             world.name(DirOp::Rename(from.to_owned(), to.to_owned()));
             Ok(())
@@ -354,7 +420,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.change(|world, _| {
+        self.change_that(Need::Nothing, |world, _| {
             world.names.get(path).ok_or(io::ErrorKind::NotFound)?;
             world.name(DirOp::Remove(path.to_owned()));
             Ok(())
@@ -390,6 +456,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(1 << 30)
+        let world = self.world.lock().unwrap();
+        Ok(world.capacity.saturating_sub(world.used()))
     }
 }
