@@ -8,7 +8,7 @@ use ppsw_proto::control::{
 };
 use tonic::{Request, Response, Status};
 
-use super::queue;
+use super::{log, queue};
 use crate::{
     NodeId, limits,
     pki::{self, Peer},
@@ -41,6 +41,10 @@ impl Admin for Service {
             partitions,
             control: Some(group_status(CONTROL, &[], &reports)),
         }))
+    }
+
+    async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::LogReply>, Status> {
+        Ok(Response::new(log::everywhere(&self.0).await))
     }
 
     type QueueStream = BoxStream<'static, Result<pb::QueuePage, Status>>;
