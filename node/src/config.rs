@@ -40,6 +40,9 @@ pub struct NodeConfig {
     /// Size of one file of the spool's log, bytes.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
+    /// How long the log may get, in bytes, before what is old in it is carried, however little is alive.
+    #[serde(default = "default_log_floor")]
+    pub log_floor: u64,
     /// Memory for log entries that were appended lately, bytes.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: usize,
@@ -157,6 +160,14 @@ impl NodeConfig {
                 humantime::format_duration(limits::SCRUB_PERIOD_MAX)
             ));
         }
+        // Segments that are just begun, and those that wait for their checkpoint, are no reason to carry.
+        let floor_min = self.segment_bytes.saturating_mul(4);
+        if self.log_floor < floor_min {
+            return Err(format!(
+                "log_floor = {}: expected at least {floor_min}, four times segment_bytes",
+                self.log_floor
+            ));
+        }
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
         for address in self.listeners.iter().map(|l| l.address).chain(own) {
@@ -170,6 +181,10 @@ impl NodeConfig {
 
 const fn default_segment_bytes() -> u64 {
     64 * 1024 * 1024
+}
+
+const fn default_log_floor() -> u64 {
+    ppsw_spool::limits::LOG_FLOOR_BYTES
 }
 
 const fn default_cache_bytes() -> usize {

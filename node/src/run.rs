@@ -120,6 +120,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     let hooks = Arc::new(Hooks::default());
     let plane = start_or_rejoin(&config, &hooks).await?;
     let spool = plane.spool();
+    spool.set_log_floor(config.log_floor);
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
     let router =

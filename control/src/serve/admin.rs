@@ -6,7 +6,7 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status};
 
-use super::queue;
+use super::{log, queue};
 use crate::{
     NodeId, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -42,6 +42,10 @@ impl Admin for Service {
             }),
             removed: state.removed.values().cloned().collect(),
         }))
+    }
+
+    async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::LogReply>, Status> {
+        Ok(Response::new(log::everywhere(&self.0).await))
     }
 
     type QueueStream = BoxStream<'static, Result<pb::QueuePage, Status>>;

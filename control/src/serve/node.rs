@@ -7,7 +7,7 @@ use ppsw_proto::control::{self as pb, node_server::Node};
 use ppsw_spool::{group::ProposeError, queue::Outcome};
 use tonic::{Request, Response, Status};
 
-use super::{join, queue};
+use super::{join, log, queue};
 use crate::{
     limits,
     pki::Peer,
@@ -100,6 +100,10 @@ impl Node for Service {
         _: Request<pb::StateRequest>,
     ) -> Result<Response<pb::StateReply>, Status> {
         Ok(Response::new(pb::StateReply { state: Some(self.0.state().to_proto()) }))
+    }
+
+    async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::NodeLog>, Status> {
+        Ok(Response::new(log::here(&self.0)))
     }
 }
 

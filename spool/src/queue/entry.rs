@@ -31,8 +31,8 @@ pub(super) enum Change {
     Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
     Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
     Handover { to: NodeId },
-    Begin { ids: Vec<MessageId> },
     Settle { upto: u64 },
+    Begin { ids: Vec<MessageId> },
 }
 
 /// Where an `Accept` or `Carry` says that its body is.
@@ -139,11 +139,11 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
             Change::Carry { id, made_at, record: read_record(record)?, body }
         }
         Kind::Handover(e) => Change::Handover { to: e.to },
+        Kind::Settle(e) => Change::Settle { upto: e.upto },
         Kind::Begin(e) => {
             let ids = e.messages.into_iter().map(|id| read_id(Some(id)));
             Change::Begin { ids: ids.collect::<Result<_, _>>()? }
         }
-        Kind::Settle(e) => Change::Settle { upto: e.upto },
     })
 }
 
@@ -291,14 +291,14 @@ pub(super) fn handover(to: NodeId) -> Bytes {
     encode(pb::spool_entry::Kind::Handover(pb::Handover { to }))
 }
 
-pub(super) fn begin(ids: &[MessageId]) -> Bytes {
-    let messages = ids.iter().copied().map(write_id).collect();
-    encode(pb::spool_entry::Kind::Begin(pb::Begin { messages }))
-}
-
 /// Nothing that was on its way before `upto` is still to come.
 pub(super) fn settle(upto: u64) -> Bytes {
     encode(pb::spool_entry::Kind::Settle(pb::Settle { upto }))
+}
+
+pub(super) fn begin(ids: &[MessageId]) -> Bytes {
+    let messages = ids.iter().copied().map(write_id).collect();
+    encode(pb::spool_entry::Kind::Begin(pb::Begin { messages }))
 }
 
 /// The state of a checkpoint: the highest id of each node.

@@ -250,9 +250,9 @@ mod tests {
         assert_eq!(history.start(10), Some(10));
         assert_eq!(history.start(9), Some(2), "9 lies in 5..10, 4 then in 3..7");
         assert_eq!(history.start(2), Some(2));
-        assert_eq!((history.reach(2), history.reach(4), history.reach(11)), (2, 7, 11));
+        assert_eq!((history.reach(2), history.reach(4), history.reach(11)), (2, 10, 11));
         history.refused(8, 6);
-        assert_eq!(history.reach(4), 10, "7 lies in 6..8, 8 in 5..10");
+        assert_eq!(history.reach(4), 10, "4 lies in 3..7, 7 in 6..8, 8 in 5..10");
         history.refused(4, 0);
         assert_eq!(history.start(9), None);
     }

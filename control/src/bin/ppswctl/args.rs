@@ -38,7 +38,11 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Nodes, partitions, and who leads them.
-    Status,
+    Status {
+        /// Instead, how long the nodes' logs are, and why their oldest segments are kept.
+        #[arg(long)]
+        log: bool,
+    },
     /// Members of the cluster.
     Node {
         #[command(subcommand)]

@@ -11,6 +11,7 @@ mod address;
 mod age;
 mod args;
 mod drain;
+mod log;
 mod node;
 mod queue;
 mod status;
@@ -105,7 +106,8 @@ async fn run(args: Args) -> Result<(), Failure> {
     let mut admin = address::connect(&cluster).await?;
     let json = args.json;
     match args.verb {
-        Verb::Status => status::status(&mut admin, json).await,
+        Verb::Status { log: true } => log::log(&mut admin, json).await,
+        Verb::Status { log: false } => status::status(&mut admin, json).await,
         Verb::Node { verb } => match verb {
             NodeVerb::List => status::nodes(&mut admin, json).await,
             NodeVerb::Remove { node, reason, force, timeout } => {
