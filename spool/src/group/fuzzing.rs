@@ -1,6 +1,8 @@
 //! What comes from other nodes and stands in entries and checkpoints, given anything. For the fuzz target `raft_wire`,
 //! and with chosen bytes for the tests.
 
+#![allow(unreachable_pub, reason = "the fuzz targets reach it through the feature `fuzzing`")]
+
 use bytes::Bytes;
 use ppsw_proto::raft as wire;
 use prost::Message;

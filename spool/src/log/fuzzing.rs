@@ -1,5 +1,6 @@
 //! The log's decoders, given anything. For the fuzz target `log_record`, and with chosen bytes for the tests.
 
+#![allow(unreachable_pub, reason = "the fuzz targets reach it through the feature `fuzzing`")]
 #![allow(clippy::panic, reason = "a panic is how a finding is told")]
 
 use std::{

@@ -155,7 +155,7 @@ pub(super) fn closed(
 }
 
 /// The records in a file, if it is whole and of this segment.
-fn read(disk: &dyn Disk, path: &PathBuf, stamp: Stamp, end: u64) -> Option<Vec<Found>> {
+fn read(disk: &dyn Disk, path: &Path, stamp: Stamp, end: u64) -> Option<Vec<Found>> {
     let file = disk.open(path).ok()?;
     let len = usize::try_from(file.len().ok()?).ok()?;
     if !(FILE_HEADER + CRC..=FILE_HEADER + CRC + LOG_SIDECAR_BYTES_MAX).contains(&len) {

@@ -1,6 +1,8 @@
 //! The decoder of entries and the state machine behind it, given anything. For the fuzz target `queue_entry`, and with
 //! chosen bytes for the tests.
 
+#![allow(unreachable_pub, reason = "the fuzz targets reach it through the feature `fuzzing`")]
+
 use std::sync::Arc;
 
 use bytes::{BufMut, Bytes, BytesMut};

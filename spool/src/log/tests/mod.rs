@@ -1,5 +1,7 @@
 //! Tests of the whole log: on the machine's disk here, on a simulated one in the modules.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits for threads of its own")]
+
 mod damage;
 mod full;
 mod golden;

@@ -128,17 +128,6 @@ impl Slot {
         Self { bytes: bytes.into_boxed_slice() }
     }
 
-    /// Takes over encoded bytes from a checkpoint; `None` if they are not.
-    pub(in crate::queue) fn read(bytes: &[u8]) -> Option<Self> {
-        let slot = Self { bytes: bytes.into() };
-        slot.open(MessageId::MIN)?;
-        Some(slot)
-    }
-
-    pub(in crate::queue) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
     /// Notes whether an attempt has begun that has no outcome yet.
     pub(super) fn mark_begun(&mut self, begun: bool) {
         // All flags are in the first byte: they are below 128.
@@ -153,7 +142,7 @@ impl Slot {
         head.size.saturating_add(record as u64)
     }
 
-    /// What the index needs. `None` never comes: only what [`Self::new`] made or [`Self::read`] checked is kept.
+    /// What the index needs. `None` never comes: only what [`Self::new`] made is kept.
     pub(super) fn head(&self) -> Option<Head> {
         Head::read(&mut &*self.bytes)
     }
