@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 /// delivered again.
 const RECORDING: Duration = Duration::from_secs(2);
 /// From the end of a fault until leaders and leases are settled: what is answered then may be delivered again.
-const SETTLING: Duration = Duration::from_secs(5);
+const SETTLING: Duration = Duration::from_secs(2);
 /// Violations of one kind that are described one by one.
 const DESCRIBED_MAX: usize = 10;
 
@@ -74,6 +74,8 @@ struct Record {
     body: BodyHash,
     answers: Vec<Answer>,
     deliveries: Vec<Delivery>,
+    /// The node that made each delivery, where it is known.
+    deliverers: Vec<Option<u16>>,
     bounces: u32,
 }
 
@@ -83,7 +85,8 @@ pub(crate) struct History {
     records: BTreeMap<Item, Record>,
     /// Deliveries of what nobody sent.
     strange: Vec<String>,
-    faults: Vec<Fault>,
+    /// With the nodes whose attempts they interrupt; none: those of all.
+    faults: Vec<(Fault, Vec<u16>)>,
     /// Messages that are left in the queue after everything was given time to end; `None`: nobody could tell.
     left: Option<u64>,
 }
@@ -119,8 +122,20 @@ impl History {
 
     /// A sink got an item.
     pub(crate) fn deliver(&mut self, item: Item, delivery: Delivery) {
+        self.add(None, item, delivery);
+    }
+
+    /// The same, from a node that is known.
+    pub(crate) fn deliver_from(&mut self, node: u16, item: Item, delivery: Delivery) {
+        self.add(Some(node), item, delivery);
+    }
+
+    fn add(&mut self, node: Option<u16>, item: Item, delivery: Delivery) {
         match self.records.get_mut(&item) {
-            Some(record) => record.deliveries.push(delivery),
+            Some(record) => {
+                record.deliveries.push(delivery);
+                record.deliverers.push(node);
+            }
             None => self.stranger(format!("{item}, which nobody sent")),
         }
     }
@@ -138,8 +153,14 @@ impl History {
         }
     }
 
+    /// A fault that interrupts attempts of all nodes.
     pub(crate) fn fault(&mut self, fault: Fault) {
-        self.faults.push(fault);
+        self.fault_at(fault, vec![]);
+    }
+
+    /// A fault that interrupts attempts of these nodes only.
+    pub(crate) fn fault_at(&mut self, fault: Fault, nodes: Vec<u16>) {
+        self.faults.push((fault, nodes));
     }
 
     /// How many messages are in the queue at the end.
@@ -169,7 +190,11 @@ impl History {
             None => found.add("queue", "nobody could tell what is left in it".to_owned()),
         }
         if verdict.duplicated > verdict.in_flight {
-            let text = format!("{} but only {} in flight", verdict.duplicated, verdict.in_flight);
+            let (surplus, excused) = (verdict.duplicated, verdict.in_flight);
+            let mut text = format!("{surplus}, but only {excused} were in flight at the faults:");
+            for (fault, _) in &self.faults {
+                text += &format!(" {} ({:.1?} to {:.1?})", fault.name, fault.begin, fault.end);
+            }
             found.add("duplicated", text);
         }
         verdict.violations = found.lines();
@@ -185,13 +210,18 @@ impl History {
     ) {
         let count = |wanted| record.answers.iter().filter(|answer| **answer == wanted).count();
         let (acknowledged, unknown) = (count(Answer::Acknowledged), count(Answer::Unknown));
-        let taken: Vec<&Delivery> =
-            record.deliveries.iter().filter(|delivery| delivery.answered.is_some()).collect();
+        let taken: Vec<(&Delivery, Option<u16>)> = record
+            .deliveries
+            .iter()
+            .zip(record.deliverers.iter().copied())
+            .filter(|(delivery, _)| delivery.answered.is_some())
+            .collect();
         verdict.acknowledged += u64::from(acknowledged > 0);
         verdict.unknown += u64::from(acknowledged == 0 && unknown > 0);
         verdict.delivered += u64::from(!taken.is_empty());
         verdict.in_flight +=
-            taken.iter().filter(|delivery| self.excuse(delivery).is_some()).count() as u64;
+            taken.iter().filter(|(delivery, node)| self.excuse(delivery, *node).is_some()).count()
+                as u64;
         if record.acknowledged() && !record.arrived() {
             verdict.lost += 1;
             found.add(
@@ -222,23 +252,30 @@ impl History {
         verdict.duplicated += surplus as u64;
         // All but the last delivery need an excuse.
         let mut inexcusable: Vec<_> = taken.split_last().map_or(vec![], |(_, earlier)| {
-            earlier.iter().filter(|delivery| self.excuse(delivery).is_none()).collect()
+            earlier.iter().filter(|(taken, node)| self.excuse(taken, *node).is_none()).collect()
         });
         inexcusable.truncate(surplus.min(inexcusable.len().saturating_sub(copies - 1)));
-        for delivery in inexcusable {
+        for (delivery, node) in inexcusable {
+            let (again, by) = taken.last().map(|(again, by)| (again.dot, *by)).unwrap_or_default();
             let text = format!(
-                "{item}: answered 250 by the sink at {:?} without a fault, and came again at {:?}",
+                "{item}: answered 250 by the sink at {:.3?} (node {}), not in flight at a fault, and came again at \
+                 {again:.3?} (node {})",
                 delivery.answered.unwrap_or_default(),
-                taken.last().map(|delivery| delivery.dot).unwrap_or_default()
+                node.unwrap_or_default(),
+                by.unwrap_or_default(),
             );
             found.add("duplicated", text);
         }
     }
 
     /// The fault that a delivery was in flight at.
-    fn excuse(&self, delivery: &Delivery) -> Option<&Fault> {
+    fn excuse(&self, delivery: &Delivery, node: Option<u16>) -> Option<&Fault> {
         let answered = delivery.answered?;
-        self.faults.iter().find(|fault| {
+        let faults = self
+            .faults
+            .iter()
+            .filter(|(_, nodes)| nodes.is_empty() || node.is_none_or(|node| nodes.contains(&node)));
+        faults.map(|(fault, _)| fault).find(|fault| {
             fault.excuses_duplicates
                 && delivery.dot <= fault.end + SETTLING
                 && answered + RECORDING >= fault.begin
@@ -435,6 +472,22 @@ mod tests {
             excuses_duplicates: false,
         });
         assert_eq!(kinds(&history), ["duplicated"]);
+    }
+
+    #[test]
+    fn a_fault_of_one_node_does_not_excuse_another() {
+        let made = |nodes: Vec<u16>| {
+            let mut history = history(&[Answer::Acknowledged]);
+            for at in [10, 50] {
+                let (body, at) = (body_hash(BODY), seconds(at));
+                history.deliver_from(2, A, Delivery { body, dot: at, answered: Some(at) });
+            }
+            let (name, begin) = ("kill".to_owned(), seconds(10));
+            history.fault_at(Fault { name, begin, end: begin, excuses_duplicates: true }, nodes);
+            kinds(&history)
+        };
+        assert_eq!(made(vec![1, 3]), ["duplicated"]);
+        assert!(made(vec![2]).is_empty() && made(vec![]).is_empty());
     }
 
     #[test]

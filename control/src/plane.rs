@@ -1,7 +1,7 @@
 //! The control plane of one node: what its parts share, and the public handle.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -17,7 +17,7 @@ use ppsw_spool::{
     env::{Clock, Disk, UnixMs},
     group::{Group, Groups},
     log::{Log, Options},
-    queue::{Checkpoints, Outcome, Partition, Spool},
+    queue::{Checkpoints, Outcome, Partition, Spool, SpoolOptions},
 };
 use tokio::{
     sync::watch,
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     NodeHooks, PlaneError, PlaneOptions,
     agent::Agent,
+    census,
     dial::Dialer,
     identity::{AddressBook, Identity},
     limits, serve,
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     /// This node was drained when it stopped, and has heard nothing else since.
     pub(crate) was_drained: AtomicBool,
     pub(crate) progress: watch::Sender<pb::DrainProgress>,
+    /// Why this node is no member any more.
+    pub(crate) removed: watch::Sender<Option<String>>,
     /// The agent and drains end.
     pub(crate) stop: CancellationToken,
     /// The server ends.
@@ -93,12 +96,11 @@ impl Plane {
         let log = open_log(&options, disk).await?;
         let carried = log.groups();
         if book.started && carried.is_empty() {
-            return Err(PlaneError::Refused(format!(
+            return Err(PlaneError::LogLost(format!(
                 "the log in {} is gone, but node {} had replicas in it. With an empty log it could vote twice and \
-                 lose mail: empty {} as a whole and join again, under a new number",
+                 lose mail: run `ppswd rejoin`, which makes this machine join again under a new number",
                 options.data.join("log").display(),
                 identity.node,
-                options.data.display()
             )));
         }
         let node = identity.node;
@@ -109,10 +111,17 @@ impl Plane {
         let listener = serve::listen(options.listen)?;
         let machine = Arc::new(ControlMachine::default());
         let control = groups.open(CONTROL, Arc::clone(&machine) as _).await?;
-        let spool = Spool::with_checkpoints(node, groups.clone(), Arc::clone(&clock), checkpoints);
+        let spool = Spool::with_options(
+            node,
+            groups.clone(),
+            Arc::clone(&clock),
+            SpoolOptions { takeover_grace: options.takeover_grace, checkpoints },
+        );
         // At once, so that the partitions have their majority although the control group is not heard yet.
         for id in carried.into_iter().filter(|id| *id != CONTROL) {
-            spool.open(id).await?;
+            let partition = spool.open(id).await?;
+            // Nothing new, before it is known that the partition's home is still a member.
+            partition.set_open(NodeId::from(id) == node && !book.drained);
         }
         if book.drained {
             hooks.set_draining(true);
@@ -131,6 +140,7 @@ impl Plane {
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
             progress: watch::Sender::default(),
+            removed: watch::Sender::default(),
             stop: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
@@ -141,7 +151,8 @@ impl Plane {
             return Err(PlaneError::Refused(format!("the control group cannot start: {error}")));
         }
         let agent = tokio::spawn(Agent::new(Arc::clone(&shared), book).run());
-        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, served])) })
+        let census = tokio::spawn(census::run(Arc::clone(&shared)));
+        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, census, served])) })
     }
 
     /// This node's number.
@@ -185,6 +196,15 @@ impl Plane {
                 "no leader of partition {partition} took an outcome within {deadline:?}"
             ))
         })
+    }
+
+    /// Resolves when this node has been removed from the cluster, with who did it and why. The process should end: its
+    /// replicas are with others, and nobody listens to it any more.
+    pub async fn removed(&self) -> String {
+        let mut removed = self.shared.removed.subscribe();
+        let seen = removed.wait_for(Option::is_some).await;
+        // The sender lives in `self`, so waiting cannot end otherwise.
+        seen.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
     /// Resolves when the process must end, with the reason.
@@ -273,7 +293,7 @@ impl Shared {
     pub(crate) fn report(&self) -> pb::NodeReport {
         let partitions = self.spool.partitions();
         let groups = std::iter::once(group_report(&self.control, 0))
-            .chain(partitions.iter().map(|p| group_report(&p.group(), p.len())))
+            .chain(partitions.iter().map(partition_report))
             .collect();
         pb::NodeReport {
             node: self.node,
@@ -292,6 +312,15 @@ impl Shared {
         let mut client = self.dialer.node(node)?;
         let answer = timeout(limits::REPORT_PATIENCE, client.report(pb::ReportRequest {})).await;
         answer.ok()?.ok().map(tonic::Response::into_inner)
+    }
+
+    /// Which of these nodes answer now.
+    pub(crate) async fn answering(
+        &self,
+        nodes: impl IntoIterator<Item = NodeId>,
+    ) -> BTreeSet<NodeId> {
+        let asked = nodes.into_iter().map(|node| async move { self.ask(node).await.map(|_| node) });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Asks all members at once.
@@ -336,6 +365,24 @@ fn group_report(group: &Group, messages: usize) -> pb::GroupReport {
         applied_index: status.applied_index,
         messages: messages as u64,
         quorum_age_ms: status.quorum_age_ms,
+        ..pb::GroupReport::default()
+    }
+}
+
+fn partition_report(partition: &Partition) -> pb::GroupReport {
+    let group = partition.group();
+    // What the leader keeps for replicas that lack it.
+    let lags = if group.leads() { group.status().matched } else { BTreeMap::new() };
+    let lags = lags
+        .into_iter()
+        .map(|(node, matched)| pb::Lag { node, bytes: partition.bytes_behind(matched) })
+        .filter(|lag| lag.bytes > limits::LAG_REPORTED_BYTES)
+        .collect();
+    pb::GroupReport {
+        accepts: partition.is_open(),
+        idle: partition.is_idle(),
+        lags,
+        ..group_report(&group, partition.len())
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{files, limits, policy::Service};
+use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 
 /// The configuration file of one node. Every option is written in the example of `docs/operations.md`.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,12 +40,35 @@ pub struct NodeConfig {
     /// Size of one file of the spool's log, bytes.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
+    /// How long the log may get, in bytes, before what is old in it is carried, however little is alive.
+    #[serde(default = "default_log_floor")]
+    pub log_floor: u64,
     /// Memory for log entries that were appended lately, bytes.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: usize,
+    /// After an unplanned takeover, messages that may have been in flight wait this long.
+    #[serde(default = "default_takeover_grace", deserialize_with = "period")]
+    pub takeover_grace: Duration,
+    /// A retry rule for all addresses, as `F,2h,15m; F,5d,8h`; without it, those of the paper.
+    #[serde(default, deserialize_with = "retry_rule")]
+    pub retry: Option<RetryRule>,
+    /// What a node does that cannot read its log any more.
+    #[serde(default)]
+    pub on_damage: OnDamage,
     /// How often the spool's log is read through in the background; zero: never.
     #[serde(default = "default_scrub_period", deserialize_with = "period")]
     scrub_period: Duration,
+}
+
+/// What a node does whose log is damaged or gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDamage {
+    /// Moves the log aside and comes back under a new number, once: while a log lies aside, it stops instead.
+    #[default]
+    Rejoin,
+    /// Stops, and waits for `ppswd rejoin`.
+    Stop,
 }
 
 /// One SMTP listener.
@@ -137,6 +160,14 @@ impl NodeConfig {
                 humantime::format_duration(limits::SCRUB_PERIOD_MAX)
             ));
         }
+        // Segments that are just begun, and those that wait for their checkpoint, are no reason to carry.
+        let floor_min = self.segment_bytes.saturating_mul(4);
+        if self.log_floor < floor_min {
+            return Err(format!(
+                "log_floor = {}: expected at least {floor_min}, four times segment_bytes",
+                self.log_floor
+            ));
+        }
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
         for address in self.listeners.iter().map(|l| l.address).chain(own) {
@@ -152,8 +183,23 @@ const fn default_segment_bytes() -> u64 {
     64 * 1024 * 1024
 }
 
+const fn default_log_floor() -> u64 {
+    ppsw_spool::limits::LOG_FLOOR_BYTES
+}
+
 const fn default_cache_bytes() -> usize {
     64 * 1024 * 1024
+}
+
+const fn default_takeover_grace() -> Duration {
+    ppsw_spool::limits::TAKEOVER_GRACE
+}
+
+fn retry_rule<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RetryRule>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
 }
 
 const fn default_scrub_period() -> Duration {
@@ -199,6 +245,17 @@ address = "127.10.1.1:2525"
         let error = toml::from_str::<NodeConfig>(&GOOD.replace("http =", "htp =")).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("line 8") && text.contains("htp"), "{text}");
+    }
+
+    #[test]
+    fn a_retry_rule_is_read_and_a_bad_one_refused() {
+        let with =
+            |rule: &str| toml::from_str::<NodeConfig>(&format!("retry = \"{rule}\"\n{GOOD}"));
+        let config = with("F,1h,2s").unwrap();
+        let wait = config.retry.unwrap().next(Duration::ZERO);
+        assert_eq!(wait, Some(Duration::from_secs(2)));
+        assert_eq!(config.takeover_grace, ppsw_spool::limits::TAKEOVER_GRACE);
+        assert!(with("F,1h").is_err());
     }
 
     #[test]

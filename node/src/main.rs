@@ -12,8 +12,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged: \
-                  do not start this node again before `ppswd rejoin`."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged or gone: \
+                  do not start this node again before `ppswd rejoin`, 77 this node was removed from the cluster."
 )]
 struct Args {
     #[command(subcommand)]
@@ -51,6 +51,11 @@ enum Verb {
         /// Control address of any node of the cluster.
         #[arg(long)]
         peer: String,
+    },
+    /// Bring a node back whose log is damaged or gone: moves it aside and gets a new number.
+    Rejoin {
+        #[arg(long)]
+        config: PathBuf,
     },
     /// Check a configuration file, the policy and the tables; every error is reported.
     Check {
@@ -100,6 +105,12 @@ fn main() -> ExitCode {
             println!("joined; this is node {node}");
             Ok(())
         }),
+        Verb::Rejoin { config } => run::blocking(async {
+            let config = read(&config)?;
+            let node = run::rejoin(&config).await?;
+            println!("this is node {node} now; start it with `ppswd run`");
+            Ok(())
+        }),
         Verb::Check { config } => check(&config),
         Verb::Dev(args) => run::blocking(async { dev::dev(args).await }),
         Verb::Sink { smtp, lmtp, maildir, die_with_parent } => {
@@ -111,10 +122,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ppswd: {error}");
-            if error.is::<run::Damaged>() {
-                return ExitCode::from(run::EXIT_DAMAGED);
-            }
-            ExitCode::FAILURE
+            let stop = error.downcast_ref::<run::Stop>();
+            stop.map_or(ExitCode::FAILURE, |stop| ExitCode::from(stop.exit_code()))
         }
     }
 }

@@ -11,9 +11,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneOptions};
+use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions};
 use ppsw_spool::{
-    PartitionId,
+    NodeId, PartitionId,
     env::{SystemClock, SystemDisk},
     group::Timing,
     queue::Spool,
@@ -26,7 +26,7 @@ use tokio::{
 
 use crate::{
     agent_check,
-    config::NodeConfig,
+    config::{NodeConfig, OnDamage},
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
     files, http, limits,
@@ -38,15 +38,37 @@ use crate::{
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// This node's log is damaged: it must not be started again before it was re-seeded. `ppswd` ends with
-/// [`EXIT_DAMAGED`] then.
+/// Why a node must not simply be started again. Each has its exit code.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Damaged(String);
+pub enum Stop {
+    /// It was removed from the cluster.
+    #[error("{0}. This machine is no member any more: do not start it again")]
+    Removed(String),
+    /// Its log cannot be read, or is gone.
+    #[error(
+        "{why}\nThis node cannot go on with its log. Run `ppswd rejoin --config …`: it moves the log aside and brings the \
+         machine back under a new number, with its data from the others. Exit code {EXIT_DAMAGED}"
+    )]
+    Damaged { why: String },
+}
 
-/// Exit code of a node whose log is damaged (`EX_DATAERR` of sysexits.h): whoever starts it again must not do so
-/// now; `RestartPreventExitStatus=65` for systemd.
+/// Exit code of a node that was removed from the cluster (`EX_NOPERM` of sysexits.h).
+pub const EXIT_REMOVED: u8 = 77;
+
+/// Exit code of a node whose log is damaged or gone (`EX_DATAERR` of sysexits.h): whoever starts it again must not do so
+/// now; `RestartPreventExitStatus=65 77` for systemd.
 pub const EXIT_DAMAGED: u8 = 65;
+
+impl Stop {
+    /// For scripts and service managers: neither is cured by a restart.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Removed(_) => EXIT_REMOVED,
+            Self::Damaged { .. } => EXIT_DAMAGED,
+        }
+    }
+}
 
 /// What a process needs before anything else: the crypto provider, and where its own messages go.
 pub fn prepare_process() {
@@ -96,11 +118,13 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         servers => Resolver::new(servers)?,
     });
     let hooks = Arc::new(Hooks::default());
-    let plane = start_plane(&config, hooks.clone()).await?;
+    let plane = start_or_rejoin(&config, &hooks).await?;
     let spool = plane.spool();
+    spool.set_log_floor(config.log_floor);
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
-    let router = ConfiguredRouter::new(current.clone(), dns.clone());
+    let router =
+        ConfiguredRouter::new(current.clone(), dns.clone()).with_retry(config.retry.as_ref());
     let deliverer = Deliverer::start(
         config.name.clone(),
         Arc::new(spool.clone()),
@@ -158,7 +182,24 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // The last lines; a disk that hangs must not keep the process.
     let written = tokio::task::spawn_blocking(|| log_thread.join());
     let _ = tokio::time::timeout(limits::STOP_PATIENCE, written).await;
-    ended
+    drop(plane);
+    match ended {
+        Err(failure) if matches!(failure.downcast_ref(), Some(Stop::Damaged { .. })) => {
+            let node = come_back(&config, failure.to_string()).await?;
+            Err(format!("the log was damaged; this is node {node} from now on: start it again")
+                .into())
+        }
+        other => other,
+    }
+}
+
+/// Brings the node of a data directory back under a new number; gives that.
+///
+/// # Errors
+/// If it runs, or the cluster does not let it in.
+pub async fn rejoin(config: &NodeConfig) -> Result<NodeId, Failure> {
+    let _lock = files::lock(&config.data)?;
+    Ok(ppsw_control::rejoin(&config.data, config.control).await?)
 }
 
 fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
@@ -168,19 +209,52 @@ fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
     })
 }
 
-async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Failure> {
+/// Starts the control plane; if the log is damaged or gone, once more under a new number, as the configuration says.
+async fn start_or_rejoin(config: &NodeConfig, hooks: &Arc<Hooks>) -> Result<Plane, Failure> {
+    // A rejoin that was cut off has given up the old number already.
+    ppsw_control::finish_rejoin(&config.data)?;
+    match start_plane(config, hooks.clone()).await {
+        Err(error) if error.is_damage() => {
+            let node = come_back(config, error.to_string()).await?;
+            tracing::warn!(node, "rejoined; the old log is kept beside the new one");
+            Ok(start_plane(config, hooks.clone()).await?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Gives a node whose log cannot be used a new number, if the configuration lets it, and only once: a disk that damages
+/// logs again and again needs somebody to look at it.
+async fn come_back(config: &NodeConfig, why: String) -> Result<NodeId, Failure> {
+    if config.on_damage == OnDamage::Stop {
+        return Err(Stop::Damaged { why }.into());
+    }
+    if let Some(before) = ppsw_control::set_aside(&config.data)?.0.first() {
+        let why = format!(
+            "{why}\nThis is the second time: {} is from the first. Is the disk failing? Look at it, and remove that \
+             directory when it is not needed any more",
+            before.display()
+        );
+        return Err(Stop::Damaged { why }.into());
+    }
+    tracing::error!(why, "the log cannot be used: this node comes back under a new number");
+    let back = ppsw_control::rejoin(&config.data, config.control).await;
+    Ok(back.map_err(|error| Stop::Damaged {
+        why: format!("{why}\nIt was not let in again: {error}"),
+    })?)
+}
+
+async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, PlaneError> {
     let options = PlaneOptions {
         data: config.data.clone(),
         listen: config.control,
         http: Some(config.http),
         timing: Timing::default(),
+        takeover_grace: config.takeover_grace,
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };
-    let started = Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await;
-    let plane = started.map_err(|error| -> Failure {
-        if error.is_damage() { Damaged(error.to_string()).into() } else { error.into() }
-    })?;
+    let plane = Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?;
     match config.scrub_period() {
         Some(period) => plane.start_scrub(period)?,
         None => tracing::warn!(
@@ -210,6 +284,7 @@ async fn serve(
                 log.reopen();
                 reload(config, switch);
             }
+            why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(ended(plane, &why)),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
@@ -219,8 +294,8 @@ async fn serve(
 }
 
 fn ended(plane: &Plane, why: &str) -> Failure {
-    let text = format!("this node must stop: {why}");
-    if plane.is_damaged() { Damaged(text).into() } else { text.into() }
+    let why = format!("this node must stop: {why}");
+    if plane.is_damaged() { Stop::Damaged { why }.into() } else { why.into() }
 }
 
 fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {

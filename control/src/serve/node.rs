@@ -7,9 +7,10 @@ use ppsw_proto::control::{self as pb, node_server::Node};
 use ppsw_spool::{group::ProposeError, queue::Outcome};
 use tonic::{Request, Response, Status};
 
-use super::{join, queue};
+use super::{join, log, queue};
 use crate::{
     limits,
+    pki::Peer,
     plane::{Shared, outcome_from_proto},
 };
 
@@ -84,11 +85,25 @@ impl Node for Service {
         Ok(Response::new(pb::SignReply { certificate }))
     }
 
+    async fn rejoin(
+        &self,
+        request: Request<pb::RejoinRequest>,
+    ) -> Result<Response<pb::EnrolReply>, Status> {
+        let caller = request.extensions().get::<Peer>().and_then(|peer| peer.node);
+        let old = caller.ok_or_else(|| Status::unauthenticated("only a node can rejoin"))?;
+        let pb::RejoinRequest { csr, control } = request.into_inner();
+        join::readmit(&self.0, old, csr, control).await.map(Response::new)
+    }
+
     async fn state(
         &self,
         _: Request<pb::StateRequest>,
     ) -> Result<Response<pb::StateReply>, Status> {
         Ok(Response::new(pb::StateReply { state: Some(self.0.state().to_proto()) }))
+    }
+
+    async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::NodeLog>, Status> {
+        Ok(Response::new(log::here(&self.0)))
     }
 }
 

@@ -131,6 +131,31 @@ impl SimDisk {
         Self { world: Arc::new(Mutex::new(world)), life: 0 }
     }
 
+    /// A disk that has these files.
+    pub fn with(files: BTreeMap<PathBuf, Vec<u8>>) -> Self {
+        let disk = Self::new(0, Lies::default());
+        let mut world = disk.world();
+        for (path, bytes) in files {
+            let id = world.files.len();
+            let (cached, durable) = (bytes.clone(), bytes);
+            world.files.push(File { cached, durable, pending: Vec::new() });
+            world.names.insert(path.clone(), id);
+            world.durable_names.insert(path, id);
+        }
+        drop(world);
+        disk
+    }
+
+    /// All files, as reads see them.
+    pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let world = self.world();
+        world
+            .names
+            .iter()
+            .map(|(path, id)| (path.clone(), world.files[*id].cached.clone()))
+            .collect()
+    }
+
     /// Lets trouble come at the `after`th changing operation from now.
     pub fn trouble(&self, after: u64, trouble: Trouble) {
         let mut world = self.world();

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::{
     Dial, Group, GroupId, Machine, Timing, handle::Parts, leadership, lease::Probation,
-    machine::Adapter, network::Factory, service::Service, store::Store, types::Raft,
+    machine::Adapter, network::Factory, pace::Pace, service::Service, store::Store, types::Raft,
 };
 use crate::{
     NodeId,
@@ -31,6 +31,8 @@ struct Inner {
     clock: Arc<dyn Clock>,
     dial: Arc<dyn Dial>,
     timing: Timing,
+    /// Replicas that lag are sent what they lack at a bounded rate, all together.
+    pace: Arc<Pace>,
     groups: Mutex<BTreeMap<GroupId, Group>>,
     /// One group at a time is opened or closed.
     changing: tokio::sync::Mutex<()>,
@@ -52,7 +54,8 @@ impl Groups {
         log.on_failure(Box::new(move |why| fail(&tell, why)));
         let groups = Mutex::default();
         let changing = tokio::sync::Mutex::new(());
-        let inner = Inner { node, log, clock, dial, timing, groups, changing, failure };
+        let pace = Arc::new(Pace::new(clock.clone()));
+        let inner = Inner { node, log, clock, dial, timing, pace, groups, changing, failure };
         Self { inner: Arc::new(inner) }
     }
 
@@ -70,7 +73,7 @@ impl Groups {
         let probation = Probation::new(store.has_vote(), inner.clock.instant(), inner.timing);
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
-        let factory = Factory { dial: inner.dial.clone(), group: id };
+        let factory = Factory { dial: inner.dial.clone(), group: id, pace: inner.pace.clone() };
         let peers = factory.clone();
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await

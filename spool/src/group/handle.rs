@@ -328,7 +328,7 @@ impl Group {
     }
 
     pub(super) fn peer(&self, node: NodeId) -> Peer {
-        self.inner.parts.peers.peer(node)
+        self.inner.parts.peers.peer(node, false)
     }
 
     pub(super) fn raft(&self) -> &Raft {

@@ -1,5 +1,7 @@
 //! Raft groups on the node's log. The only module that knows openraft.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
 mod handle;
 mod leadership;
@@ -7,6 +9,7 @@ mod lease;
 mod local;
 mod machine;
 mod network;
+mod pace;
 mod service;
 mod store;
 mod transfer;
@@ -39,6 +42,12 @@ pub trait Machine: Send + Sync + 'static {
     fn recall(&self, fits: &mut dyn FnMut(&Bytes) -> bool) -> bool {
         let _ = fits;
         false
+    }
+
+    /// Why this program is too old for an entry or a checkpoint that it was given, if it was: a newer one wrote it. The
+    /// replica stops then, before it has applied anything behind: what others apply and it skips would be lost here.
+    fn outdated(&self) -> Option<String> {
+        None
     }
     /// Leadership changed, as seen by this replica. `Leading` comes only after an entry of the new term is applied.
     fn leadership(&self, change: Leadership);

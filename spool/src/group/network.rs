@@ -6,7 +6,7 @@
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -31,6 +31,7 @@ use tonic::transport::Channel;
 
 use super::{
     Dial, GroupId, Lane, ProposeError, Reply,
+    pace::{Pace, Piece},
     types::{
         self, Snapshot, TypeConfig, Vote, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
@@ -50,18 +51,21 @@ pub(super) const PROTOCOL_VERSION: u32 = 1;
 pub(crate) struct Factory {
     pub(super) dial: Arc<dyn Dial>,
     pub(super) group: GroupId,
+    pub(super) pace: Arc<Pace>,
 }
 
 impl Factory {
-    /// The way to a node's replica, for anything but heartbeats.
-    pub(super) fn peer(&self, node: NodeId) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node, heartbeats: false }
+    /// The way to a node's replica.
+    pub(super) fn peer(&self, node: NodeId, heartbeats: bool) -> Peer {
+        let (dial, pace) = (self.dial.clone(), self.pace.clone());
+        Peer { dial, pace, group: self.group, node, heartbeats }
     }
 }
 
 /// The way to one node's replica of one group.
 pub(crate) struct Peer {
     dial: Arc<dyn Dial>,
+    pace: Arc<Pace>,
     group: GroupId,
     node: NodeId,
     /// Heartbeats are sent one by one: a stream for each would be made and thrown away.
@@ -72,11 +76,11 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        self.peer(target)
+        self.peer(target, false)
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: true }
+        self.peer(target, true)
     }
 }
 
@@ -171,9 +175,14 @@ impl Peer {
         }
         let sent = Arc::new(AtomicU64::new(0));
         let (sending, target) = (sent.clone(), self.target());
-        let requests = stream::iter([first]).chain(input).map(move |request| {
-            sending.fetch_add(1, Ordering::Relaxed);
-            append_to_wire(target, request)
+        let (pace, follower) = (self.pace.clone(), Arc::new(Mutex::default()));
+        let requests = stream::iter([first]).chain(input).then(move |request| {
+            let (pace, follower, sending) = (pace.clone(), Arc::clone(&follower), sending.clone());
+            async move {
+                pace.admit(&follower, piece(&request)).await;
+                sending.fetch_add(1, Ordering::Relaxed);
+                append_to_wire(target, request)
+            }
         });
         let mut client = self.client(Lane::Bulk)?;
         let replies = self.answer(client.append(requests)).await?;
@@ -352,6 +361,15 @@ pub(super) async fn ask_trim(
         Ok(Ok(_)) => Ok(()),
         Ok(Err(status)) => Err(format!("{}: {}", status.code(), status.message())),
         Err(_) => Err(format!("node {leader} does not answer")),
+    }
+}
+
+/// What decides on how fast a request is sent.
+fn piece(request: &AppendEntriesRequest<TypeConfig>) -> Piece {
+    Piece {
+        bytes: request.entries.iter().map(|e| types::encode_payload(&e.payload).len()).sum(),
+        last: request.entries.last().map(|e| e.log_id.index),
+        commit: request.leader_commit.as_ref().map(|id| id.index),
     }
 }
 

@@ -166,10 +166,13 @@ fn membership_from_wire(membership: &wire::Membership) -> Membership {
     Membership::new_with_defaults(configurations, membership.nodes.iter().copied())
 }
 
+/// Version of the form of checkpoints that this program writes, and the only one that it reads.
+pub(crate) const CHECKPOINT_VERSION: u32 = 1;
+
 /// A checkpoint as it is stored and sent.
 pub(crate) fn checkpoint_to_wire(meta: &SnapshotMeta, state: Bytes) -> wire::StoredCheckpoint {
     wire::StoredCheckpoint {
-        version: 1,
+        version: CHECKPOINT_VERSION,
         last: meta.last_log_id.as_ref().map(log_id_to_wire),
         membership: Some(stored_membership_to_wire(&meta.last_membership)),
         state,
@@ -193,7 +196,7 @@ pub(crate) fn stored_membership_from_wire(stored: &wire::StoredMembership) -> St
 pub(crate) fn checkpoint_from_wire(
     stored: wire::StoredCheckpoint,
 ) -> Result<(SnapshotMeta, Bytes), BadForm> {
-    if stored.version != 1 {
+    if stored.version != CHECKPOINT_VERSION {
         return Err(BadForm(format!(
             "checkpoint of version {}; use a newer ppswd",
             stored.version

@@ -50,6 +50,10 @@ impl Driver {
     }
 
     /// Waits for work; false: none came for so long that the last flush is to be confirmed.
+    #[allow(
+        clippy::needless_pass_by_ref_mut,
+        reason = "a shared reference over an await would have to be of something Sync"
+    )]
     async fn work_comes(&mut self) -> bool {
         let confirm = self.writer.wants_confirmation();
         loop {

@@ -9,6 +9,8 @@ mod active;
 mod cache;
 #[cfg(any(test, feature = "simulation"))]
 mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod identity;
 mod index;
 mod mark;
@@ -119,7 +121,7 @@ pub enum LogError {
     /// earlier, and the log is marked.
     #[error(
         "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
-         peers: move its data directory away and run `ppswd rejoin`"
+         peers: run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.
@@ -362,18 +364,6 @@ impl Log {
         Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
     }
 
-    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.inner.shared.ended.load(Ordering::Acquire)
-    }
-
-    /// Why the log has failed for good, if it has.
-    #[must_use]
-    pub fn failure(&self) -> Option<LogError> {
-        self.inner.shared.lock().failed.clone()
-    }
-
     /// What keeps the segments: nothing but the entries of the groups does.
     #[must_use]
     pub fn retention(&self) -> Retention {
@@ -385,6 +375,18 @@ impl Log {
     #[must_use]
     pub fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
         self.inner.shared.lock().index.last_before(group, generation)
+    }
+
+    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the log has failed for good, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
     }
 
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the

@@ -3,7 +3,7 @@
 //!
 //! The file is no part of the log: it is not synced, and any doubt about it costs a scan of the segment.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 
@@ -155,7 +155,7 @@ pub(super) fn closed(
 }
 
 /// The records in a file, if it is whole and of this segment.
-fn read(disk: &dyn Disk, path: &PathBuf, stamp: Stamp, end: u64) -> Option<Vec<Found>> {
+fn read(disk: &dyn Disk, path: &Path, stamp: Stamp, end: u64) -> Option<Vec<Found>> {
     let file = disk.open(path).ok()?;
     let len = usize::try_from(file.len().ok()?).ok()?;
     if !(FILE_HEADER + CRC..=FILE_HEADER + CRC + LOG_SIDECAR_BYTES_MAX).contains(&len) {

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use metrics::counter;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::{
     BodyReader,
@@ -138,11 +138,19 @@ async fn carry_one(
     if !pinned || !may_carry(replica) {
         return Ok(());
     }
-    match Arc::clone(replica).carry(id, CARRY_COMMIT_MAX, Some(pace)).await? {
-        Reply::Refused(why) => debug!(%id, "not carried, later perhaps: {why}"),
-        Reply::Done | Reply::Value(_) => {}
+    match Arc::clone(replica).carry(id, CARRY_COMMIT_MAX, Some(pace)).await {
+        Ok(Reply::Done | Reply::Value(_)) => Ok(()),
+        Ok(Reply::Refused(why)) => {
+            debug!(%id, "not carried, later perhaps: {why}");
+            Ok(())
+        }
+        // The others can be carried all the same.
+        Err(CarryError::Read(error)) => {
+            warn!(%id, "not carried, so its part of the log stays: {error}");
+            Ok(())
+        }
+        Err(error) => Err(error),
     }
-    Ok(())
 }
 
 /// Aborts uploads that began at or before `upto`; their clients get `451`.
@@ -202,7 +210,7 @@ impl Replica {
                 (Some(message), Some(made_at)) => {
                     let mut message = QueuedMessage::clone(&message);
                     message.envelope.prepend = prepend;
-                    record(&message, state.index.tried(id), made_at, &body)
+                    record(message, state.index.tried(id), made_at, &body)
                 }
                 _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),
             }
@@ -216,12 +224,11 @@ impl Replica {
 }
 
 /// The entry; without the peers' texts if they make it longer than an entry may be (thousands of recipients).
-fn record(message: &QueuedMessage, tried: Tried, made_at: u64, body: &BodyBytes) -> Bytes {
-    let whole = entry::carry(message, tried, made_at, body.clone());
+fn record(mut message: QueuedMessage, tried: Tried, made_at: u64, body: &BodyBytes) -> Bytes {
+    let whole = entry::carry(&message, tried, made_at, body.clone());
     if whole.len() <= ENTRY_BYTES_MAX {
         return whole;
     }
-    let mut message = message.clone();
     message.recipients.iter_mut().for_each(|attempt| attempt.last_error.clear());
     entry::carry(&message, tried, made_at, body.clone())
 }

@@ -274,6 +274,13 @@ impl Volume {
     pub(super) fn read(marks: &[pb::VolumeMark], total: u64) -> Self {
         Self { marks: marks.iter().map(|mark| (mark.index, mark.bytes)).collect(), total }
     }
+
+    /// Bytes of all entries behind `index`, to the precision of the marks: rather too many than too few.
+    pub(super) fn behind(&self, index: Option<u64>) -> u64 {
+        let known = self.marks.partition_point(|(marked, _)| Some(*marked) <= index);
+        let before = self.marks.get(known.saturating_sub(1)).map_or(0, |(_, total)| *total);
+        self.total.saturating_sub(before)
+    }
 }
 
 #[cfg(test)]
@@ -302,9 +309,9 @@ mod tests {
         assert_eq!(history.start(10), Some(10));
         assert_eq!(history.start(9), Some(2), "9 lies in 5..10, 4 then in 3..7");
         assert_eq!(history.start(2), Some(2));
-        assert_eq!((history.reach(2), history.reach(4), history.reach(11)), (2, 7, 11));
+        assert_eq!((history.reach(2), history.reach(4), history.reach(11)), (2, 10, 11));
         history.refused(8, 6);
-        assert_eq!(history.reach(4), 10, "7 lies in 6..8, 8 in 5..10");
+        assert_eq!(history.reach(4), 10, "4 lies in 3..7, 7 in 6..8, 8 in 5..10");
         history.refused(4, 0);
         assert_eq!(history.start(9), None);
     }
@@ -317,6 +324,8 @@ mod tests {
         }
         let bytes = volume.between(None, 9_999);
         assert_eq!(bytes, 1_000_000);
+        assert_eq!(volume.behind(None), 1_000_000);
+        assert!((100_000..=130_000).contains(&volume.behind(Some(9_000))));
         let bytes = volume.between(Some(5_000), 8_000);
         assert!((250_000..=350_000).contains(&bytes), "{bytes}");
     }

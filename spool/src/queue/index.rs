@@ -151,6 +151,11 @@ impl Index {
         self.volume.between(purged, upto)
     }
 
+    /// About how many bytes of entries lie behind `index`.
+    pub(super) fn bytes_behind(&self, index: Option<u64>) -> u64 {
+        self.volume.behind(index)
+    }
+
     pub(super) fn highest(&self) -> impl Iterator<Item = MessageId> + '_ {
         self.highest.values().copied()
     }
@@ -312,8 +317,8 @@ impl Index {
 
     fn remove(&mut self, id: MessageId) {
         let Some(key) = Key::of(id) else { return };
-        let Some(slot) = self.messages.remove(&key) else { return };
-        let Some(head) = slot.head() else { return };
+        let removed = self.messages.remove(&key).and_then(|slot| Some((slot.head()?, slot)));
+        let Some((head, slot)) = removed else { return };
         self.bytes -= head.size;
         self.changed.note(key);
         self.live -= slot.weight(&head);
@@ -368,8 +373,8 @@ impl Index {
         }
         let slot = Slot::new(&head, message);
         self.live += slot.weight(&head);
-        if let Some(before) = self.messages.insert(key, slot) {
-            self.live -= before.weight(old);
+        if let Some(old_slot) = self.messages.insert(key, slot) {
+            self.live -= old_slot.weight(old);
         }
         false
     }

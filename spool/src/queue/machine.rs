@@ -1,6 +1,9 @@
 //! The state machine of a partition as its Raft group sees it: the index, who leads, and the figures.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use metrics::{Gauge, counter, gauge};
@@ -9,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pulse,
-    entry::{self, Change},
+    entry::{self, Change, Unread},
     ids::Ids,
     index::{Effects, Index},
     message::MessageId,
@@ -27,6 +30,7 @@ pub(super) struct QueueMachine {
     partition: PartitionId,
     node: NodeId,
     clock: Arc<dyn Clock>,
+    takeover_grace: Duration,
     ids: Arc<Ids>,
     state: Mutex<State>,
     local: Mutex<Local>,
@@ -42,6 +46,8 @@ pub(super) struct State {
     pub(super) index: Index,
     /// The term in which this replica leads.
     pub(super) leading: Option<u64>,
+    /// Why this program is too old for what it was given.
+    outdated: Option<String>,
 }
 
 /// What a machine knows of its local checkpoint.
@@ -83,6 +89,7 @@ impl QueueMachine {
             partition,
             node,
             clock,
+            takeover_grace: TAKEOVER_GRACE,
             ids,
             state: Mutex::default(),
             local: Mutex::default(),
@@ -108,6 +115,11 @@ impl QueueMachine {
 
     fn local(&self) -> MutexGuard<'_, Local> {
         self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another time that messages wait after an unplanned takeover.
+    pub(super) fn with_takeover_grace(self, takeover_grace: Duration) -> Self {
+        Self { takeover_grace, ..self }
     }
 
     pub(super) fn partition(&self) -> PartitionId {
@@ -179,7 +191,7 @@ impl QueueMachine {
         if planned {
             info!(partition = self.partition, term, "leading, as planned");
         } else {
-            let waiting = state.index.begin_grace(self.clock.now().plus(TAKEOVER_GRACE));
+            let waiting = state.index.begin_grace(self.clock.now().plus(self.takeover_grace));
             counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
             info!(
                 partition = self.partition,
@@ -200,7 +212,11 @@ impl Machine for QueueMachine {
                 ids_of(&change).for_each(|id| self.ids.seen(id));
                 state.index.apply(at, bytes, change)
             }
-            Err(why) => {
+            Err(Unread::Newer(why)) => {
+                state.outdated = Some(why.clone());
+                return Reply::Refused(why);
+            }
+            Err(Unread::Bad(why)) => {
                 warn!(partition = self.partition, index = at.index, "entry refused: {why}");
                 state.index.refuse(at, bytes);
                 return Reply::Refused(why);
@@ -236,8 +252,11 @@ impl Machine for QueueMachine {
     }
 
     fn restore(&self, checkpoint: &Checkpoint) {
-        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|why| {
-            warn!(partition = self.partition, "ids of the checkpoint are lost: {why}");
+        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|error| {
+            warn!(partition = self.partition, "ids of the checkpoint are lost: {error}");
+            if let Unread::Newer(why) = error {
+                self.lock().outdated = Some(why);
+            }
             Vec::new()
         });
         highest.iter().for_each(|id| self.ids.seen(*id));
@@ -265,6 +284,10 @@ impl Machine for QueueMachine {
             self.tell(state);
         }
         taken
+    }
+
+    fn outdated(&self) -> Option<String> {
+        self.lock().outdated.clone()
     }
 
     fn leadership(&self, change: Leadership) {

@@ -21,9 +21,6 @@ pub struct MessageId {
 }
 
 impl MessageId {
-    /// Before every id.
-    pub(super) const MIN: Self = Self { second: 0, counter: 0, node: 0 };
-
     /// Its numbers have the digits that a text has for them. Entries with other ids are refused.
     pub(super) fn is_writable(&self) -> bool {
         let six_digits = 62_u64.pow(6);

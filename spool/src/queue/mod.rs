@@ -5,6 +5,8 @@
 mod carry;
 mod checkpoint;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod history;
 mod ids;
 mod index;
@@ -29,7 +31,7 @@ pub use message::{
 pub use partition::Partition;
 pub use reader::BodyReader;
 pub use retention::{Kept, KeptFor, LogReport};
-pub use spool::Spool;
+pub use spool::{Spool, SpoolOptions};
 pub use writer::MessageWriter;
 
 /// Why a message was not taken. The front end answers `451 4.3.0` to all of them (`452 4.3.1` to `NoSpace`, and

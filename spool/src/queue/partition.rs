@@ -239,14 +239,41 @@ impl Partition {
         applied.map_or((0, Keeper::Nobody), |applied| state.index.keeper(applied))
     }
 
+    /// Whether new messages may begin here when this node leads. A partition whose home is gone takes none, so that
+    /// it gets empty.
+    pub fn set_open(&self, open: bool) {
+        self.replica.set_closed(!open);
+    }
+
+    /// What `set_open` said; a partition is open at first.
+    pub fn is_open(&self) -> bool {
+        !self.replica.is_closed()
+    }
+
+    /// This node leads, has the lease, and nothing is in the queue nor can get into it any more while this replica
+    /// leads: the partition is closed to new messages, and none is being written.
+    pub fn is_idle(&self) -> bool {
+        let still = self.replica.is_still();
+        let empty = {
+            let state = self.replica.machine.lock();
+            state.index.len() == 0 && state.index.uploads().is_empty()
+        };
+        still && empty && self.group.has_lease()
+    }
+
+    /// About how many bytes of entries lie behind `index`: what a replica that has it lacks.
+    pub fn bytes_behind(&self, index: Option<u64>) -> u64 {
+        self.replica.machine.lock().index.bytes_behind(index)
+    }
+
     /// The term in which this node leads.
     pub(super) fn leading(&self) -> Option<u64> {
         self.replica.machine.leading()
     }
 
-    /// This node leads, and has not handed over.
+    /// This node leads, has not handed over, and takes new messages.
     pub(super) fn takes(&self) -> bool {
-        self.leading().is_some() && !self.replica.machine.handed_over()
+        self.leading().is_some() && !self.replica.machine.handed_over() && self.is_open()
     }
 
     #[cfg(test)]
@@ -258,8 +285,10 @@ impl Partition {
         self.replica.is_quiesced()
     }
 
-    pub(super) fn writer(&self, id: MessageId, term: u64) -> MessageWriter {
-        MessageWriter::new(Arc::clone(&self.replica), id, term)
+    /// `None` if the partition takes no new messages.
+    pub(super) fn writer(&self, id: MessageId, term: u64) -> Option<MessageWriter> {
+        let admitted = self.replica.admit(id);
+        admitted.then(|| MessageWriter::new(Arc::clone(&self.replica), id, term))
     }
 }
 
@@ -296,7 +325,7 @@ impl Replica {
     ) -> Result<(), ProposeError> {
         let id = outcome.message;
         // One in eight: a relay that recorded none would be noticed by anybody.
-        if faults::active(Fault::DropOutcome) && id.counter % 8 == 0 {
+        if faults::active(Fault::DropOutcome) && id.counter.is_multiple_of(8) {
             return Ok(());
         }
         let whole = entry::outcome(&outcome);

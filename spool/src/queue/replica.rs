@@ -89,6 +89,8 @@ struct Sessions {
     doomed: BTreeSet<MessageId>,
     /// No new attempts in this term.
     quiesced: Option<u64>,
+    /// No new messages, whoever leads.
+    closed: bool,
 }
 
 impl Replica {
@@ -113,6 +115,27 @@ impl Replica {
             return Ok(Reply::Refused(why));
         }
         self.raft.propose(payload, deadline).await
+    }
+
+    /// No new message begins here from now on, or may again.
+    pub(super) fn set_closed(&self, closed: bool) {
+        self.sessions().closed = closed;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.sessions().closed
+    }
+
+    /// Closed, and no message is being written or waits for its abort.
+    pub(super) fn is_still(&self) -> bool {
+        let sessions = self.sessions();
+        sessions.closed && sessions.writing.is_empty() && sessions.doomed.is_empty()
+    }
+
+    /// A writer of a new message begins, if the partition is open to it.
+    pub(super) fn admit(&self, id: MessageId) -> bool {
+        let mut sessions = self.sessions();
+        !sessions.closed && sessions.writing.insert(id)
     }
 
     /// A writer begins.

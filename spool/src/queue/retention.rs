@@ -46,7 +46,7 @@ pub struct Kept {
     pub reason: KeptFor,
 }
 
-/// What a group's first entry is kept for.
+/// What a group keeps its oldest segment for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeptFor {
     /// A message that lives.
@@ -55,7 +55,7 @@ pub enum KeptFor {
     Upload { id: MessageId },
     /// Entries that those which are still to come may be judged by.
     History,
-    /// Nothing: `entries` wait for a checkpoint, which is taken when it frees enough.
+    /// Nothing: `entries` can go, with a checkpoint, which is taken when it frees enough.
     Checkpoint { entries: u64 },
     /// The checkpoint is taken, and a voter is being sent what should go.
     Voter { node: NodeId, silent_ms: Option<u64> },
@@ -150,8 +150,12 @@ impl Spool {
         if let Some(reason) = voter_that_lags(&partition.group(), hold.first) {
             return reason;
         }
+        let oldest_ends = self.groups().log().last_before(hold.group, hold.generation + 1);
         match partition.keeper() {
-            (first, _) if first > hold.first => KeptFor::Checkpoint { entries: first - hold.first },
+            // The oldest segment would go.
+            (first, _) if Some(first) > oldest_ends => {
+                KeptFor::Checkpoint { entries: first.saturating_sub(hold.first) }
+            }
             (_, Keeper::Message(id)) => partition.get(id).map_or(KeptFor::History, |message| {
                 KeptFor::Message { id, received: message.envelope.received }
             }),

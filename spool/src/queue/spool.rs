@@ -24,9 +24,23 @@ use crate::{
     NodeId, PartitionId,
     env::Clock,
     group::{Groups, Machine},
-    limits::{LEASE_POLL, LOG_FLOOR_BYTES},
+    limits::{LEASE_POLL, LOG_FLOOR_BYTES, TAKEOVER_GRACE},
     log::LogError,
 };
+
+/// How a spool is kept.
+pub struct SpoolOptions {
+    /// How long messages that may have been in flight wait after an unplanned takeover.
+    pub takeover_grace: Duration,
+    /// Local checkpoints of the partitions; without, each start replays the whole log.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+impl Default for SpoolOptions {
+    fn default() -> Self {
+        Self { takeover_grace: TAKEOVER_GRACE, checkpoints: None }
+    }
+}
 
 /// The spool of this node: the partitions that it carries.
 #[derive(Clone)]
@@ -38,6 +52,7 @@ pub(super) struct Inner {
     node: NodeId,
     groups: Groups,
     clock: Arc<dyn Clock>,
+    takeover_grace: Duration,
     ids: Arc<Ids>,
     elections: watch::Sender<u64>,
     checkpoints: Option<Checkpoints>,
@@ -60,22 +75,24 @@ impl Drop for Inner {
 impl Spool {
     /// The spool of node `node`; no partition is open yet.
     pub fn new(node: NodeId, groups: Groups, clock: Arc<dyn Clock>) -> Self {
-        Self::with_checkpoints(node, groups, clock, None)
+        Self::with_options(node, groups, clock, SpoolOptions::default())
     }
 
-    /// The spool of node `node`, with local checkpoints of its partitions; no partition is open yet.
-    pub fn with_checkpoints(
+    /// The spool of node `node`, kept as `options` say; no partition is open yet.
+    pub fn with_options(
         node: NodeId,
         groups: Groups,
         clock: Arc<dyn Clock>,
-        checkpoints: Option<Checkpoints>,
+        options: SpoolOptions,
     ) -> Self {
         describe_metrics();
+        let SpoolOptions { takeover_grace, checkpoints } = options;
         Self {
             inner: Arc::new(Inner {
                 node,
                 groups,
                 clock,
+                takeover_grace,
                 ids: Arc::new(Ids::new(node)),
                 elections: watch::Sender::new(0),
                 checkpoints,
@@ -104,8 +121,8 @@ impl Spool {
             return Ok(partition);
         }
         let (clock, ids) = (Arc::clone(&inner.clock), Arc::clone(&inner.ids));
-        let machine =
-            Arc::new(QueueMachine::new(id, inner.node, clock, ids, inner.elections.clone()));
+        let machine = QueueMachine::new(id, inner.node, clock, ids, inner.elections.clone());
+        let machine = Arc::new(machine.with_takeover_grace(inner.takeover_grace));
         let continued = self.offer_checkpoint(&machine).await;
         let group = inner.groups.open(id, Arc::clone(&machine) as Arc<dyn Machine>).await?;
         if let Some(checkpoints) = &inner.checkpoints {
@@ -212,7 +229,9 @@ impl Spool {
             let id = inner.ids.next(inner.clock.now()).ok_or_else(|| {
                 AcceptError::Stopped(format!("node number {} does not fit into ids", inner.node))
             })?;
-            return Ok(partition.writer(id, term));
+            if let Some(writer) = partition.writer(id, term) {
+                return Ok(writer);
+            }
         }
         Err(error)
     }

@@ -1,6 +1,8 @@
 //! Full disks: nothing that was acknowledged is lost, nothing is acknowledged that is not there, and the log goes on
 //! when there is space.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits for threads of its own")]
+
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},

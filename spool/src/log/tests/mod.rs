@@ -1,10 +1,14 @@
 //! Tests of the whole log: on the machine's disk here, on a simulated one in the modules.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits for threads of its own")]
+
 mod damage;
 mod full;
+mod golden;
 mod history;
 mod model;
 mod reading;
+mod rot;
 mod scrubbing;
 mod sidecars;
 

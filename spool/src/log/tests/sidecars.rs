@@ -129,7 +129,7 @@ proptest! {
         let len = disk.open(&path(generation)).unwrap().len().unwrap();
         disk.flip(&path(generation), (place * len as f64) as usize, bit);
         let disk = disk.next_life();
-        prop_assert_eq!(Model::of(&open(&disk).unwrap()).unwrap(), model.clone());
+        prop_assert_eq!(Model::of(&open(&disk).unwrap()).unwrap(), model);
         // It has been made anew.
         let all = sidecars(&disk);
         prop_assert!(all.contains(&generation));

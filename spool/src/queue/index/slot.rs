@@ -128,22 +128,6 @@ impl Slot {
         Self { bytes: bytes.into_boxed_slice() }
     }
 
-    /// Takes over encoded bytes from a checkpoint; `None` if they are not.
-    pub(in crate::queue) fn read(bytes: &[u8]) -> Option<Self> {
-        let slot = Self { bytes: bytes.into() };
-        slot.open(MessageId::MIN)?;
-        Some(slot)
-    }
-
-    pub(in crate::queue) fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// About how many bytes of the log the message needs: its own, and its record with the state of each recipient.
-    pub(super) fn weight(&self, head: &Head) -> u64 {
-        head.size.saturating_add((self.bytes.len() + ENTRY_OVERHEAD_BYTES) as u64)
-    }
-
     /// Notes whether an attempt has begun that has no outcome yet.
     pub(super) fn mark_begun(&mut self, begun: bool) {
         // All flags are in the first byte: they are below 128.
@@ -152,7 +136,24 @@ impl Slot {
         }
     }
 
-    /// What the index needs. `None` never comes: only what [`Self::new`] made or [`Self::read`] checked is kept.
+    /// About how many bytes of the log the message needs: its own, and a record in which recipients stand twice.
+    pub(super) fn weight(&self, head: &Head) -> u64 {
+        let record = (2 * self.bytes.len()).saturating_add(ENTRY_OVERHEAD_BYTES);
+        head.size.saturating_add(record as u64)
+    }
+
+    /// Takes over encoded bytes from a checkpoint; `None` if they are not.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let slot = Self { bytes: bytes.into() };
+        slot.open(MessageId { second: 0, counter: 0, node: 0 })?;
+        Some(slot)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// What the index needs. `None` never comes: only what [`Self::new`] made is kept.
     pub(super) fn head(&self) -> Option<Head> {
         Head::read(&mut &*self.bytes)
     }

@@ -64,7 +64,12 @@ impl Node {
         let groups =
             Groups::new(node, log, clock.clone(), Arc::clone(dial) as _, Timing::default());
         let server = serve(node, &groups, dial).await;
-        let spool = Spool::with_checkpoints(node, groups.clone(), clock, checkpoints);
+        let spool = Spool::with_options(
+            node,
+            groups.clone(),
+            clock,
+            SpoolOptions { checkpoints, ..SpoolOptions::default() },
+        );
         let partition = spool.open(1).await.unwrap();
         Self { groups, spool, partition, server }
     }

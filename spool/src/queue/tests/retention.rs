@@ -20,7 +20,7 @@ use crate::{
     log::{Log, Options},
 };
 
-const SEGMENT: u64 = 512 * 1024;
+const SEGMENT: u64 = 256 * 1024;
 const FLOOR: u64 = 8 * SEGMENT;
 /// What a log may have besides: segments that were begun since the last look.
 const SLACK: u64 = 4 * SEGMENT;
