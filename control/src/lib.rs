@@ -79,3 +79,11 @@ pub enum PlaneError {
     #[error("{0}")]
     Peer(String),
 }
+
+impl PlaneError {
+    /// Whether this machine's log is damaged: it must not be started again before it was re-seeded.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Log(LogError::Damaged { .. }))
+    }
+}

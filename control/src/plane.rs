@@ -190,6 +190,20 @@ impl Plane {
         self.shared.groups.failed().await
     }
 
+    /// Whether it must end because its log is damaged: then it must not be started again before it was re-seeded.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.shared.groups.is_damaged()
+    }
+
+    /// Reads the log through once in `period`, in the background, to find damage while other replicas are whole.
+    ///
+    /// # Errors
+    /// If there can be no thread for it.
+    pub fn start_scrub(&self, period: Duration) -> Result<(), PlaneError> {
+        Ok(self.shared.groups.start_scrub(period)?)
+    }
+
     /// Gives leadership away if that is quick, stops serving and closes the groups.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();

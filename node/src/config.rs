@@ -3,8 +3,10 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{files, limits, policy::Service};
@@ -27,6 +29,8 @@ pub struct NodeConfig {
     pub control: SocketAddr,
     /// `/livez`, `/readyz`, `/metrics`.
     pub http: SocketAddr,
+    /// The agent check of HAProxy; none if absent.
+    pub agent: Option<SocketAddr>,
     /// Resolvers to ask; the system's own if empty.
     #[serde(default)]
     pub dns: Vec<SocketAddr>,
@@ -39,6 +43,9 @@ pub struct NodeConfig {
     /// Memory for log entries that were appended lately, bytes.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: usize,
+    /// How often the spool's log is read through in the background; zero: never.
+    #[serde(default = "default_scrub_period", deserialize_with = "period")]
+    scrub_period: Duration,
 }
 
 /// One SMTP listener.
@@ -48,6 +55,10 @@ pub struct ListenerConfig {
     #[serde(deserialize_with = "service")]
     pub service: Service,
     pub address: SocketAddr,
+    /// Networks of the balancers whose PROXY header (v1 or v2) begins each connection here: its addresses are those of
+    /// client and server then. Empty: no header is expected, and none is taken.
+    #[serde(default)]
+    pub proxy_from: Vec<IpNet>,
 }
 
 /// Why `ppswd.toml` could not be used.
@@ -84,6 +95,12 @@ impl NodeConfig {
         Ok(config)
     }
 
+    /// How often the spool's log is to be read through; `None`: never.
+    #[must_use]
+    pub fn scrub_period(&self) -> Option<Duration> {
+        (!self.scrub_period.is_zero()).then_some(self.scrub_period)
+    }
+
     fn check(&self) -> Result<(), String> {
         let name_is_sane = !self.name.is_empty()
             && self.name.len() <= 255
@@ -101,8 +118,28 @@ impl NodeConfig {
                 self.segment_bytes
             ));
         }
+        if let Some(listener) =
+            self.listeners.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
+        {
+            return Err(format!(
+                "proxy_from of {}: expected at most {} networks",
+                listener.address,
+                limits::PROXY_NETWORKS_MAX
+            ));
+        }
+        if let Some(period) = self.scrub_period()
+            && !(limits::SCRUB_PERIOD_MIN..=limits::SCRUB_PERIOD_MAX).contains(&period)
+        {
+            return Err(format!(
+                "scrub_period = \"{}\": expected \"{}\" to \"{}\", or \"0s\" for never",
+                humantime::format_duration(period),
+                humantime::format_duration(limits::SCRUB_PERIOD_MIN),
+                humantime::format_duration(limits::SCRUB_PERIOD_MAX)
+            ));
+        }
         let mut seen = std::collections::BTreeSet::new();
-        for address in self.listeners.iter().map(|l| l.address).chain([self.control, self.http]) {
+        let own = [self.control, self.http].into_iter().chain(self.agent);
+        for address in self.listeners.iter().map(|l| l.address).chain(own) {
             if !seen.insert(address) {
                 return Err(format!("{address} is used twice"));
             }
@@ -117,6 +154,17 @@ const fn default_segment_bytes() -> u64 {
 
 const fn default_cache_bytes() -> usize {
     64 * 1024 * 1024
+}
+
+const fn default_scrub_period() -> Duration {
+    ppsw_spool::limits::SCRUB_PERIOD
+}
+
+fn period<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|e| {
+        serde::de::Error::custom(format!("{text:?} is no period: {e}; expected one like \"7days\""))
+    })
 }
 
 fn service<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Service, D::Error> {
@@ -151,6 +199,23 @@ address = "127.10.1.1:2525"
         let error = toml::from_str::<NodeConfig>(&GOOD.replace("http =", "htp =")).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("line 8") && text.contains("htp"), "{text}");
+    }
+
+    #[test]
+    fn the_scrub_is_switched_off_only_on_purpose() {
+        let parsed = |line: &str| {
+            let text = GOOD.replace("[[listener]]", &format!("{line}\n[[listener]]"));
+            toml::from_str::<NodeConfig>(&text)
+        };
+        assert_eq!(parsed("").unwrap().scrub_period(), Some(ppsw_spool::limits::SCRUB_PERIOD));
+        let daily = parsed("scrub_period = \"1day\"").unwrap();
+        assert_eq!(daily.scrub_period(), Some(Duration::from_secs(86_400)));
+        assert_eq!(parsed("scrub_period = \"0s\"").unwrap().scrub_period(), None);
+        assert_eq!(parsed("scrub_period = \"0\"").unwrap().scrub_period(), None);
+        let often = parsed("scrub_period = \"1s\"").unwrap().check().unwrap_err();
+        assert!(often.contains("1s") && often.contains("never"), "{often}");
+        let text = parsed("scrub_period = \"weekly\"").unwrap_err().to_string();
+        assert!(text.contains("weekly") && text.contains("7days"), "{text}");
     }
 
     #[test]

@@ -26,6 +26,12 @@ pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     fs::read(path)
 }
 
+/// Load of the machine over the last minute. `None` where there is no `/proc`.
+pub fn load_average() -> Option<f64> {
+    let text = fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
 /// Takes the lock file of a directory that only one process may use; it is free again when that process ends.
 ///
 /// # Errors

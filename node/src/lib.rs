@@ -4,6 +4,8 @@
 //!   there; [`message`] makes what we write ourselves (headers, bounces); [`maillog`] tells what happened.
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
+pub mod agent_check;
+pub mod allocator;
 pub mod config;
 pub mod deliver;
 pub mod dev;

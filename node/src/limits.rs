@@ -255,6 +255,18 @@ pub const PROXY_HEADER_BYTES_MAX: usize = 1_024;
 
 /// Connections that may wait for their PROXY header at once.
 pub const PROXY_HEADERS_PENDING_MAX: usize = 256;
+
+/// Agent checks that are answered at once: balancers ask each node about once a second.
+pub const AGENT_CHECKS_MAX: usize = 32;
+
+/// Time for a balancer to take the one line of the agent check.
+pub const AGENT_ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// The least weight that a ready node asks for, in percent: none at all would be a drain.
+pub const AGENT_WEIGHT_MIN: u8 = 10;
+
+/// Networks in `proxy_from` of one listener; an address is looked for in all of them.
+pub const PROXY_NETWORKS_MAX: usize = 64;
 // === deliver ===
 
 /// Messages taken from the queue at once on a node: those that transmit and those that wait for a place in their
@@ -276,6 +288,9 @@ pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(60);
 
 /// When recipients are due again whose destination was full while others of their message were tried.
 pub const DESTINATION_FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// When a message that could not be read here is tried again although its retry rules have come to their end.
+pub const UNREAD_RETRY: Duration = Duration::from_secs(15 * 60);
 
 /// Messages remembered as left alone, 50 bytes each: beyond, none is taken until some of the delays are over.
 pub const POSTPONED_MAX: usize = 1_000_000;
@@ -390,3 +405,9 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Longest `ppswd.toml`: a page or two of text.
 pub const NODE_CONFIG_BYTES_MAX: u64 = 256 * 1024;
+
+/// The shortest period of the log's scrub: an hour of reading at its rate is more than a log has between two.
+pub const SCRUB_PERIOD_MIN: Duration = Duration::from_secs(3600);
+
+/// The longest: by then a second disk has rotted.
+pub const SCRUB_PERIOD_MAX: Duration = Duration::from_secs(366 * 24 * 3600);

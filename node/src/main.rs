@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use ppsw_node::{config::NodeConfig, dev, policy::Configuration, run};
+use ppsw_node::{allocator, config::NodeConfig, dev, policy::Configuration, run};
 
 /// Exit code of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -12,7 +12,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged: \
+                  do not start this node again before `ppswd rejoin`."
 )]
 struct Args {
     #[command(subcommand)]
@@ -74,6 +75,9 @@ enum Verb {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if matches!(args.verb, Verb::Run { .. }) {
+        allocator::settle();
+    }
     run::prepare_process();
     let done = match args.verb {
         Verb::Run { config, die_with_parent } => {
@@ -107,6 +111,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ppswd: {error}");
+            if error.is::<run::Damaged>() {
+                return ExitCode::from(run::EXIT_DAMAGED);
+            }
             ExitCode::FAILURE
         }
     }

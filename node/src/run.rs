@@ -25,6 +25,7 @@ use tokio::{
 };
 
 use crate::{
+    agent_check,
     config::NodeConfig,
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
@@ -36,6 +37,16 @@ use crate::{
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// This node's log is damaged: it must not be started again before it was re-seeded. `ppswd` ends with
+/// [`EXIT_DAMAGED`] then.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Damaged(String);
+
+/// Exit code of a node whose log is damaged (`EX_DATAERR` of sysexits.h): whoever starts it again must not do so
+/// now; `RestartPreventExitStatus=65` for systemd.
+pub const EXIT_DAMAGED: u8 = 65;
 
 /// What a process needs before anything else: the crypto provider, and where its own messages go.
 pub fn prepare_process() {
@@ -107,14 +118,17 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         events: Arc::new(log.clone()),
         certificates: Certificates::load(&config.certificates)?,
         clock: Arc::new(SystemClock),
-        dsn: false,
         activity: Activity::default(),
     });
     hooks.attach(front.clone(), deliverer.clone());
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
-        let listener = Listener::open(listener.address, listener.service)?;
+        let socket = Listener::open(listener.address, listener.service)?;
+        let listener = match listener.proxy_from.as_slice() {
+            [] => socket,
+            balancers => socket.behind(balancers.to_vec()),
+        };
         let front = front.clone();
         tasks.spawn(async move {
             listener.run(front).await;
@@ -125,6 +139,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
     };
+    if let Some(address) = config.agent {
+        let ready = ready.clone();
+        tasks.spawn(async move { Ok(agent_check::serve(address, ready).await?) });
+    }
     let router = http::router(metrics.clone(), ready);
     let address = config.http;
     tasks.spawn(async move { http::serve(address, router).await.map_err(Failure::from) });
@@ -159,7 +177,18 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Fa
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };
-    Ok(Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?)
+    let started = Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await;
+    let plane = started.map_err(|error| -> Failure {
+        if error.is_damage() { Damaged(error.to_string()).into() } else { error.into() }
+    })?;
+    match config.scrub_period() {
+        Some(period) => plane.start_scrub(period)?,
+        None => tracing::warn!(
+            "scrub_period = \"0\": the log is not read through in the background; damage is found when the record \
+             is needed, perhaps when no other node has a whole one any longer"
+        ),
+    }
+    Ok(plane)
 }
 
 /// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
@@ -181,12 +210,17 @@ async fn serve(
                 log.reopen();
                 reload(config, switch);
             }
-            why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
+            why = plane.failed() => return Err(ended(plane, &why)),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
             }
         }
     }
+}
+
+fn ended(plane: &Plane, why: &str) -> Failure {
+    let text = format!("this node must stop: {why}");
+    if plane.is_damaged() { Damaged(text).into() } else { text.into() }
 }
 
 fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {

@@ -46,8 +46,49 @@ pub const LOG_RECORD_OVERHEAD: usize = 96;
 /// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space.
 pub const LOG_FREE_SEGMENTS_MAX: usize = 4;
 
+/// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.
+/// A segment with more records has none and is read whole when the log is opened. Bounds the writer's memory.
+pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
+
+/// How often bytes that must be there are read, from the medium, before the log is given up as damaged: a bad page
+/// in memory or a path to the disk that comes back costs no replica.
+pub const LOG_READ_TRIES: u32 = 3;
+
+/// Between two tries.
+pub const LOG_READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is read of the mark of a damaged log: a path and a sentence.
+pub const LOG_MARK_BYTES_MAX: usize = 8 * 1024;
+
+/// How often the log is read through, unless the configuration says otherwise: a bit that rots meets a second one on
+/// another node within a week rarely enough.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the scrub reads in a second: one twentieth of what a slow disk reads, and 4 TiB in a week.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+
+/// What the scrub reads at once: others wait a few milliseconds for it on a disk that turns.
+pub const SCRUB_READ_BYTES: usize = 256 * 1024;
+
+/// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
+pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
+
+/// How often free space is measured, and how often a spare segment that could not be made is tried again: others have
+/// to know within two seconds that a disk is low.
+pub const SPACE_POLL: Duration = Duration::from_millis(500);
+
+/// The first wait of the log when its disk is full; most waits end when a purge has freed a file …
+pub const LOG_FULL_RETRY_MIN: Duration = Duration::from_millis(10);
+
+/// … and the longest: an operator has to make room.
+pub const LOG_FULL_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Part of a segment that a log without a spare keeps for votes, purges and checkpoints: entries of other leaders are
+/// not taken when less than one in so many bytes is left.
+pub const LOG_LAST_RESERVE: u64 = 4;
 
 // ---- queue ----
 
@@ -75,6 +116,15 @@ pub const CHUNK_COMMIT_MAX: Duration = Duration::from_secs(60);
 
 /// How long an abort, or another entry that can be proposed again, may wait for a majority.
 pub const ABORT_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// How long the mark of an attempt may wait for a majority; the other server waits with its dialogue meanwhile.
+pub const MARK_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Marks are gathered for so long: at most 500 entries a second, and the dialogue that they run beside takes longer.
+pub const MARKS_GATHER: Duration = Duration::from_millis(2);
+
+/// Messages marked by one entry: some 15 bytes each.
+pub const MARKS_PER_ENTRY_MAX: usize = 2_000;
 
 /// Messages that wait for their abort to be committed: one per session that failed. More are left to the sweep of
 /// unfinished uploads, or are delivered although their client got `451`, which RFC 5321 §6.1 allows.
@@ -106,6 +156,10 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
 
+/// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
+/// needs, too.
+pub const LIST_PAGE_MESSAGES: usize = 1000;
+
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);
 const _: () = assert!(ENTRY_BYTES_MAX < LOG_RECORD_BYTES_MAX);
@@ -135,6 +189,9 @@ pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
 /// message between nodes, would end or stop the group on every replica.
 pub const PROPOSAL_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How long a proposal that another node has forwarded may wait for a majority, whatever that node says.
+pub const FORWARDED_PROPOSAL_MAX: Duration = Duration::from_secs(60);
+
 /// Longest state of a checkpoint: it has to fit into one record and one message, as an entry has.
 pub const CHECKPOINT_BYTES_MAX: usize = 6 * 1024 * 1024;
 
@@ -155,6 +212,9 @@ pub const CHECKPOINT_ASK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Entries that a learner may lack when it becomes a voter: from then on commits may have to wait for it.
 pub const LEARNER_LAG_MAX: u64 = 2_000;
+
+/// A peer's free space that was not told again for so long is not known any more: heartbeats are answered every 150 ms.
+pub const SPACE_KNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// What is taken off a lease for the time between looking at it and acting, and for clocks that run unequally.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

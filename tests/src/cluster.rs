@@ -1,6 +1,12 @@
 //! A cluster of real processes, started by `ppswd dev`.
 
-use std::{fs::File, net::SocketAddr, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs::File,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use rustix::process::Signal;
 use serde::Deserialize;
@@ -20,6 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Clone, Debug, Deserialize)]
 pub struct ClusterFile {
     pub nodes: Vec<Node>,
+    pub service: Services,
     pub sink: Sink,
     pub dns: SocketAddr,
     pub accounts: Vec<Account>,
@@ -35,6 +42,16 @@ pub struct Node {
     pub smart: SocketAddr,
     pub submission: SocketAddr,
     pub submissions: SocketAddr,
+    pub proxy: Services,
+    pub agent: SocketAddr,
+}
+
+/// An address for each personality.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Services {
+    pub mx: SocketAddr,
+    pub smart: SocketAddr,
+    pub submission: SocketAddr,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -65,24 +82,30 @@ pub struct Cluster {
 impl Cluster {
     /// Starts three nodes; waits until all are ready.
     pub fn start(base_port: u16) -> Self {
+        Self::start_with(base_port, &[])
+    }
+
+    /// The same with more arguments for `ppswd dev`.
+    pub fn start_with(base_port: u16, arguments: &[&str]) -> Self {
         let lock = File::create(std::env::temp_dir().join("ppswitch-test-cluster.lock")).unwrap();
         lock.lock().unwrap();
         let dir = tempfile::Builder::new().prefix("ppswitch-test-").tempdir().unwrap();
-        let cluster = dir.path().join("cluster");
-        let mut dev = Guard::spawn(
-            Command::new(program("ppswd"))
-                .args(["dev", "--base-port", &base_port.to_string(), "--dir"])
-                .arg(&cluster),
-            &dir.path().join("dev.log"),
-        );
-        let path = cluster.join("cluster.json");
-        wait_for("cluster.json", PATIENCE, || {
-            let log = || std::fs::read_to_string(dir.path().join("dev.log")).unwrap_or_default();
-            assert!(dev.alive(), "ppswd dev ended:\n{}", log());
-            path.exists().then_some(())
-        });
-        let file = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let base_port = base_port.to_string();
+        let (dev, file) = dev(&dir, &[&["--base-port", &base_port], arguments].concat());
         Self { file, dir: Some(dir), dev, again: Vec::new(), _lock: lock }
+    }
+
+    /// Stops everything as Ctrl-C does, and starts the cluster again with `--resume`.
+    pub fn resume(&mut self) {
+        process::signal(self.dev.pid(), Signal::INT);
+        self.dev.0.wait().unwrap();
+        assert!(!self.dir().join("cluster.json").exists(), "cluster.json is left behind");
+        (self.dev, self.file) = dev(self.dir.as_ref().unwrap(), &["--resume"]);
+    }
+
+    /// Reads `cluster.json` again.
+    pub fn look_again(&mut self) {
+        self.file = read(&self.dir().join("cluster.json"));
     }
 
     /// `DIR` of `ppswd dev`.
@@ -210,6 +233,26 @@ impl Drop for Cluster {
             eprintln!("kept for a look: {}", dir.keep().display());
         }
     }
+}
+
+/// Starts `ppswd dev` on `cluster` below `dir`; waits until it is ready.
+fn dev(dir: &TempDir, arguments: &[&str]) -> (Guard, ClusterFile) {
+    let (cluster, log) = (dir.path().join("cluster"), dir.path().join("dev.log"));
+    let mut dev = Guard::spawn(
+        Command::new(program("ppswd")).arg("dev").args(arguments).arg("--dir").arg(&cluster),
+        &log,
+    );
+    let path = cluster.join("cluster.json");
+    wait_for("cluster.json", PATIENCE, || {
+        let log = || std::fs::read_to_string(&log).unwrap_or_default();
+        assert!(dev.alive(), "ppswd dev ended:\n{}", log());
+        path.exists().then_some(())
+    });
+    (dev, read(&path))
+}
+
+fn read(path: &Path) -> ClusterFile {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 /// Status of `GET path`; `None`: no answer.

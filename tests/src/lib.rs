@@ -16,6 +16,7 @@ pub mod corpus;
 pub mod dialogue;
 pub mod load;
 pub mod process;
+pub mod shim;
 pub mod sink;
 pub mod stores;
 

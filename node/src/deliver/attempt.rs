@@ -1,6 +1,7 @@
 //! One attempt to deliver one message: route, transmit, judge, record.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,8 +13,9 @@ use async_trait::async_trait;
 use metrics::{counter, gauge, histogram};
 use ppsw_spool::{
     env::UnixMs,
-    queue::{Outcome, QueuedMessage, Verdict},
+    queue::{MessageId, Outcome, QueuedMessage, Verdict},
 };
+use tokio::sync::OnceCell;
 use tracing::warn;
 
 use super::{
@@ -57,16 +59,23 @@ enum LegResult {
     Sent(Vec<Sent>),
 }
 
-/// The lease of the partition, while this node is not to end.
+/// The lease of the partition, while this node is not to end; and the mark of the attempt in its log.
 struct Lease<'a> {
     source: &'a dyn QueueSource,
     stopped: &'a AtomicBool,
+    message: MessageId,
+    /// One for all transactions of the attempt.
+    begun: OnceCell<bool>,
 }
 
 #[async_trait]
 impl Fence for Lease<'_> {
     fn holds(&self) -> bool {
         !self.stopped.load(Ordering::Acquire) && self.source.may_deliver()
+    }
+
+    async fn begun(&self) -> bool {
+        *self.begun.get_or_init(|| self.source.begin(self.message)).await
     }
 
     async fn broken(&self) {
@@ -85,7 +94,8 @@ impl Workshop {
         message: &Arc<QueuedMessage>,
     ) -> Ended {
         let routing = self.parts.router.current();
-        let fence = Lease { source, stopped: &self.stopped };
+        let begun = OnceCell::new();
+        let fence = Lease { source, stopped: &self.stopped, message: message.id, begun };
         let planned = tokio::select! {
             plan = plan(message, &*routing, self.parts.clock.now()) => plan,
             () = fence.broken() => return Ended::Done,
@@ -136,16 +146,19 @@ impl Workshop {
         };
         let recipients: Vec<_> = leg.addresses.iter().map(|a| a.rcpt.clone()).collect();
         let flight = InFlight::begin();
-        let sent = self
-            .transmitter
-            .transmit(&Transmission {
-                destination: &leg.destination,
-                mail: &mail,
-                recipients: &recipients,
-                body: &|| source.body(message),
-                fence,
-            })
-            .await;
+        let transmission = Transmission {
+            destination: &leg.destination,
+            mail: &mail,
+            recipients: &recipients,
+            body: &|| source.body(message),
+            fence,
+        };
+        let mut transmit = pin!(self.transmitter.transmit(&transmission));
+        // The mark is written beside the dialogue, which waits for it before the final dot.
+        let sent = tokio::select! {
+            sent = &mut transmit => sent,
+            _ = fence.begun() => transmit.await,
+        };
         drop(flight);
         LegResult::Sent(sent)
     }
@@ -354,9 +367,7 @@ fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
 }
 
 /// What the log says of the messages that an outcome makes.
-fn created(
-    outcome: &Outcome,
-) -> Vec<(ppsw_spool::queue::MessageId, ppsw_spool::queue::Envelope, u64)> {
+fn created(outcome: &Outcome) -> Vec<(MessageId, ppsw_spool::queue::Envelope, u64)> {
     let size = |bytes: &bytes::Bytes| bytes.len() as u64;
     outcome.creates.iter().map(|(id, envelope, b)| (*id, envelope.clone(), size(b))).collect()
 }

@@ -18,7 +18,10 @@ use super::{
     seams::Routing,
     transaction::Answer,
 };
-use crate::message::bounce::{Excerpt, Kind, Report, Reported, divide, wants_warning};
+use crate::{
+    limits::UNREAD_RETRY,
+    message::bounce::{Excerpt, Kind, Report, Reported, divide, wants_warning},
+};
 
 /// What became of one address.
 #[derive(Clone, Debug)]
@@ -71,6 +74,10 @@ impl Attempted<'_> {
             Answer::Fenced => return None,
             Answer::Delivered(text) => (Verdict::Delivered, text),
             Answer::Failed(text) => (Verdict::Failed, text),
+            Answer::Unread(text) => {
+                let wait = next.unwrap_or(UNREAD_RETRY);
+                (Verdict::Deferred { next_due: self.now.plus(wait) }, text)
+            }
             Answer::Deferred { text, .. } => match next {
                 Some(wait) => (Verdict::Deferred { next_due: self.now.plus(wait) }, text),
                 None => (Verdict::Failed, format!("retry timeout exceeded; last: {text}")),

@@ -18,6 +18,13 @@ const SUBMISSIONS: u16 = 2465;
 const CONTROL: u16 = 2590;
 const HTTP: u16 = 2580;
 const DNS: u16 = 2553;
+const AGENT: u16 = 2570;
+const PROXY_MX: u16 = 3525;
+const PROXY_SMART: u16 = 3526;
+const PROXY_SUBMISSION: u16 = 3587;
+
+/// Whence a balancer of a `dev` cluster connects.
+const BALANCER: &str = "127.0.0.1/32";
 
 /// The base port that the numbers above belong to.
 pub(super) const BASE_PORT: u16 = 2500;
@@ -54,10 +61,13 @@ pub(super) struct NodeEntry {
     pub(super) smart: SocketAddr,
     pub(super) submission: SocketAddr,
     pub(super) submissions: SocketAddr,
+    pub(super) proxy: Service,
+    pub(super) agent: SocketAddr,
 }
 
-#[derive(Debug, Serialize)]
-struct Service {
+/// An address for each personality.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Service {
     mx: SocketAddr,
     smart: SocketAddr,
     submission: SocketAddr,
@@ -122,6 +132,12 @@ impl Plan {
             smart: self.address(node, 2, SMTP),
             submission: self.address(node, 3, SUBMISSION),
             submissions: self.address(node, 3, SUBMISSIONS),
+            proxy: Service {
+                mx: self.address(node, 9, PROXY_MX),
+                smart: self.address(node, 9, PROXY_SMART),
+                submission: self.address(node, 9, PROXY_SUBMISSION),
+            },
+            agent: self.address(node, 9, AGENT),
         }
     }
 
@@ -155,7 +171,8 @@ impl Plan {
     pub(super) fn node_file(&self, node: u16) -> Result<String, toml::ser::Error> {
         let dir = self.node_dir(node);
         let entry = self.entry(node, 0);
-        let listener = |service, address| Listener { service, address };
+        let listener = |service, address| Listener { service, address, proxy_from: Vec::new() };
+        let proxied = |service, address| Listener { service, address, proxy_from: vec![BALANCER] };
         toml::to_string(&NodeFile {
             name: &format!("node-{node}"),
             data: &dir.join("data"),
@@ -164,12 +181,16 @@ impl Plan {
             certificates: &self.path("certs"),
             control: entry.control,
             http: entry.http,
+            agent: entry.agent,
             dns: vec![self.dns()],
             listener: vec![
                 listener("smtp", entry.mx),
                 listener("smtp", entry.smart),
                 listener("submission", entry.submission),
                 listener("submissions", entry.submissions),
+                proxied("smtp", entry.proxy.mx),
+                proxied("smtp", entry.proxy.smart),
+                proxied("submission", entry.proxy.submission),
             ],
         })
     }
@@ -236,6 +257,7 @@ struct NodeFile<'a> {
     certificates: &'a Path,
     control: SocketAddr,
     http: SocketAddr,
+    agent: SocketAddr,
     dns: Vec<SocketAddr>,
     listener: Vec<Listener>,
 }
@@ -244,6 +266,8 @@ struct NodeFile<'a> {
 struct Listener {
     service: &'static str,
     address: SocketAddr,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    proxy_from: Vec<&'static str>,
 }
 
 #[cfg(test)]
@@ -267,7 +291,10 @@ mod tests {
             serde_json::json!({
                 "nodes": [{ "id": 1, "pid": 4242, "control": "127.10.1.9:2590", "http": "127.10.1.9:2580",
                     "mx": "127.10.1.1:2525", "smart": "127.10.1.2:2525",
-                    "submission": "127.10.1.3:2587", "submissions": "127.10.1.3:2465" }],
+                    "submission": "127.10.1.3:2587", "submissions": "127.10.1.3:2465",
+                    "proxy": { "mx": "127.10.1.9:3525", "smart": "127.10.1.9:3526",
+                        "submission": "127.10.1.9:3587" },
+                    "agent": "127.10.1.9:2570" }],
                 "service": { "mx": "127.10.0.11:2525", "smart": "127.10.0.12:2525",
                     "submission": "127.10.0.13:2587" },
                 "sink": { "smtp": "127.10.0.1:2525", "lmtp": "127.10.0.1:2424", "maildir": "/d/sink", "pid": 4250 },

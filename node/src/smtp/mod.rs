@@ -64,9 +64,6 @@ pub struct FrontEnd {
     pub events: Arc<dyn Events>,
     pub certificates: Certificates,
     pub clock: Arc<dyn Clock>,
-    /// Delivery honours `NOTIFY`, `RET`, `ORCPT` and `ENVID`: then DSN is advertised and they are accepted
-    /// (RFC 3461 §4).
-    pub dsn: bool,
     /// Sessions, transactions and drain of this node.
     pub activity: Activity,
 }

@@ -6,4 +6,4 @@ mod disk;
 pub mod sim;
 
 pub use clock::{Clock, SystemClock, UnixMs};
-pub use disk::{Disk, DiskFile, SystemDisk};
+pub use disk::{Disk, DiskFile, SystemDisk, is_full};

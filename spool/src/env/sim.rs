@@ -30,6 +30,16 @@ pub enum Trouble {
     Stop,
     /// It fails with EIO.
     Error,
+    /// It and those that follow, so many in all, fail with ENOSPC if they could need space. That passes.
+    Full(u64),
+}
+
+/// Kinds of changing operations.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// Never fails for want of space: it gives space back.
+    Nothing,
+    Space,
 }
 
 #[derive(Clone, Default)]
@@ -57,10 +67,14 @@ struct World {
     /// Handles of an earlier life have no effect.
     life: u64,
     stopped: bool,
-    /// No block is free.
-    full: bool,
     trouble: Option<(u64, Trouble)>,
     operations: u64,
+    /// So many reads fail with EIO.
+    failing_reads: u64,
+    /// Operations that met a full disk.
+    met: u64,
+    /// Bytes that all files together may have.
+    capacity: u64,
     lies: Lies,
     rng: StdRng,
 }
@@ -103,9 +117,11 @@ impl SimDisk {
             pending_names: Vec::new(),
             life: 0,
             stopped: false,
-            full: false,
             trouble: None,
             operations: 0,
+            failing_reads: 0,
+            met: 0,
+            capacity: 1 << 30,
             lies,
             rng: StdRng::seed_from_u64(seed),
         };
@@ -118,6 +134,41 @@ impl SimDisk {
         world.trouble = Some((world.operations + after, trouble));
     }
 
+    /// Lets the next `count` reads fail with EIO.
+    pub fn fail_reads(&self, count: u64) {
+        self.world().failing_reads = count;
+    }
+
+    /// What a file holds, as reads see it.
+    pub fn content(&self, path: &Path) -> Vec<u8> {
+        let world = self.world();
+        world.files[world.names[path]].cached.clone()
+    }
+
+    /// Gives a file other content, in the cache and on the medium.
+    pub fn replace(&self, path: &Path, content: &[u8]) {
+        let mut world = self.world();
+        let id = world.names[path];
+        let (cached, durable) = (content.to_vec(), content.to_vec());
+        world.files[id] = File { cached, durable, pending: Vec::new() };
+    }
+
+    /// Lets all files together have so many bytes.
+    pub fn limit(&self, capacity: u64) {
+        self.world().capacity = capacity;
+    }
+
+    /// Lets no file grow, or become, from now on; or lets them again.
+    pub fn fill(&self, full: bool) {
+        let mut world = self.world();
+        world.capacity = if full { world.used() } else { 1 << 40 };
+    }
+
+    /// How many operations met a full disk so far.
+    pub fn met_full(&self) -> u64 {
+        self.world().met
+    }
+
     /// Takes back trouble that has not come yet.
     pub fn no_trouble(&self) {
         self.world().trouble = None;
@@ -126,17 +177,6 @@ impl SimDisk {
     /// From now on the process can do nothing more, as if killed.
     pub fn stop(&self) {
         self.world().stopped = true;
-    }
-
-    /// Lets no file grow, or become, from now on; or lets them again.
-    pub fn fill(&self, full: bool) {
-        self.world().full = full;
-    }
-
-    /// Whether trouble has stopped the machine.
-    #[must_use]
-    pub fn is_stopped(&self) -> bool {
-        self.world().stopped
     }
 
     /// A new process, with what the cache of the machine holds.
@@ -185,12 +225,31 @@ impl SimDisk {
         &self,
         operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
     ) -> io::Result<T> {
+        self.change_that(Need::Space, operation)
+    }
+
+    fn change_that<T>(
+        &self,
+        need: Need,
+        operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut world = self.world();
         if world.life != self.life || world.stopped {
             return Err(eio());
         }
         world.operations += 1;
         match world.trouble {
+            Some((at, Trouble::Full(count))) => {
+                let full = (at..at + count).contains(&world.operations) && need == Need::Space;
+                if !full {
+                    return operation(&mut world, Extent::All);
+                }
+                world.met += 1;
+                if world.rng.random() {
+                    let _ = operation(&mut world, Extent::Part);
+                }
+                Err(io::ErrorKind::StorageFull.into())
+            }
             Some((at, trouble)) if at == world.operations => {
                 if world.rng.random() {
                     let _ = operation(&mut world, Extent::Part);
@@ -222,6 +281,11 @@ impl DirOp {
 }
 
 impl World {
+    /// Bytes of all files.
+    fn used(&self) -> u64 {
+        self.names.values().map(|&id| self.files[id].cached.len() as u64).sum()
+    }
+
     fn name(&mut self, operation: DirOp) {
         self.pending_names.push(operation.clone());
         operation.apply(&mut self.names);
@@ -293,17 +357,17 @@ impl DiskFile for SimFile {
                 let kept = world.rng.random_range(0..=bytes.len());
                 bytes.truncate(kept);
             }
-            let end = place(offset).saturating_add(bytes.len());
-            if world.full && end > world.files[self.id].cached.len() {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
             world.files[self.id].write(place(offset), &bytes);
             Ok(())
         })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let world = self.disk.world();
+        let mut world = self.disk.world();
+        if world.failing_reads > 0 {
+            world.failing_reads -= 1;
+            return Err(eio());
+        }
         let at = place(offset);
         let bytes = world.files[self.id].cached.get(at..at + buf.len());
         buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
@@ -330,10 +394,11 @@ impl DiskFile for SimFile {
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.disk.change(|world, _| {
-            let full = world.full;
+            let used = world.used();
             let cached = &mut world.files[self.id].cached;
             let len = cached.len().max(place(bytes));
-            if full && len > cached.len() {
+            if used + (len - cached.len()) as u64 > world.capacity {
+                world.met += 1;
                 return Err(io::ErrorKind::StorageFull.into());
             }
             cached.resize(len, 0);
@@ -350,12 +415,15 @@ impl Disk for SimDisk {
     }
 
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.change(|world, _| {
+        self.change(|world, extent| {
+            // A file cannot be half there.
+            if matches!(extent, Extent::Part)
+                && matches!(world.trouble, Some((_, Trouble::Full(_))))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             if world.names.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
-            }
-            if world.full {
-                return Err(io::ErrorKind::StorageFull.into());
             }
             let id = world.files.len();
             world.files.push(File::default());
@@ -365,7 +433,12 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.change(|world, _| {
+        self.change(|world, extent| {
+            if matches!(extent, Extent::Part)
+                && matches!(world.trouble, Some((_, Trouble::Full(_))))
+            {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             world.names.get(from).ok_or(io::ErrorKind::NotFound)?;
             world.name(DirOp::Rename(from.to_owned(), to.to_owned()));
             Ok(())
@@ -373,7 +446,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        self.change(|world, _| {
+        self.change_that(Need::Nothing, |world, _| {
             world.names.get(path).ok_or(io::ErrorKind::NotFound)?;
             world.name(DirOp::Remove(path.to_owned()));
             Ok(())
@@ -410,6 +483,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        Ok(if self.world().full { 0 } else { 1 << 40 })
+        let world = self.world();
+        Ok(world.capacity.saturating_sub(world.used()))
     }
 }

@@ -71,6 +71,7 @@ impl Groups {
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
         let factory = Factory { dial: inner.dial.clone(), group: id };
+        let peers = factory.clone();
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await
             .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
@@ -78,6 +79,7 @@ impl Groups {
             node: inner.node,
             id,
             raft,
+            peers,
             store,
             adapter,
             clock: inner.clock.clone(),
@@ -130,6 +132,20 @@ impl Groups {
         let seen = failure.wait_for(Option::is_some).await;
         // The sender lives in `self`, so waiting cannot end otherwise.
         seen.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+
+    /// Whether the log has failed because it is damaged: it must not be used again, as opposed to a disk that failed.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        matches!(self.inner.log.failure(), Some(LogError::Damaged { .. }))
+    }
+
+    /// Reads the log through once in `period`, in the background.
+    ///
+    /// # Errors
+    /// As [`Log::start_scrub`].
+    pub fn start_scrub(&self, period: std::time::Duration) -> Result<(), LogError> {
+        self.inner.log.start_scrub(self.inner.clock.clone(), period)
     }
 
     /// Stops all groups in an orderly way.

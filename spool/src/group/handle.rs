@@ -22,6 +22,7 @@ use super::{
     ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
     lease::{self, Claim, Probation},
     machine::Adapter,
+    network::{Factory, Peer},
     store::Store,
     types::{Proposal, Raft, TypeConfig, proposal_of},
 };
@@ -38,6 +39,7 @@ pub(super) struct Parts {
     pub(super) node: NodeId,
     pub(super) id: GroupId,
     pub(super) raft: Raft,
+    pub(super) peers: Factory,
     pub(super) store: Store,
     pub(super) adapter: Adapter,
     pub(super) clock: Arc<dyn Clock>,
@@ -131,6 +133,22 @@ impl Group {
         }
     }
 
+    /// Proposes an entry through the leader that this replica knows of, which may be itself. For entries that do no
+    /// harm when they are proposed twice.
+    ///
+    /// # Errors
+    /// As of `propose`; `NotLeader` also if no leader is known.
+    pub async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+        match self.leader() {
+            Some(leader) if leader != self.node() => {
+                let peer = self.peer(leader);
+                let asked = timeout(deadline, peer.propose(payload, deadline)).await;
+                asked.unwrap_or(Err(ProposeError::Timeout(deadline)))
+            }
+            _ => self.propose(payload, deadline).await,
+        }
+    }
+
     /// The leader known to this replica.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
@@ -148,6 +166,8 @@ impl Group {
         };
         claim.led_term != 0
             && !self.is_stopping()
+            // Nothing can be recorded any longer, and this process is about to end.
+            && !inner.parts.store.log().has_ended()
             && lease::holds(&inner.metrics.borrow_watched(), claim, inner.parts.timing)
     }
 
@@ -278,6 +298,10 @@ impl Group {
         let entries = self.inner.parts.store.read(index, index + 1, 0).await?;
         let missing = LogError::Missing { group: self.id(), index };
         entries.first().and_then(|entry| proposal_of(&entry.payload)).ok_or(missing)
+    }
+
+    pub(super) fn peer(&self, node: NodeId) -> Peer {
+        self.inner.parts.peers.peer(node)
     }
 
     pub(super) fn raft(&self) -> &Raft {

@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use super::{
-    Dial, GroupId, Lane,
+    Dial, GroupId, Lane, ProposeError, Reply,
     types::{
         self, Snapshot, TypeConfig, Vote, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
@@ -51,6 +52,13 @@ pub(crate) struct Factory {
     pub(super) group: GroupId,
 }
 
+impl Factory {
+    /// The way to a node's replica, for anything but heartbeats.
+    pub(super) fn peer(&self, node: NodeId) -> Peer {
+        Peer { dial: self.dial.clone(), group: self.group, node, heartbeats: false }
+    }
+}
+
 /// The way to one node's replica of one group.
 pub(crate) struct Peer {
     dial: Arc<dyn Dial>,
@@ -64,7 +72,7 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: false }
+        self.peer(target)
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
@@ -117,6 +125,32 @@ impl Peer {
         let reply = self.answer(client.vote(request)).await?;
         let vote = reply.vote.as_ref().map(vote_from_wire).ok_or_else(nonsense)?;
         Ok(VoteResponse::new(vote, reply.last.as_ref().map(log_id_from_wire), reply.granted))
+    }
+
+    /// Asks this peer to propose an entry as the leader.
+    pub(super) async fn propose(
+        &self,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        let request = wire::ProposeRequest {
+            target: self.target(),
+            payload,
+            deadline_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
+        };
+        // It may have arrived: whatever goes wrong from here on leaves it open.
+        let open = || ProposeError::Timeout(deadline);
+        let mut client = self.client(Lane::Control).map_err(|_| open())?;
+        let reply = client.propose(request).await.map_err(|_| open())?.into_inner();
+        match reply.kind() {
+            wire::propose_reply::Kind::Done => Ok(Reply::Done),
+            wire::propose_reply::Kind::Value => Ok(Reply::Value(reply.value)),
+            wire::propose_reply::Kind::Refused => Ok(Reply::Refused(reply.why)),
+            wire::propose_reply::Kind::NotLeader => Err(ProposeError::NotLeader {
+                leader: Some(reply.leader).filter(|node| *node != 0),
+            }),
+            wire::propose_reply::Kind::Unknown => Err(open()),
+        }
     }
 
     async fn stream<'s, S>(

@@ -1,6 +1,6 @@
 //! The receiving side: the gRPC service that other nodes' replicas call.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use futures::{Stream, StreamExt};
 use openraft::raft::{
@@ -11,12 +11,13 @@ use ppsw_proto::raft::{self as wire, raft_server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Group, Groups,
+    Group, Groups, ProposeError, Reply,
     network::PROTOCOL_VERSION,
     types::{
         self, Snapshot, TypeConfig, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
     },
 };
+use crate::limits;
 
 /// Serves the groups of this node.
 #[derive(Clone)]
@@ -175,6 +176,34 @@ impl raft_server::Raft for Service {
                 reply.set_kind(wire::transfer_reply::Kind::LogNotFlushed);
                 reply.actual_log = actual.as_ref().map(log_id_to_wire);
             }
+        }
+        Ok(Response::new(reply))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::ProposeReply>, Status> {
+        let request = request.into_inner();
+        let group = self.replica(request.target)?;
+        let deadline =
+            Duration::from_millis(request.deadline_ms.into()).min(limits::FORWARDED_PROPOSAL_MAX);
+        let mut reply = wire::ProposeReply::default();
+        match group.propose(request.payload, deadline).await {
+            Ok(Reply::Done) => reply.set_kind(wire::propose_reply::Kind::Done),
+            Ok(Reply::Value(value)) => {
+                reply.set_kind(wire::propose_reply::Kind::Value);
+                reply.value = value;
+            }
+            Ok(Reply::Refused(why)) => {
+                reply.set_kind(wire::propose_reply::Kind::Refused);
+                reply.why = why;
+            }
+            Err(ProposeError::NotLeader { leader }) => {
+                reply.set_kind(wire::propose_reply::Kind::NotLeader);
+                reply.leader = leader.unwrap_or(0);
+            }
+            Err(ProposeError::Timeout(_) | ProposeError::Stopped(_)) => {}
         }
         Ok(Response::new(reply))
     }

@@ -10,10 +10,17 @@ mod cache;
 #[cfg(any(test, feature = "simulation"))]
 mod driver;
 mod index;
+mod mark;
 mod queue;
+mod reader;
 mod record;
 mod recovery;
+mod scrub;
+mod scrub_date;
 mod segment;
+mod sidecar;
+mod slots;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -21,24 +28,28 @@ mod writer;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread::JoinHandle,
 };
 
+pub use self::space::{Space, SpaceLimits};
+
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 #[cfg(any(test, feature = "simulation"))]
 pub use self::driver::Driver;
+pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
-    index::{Place, Slot},
+    index::Place,
     queue::Item,
-    record::{Kind, Record, Stamp, padded, parse},
+    record::Record,
     recovery::{Recovered, recover},
     writer::{Shared, State, Writer},
 };
 use crate::{
-    env::{Disk, DiskFile},
+    env::Disk,
     limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
 };
 
@@ -90,7 +101,8 @@ pub struct Options {
 
 /// Called on the writer thread when a write is durable, or has failed. A failed write has ended the log:
 /// every later call fails too, and the process is expected to end. Called on the caller's thread, before the
-/// call returns, with `Misuse`, and by calls to a log that has ended. Must not block.
+/// call returns, with `Misuse`, and by calls to a log that has ended; on a reader's thread if that finds damage.
+/// Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Why the log could not do something.
@@ -100,9 +112,14 @@ pub enum LogError {
     /// The disk failed a write or a sync; nothing after it can be trusted.
     #[error("the log's disk failed: {0}")]
     Disk(String),
-    /// A record on the disk is damaged where none may be: before the last commit marker.
+    /// The disk is full. Passes by itself: only told when the log is closed while it waits for space.
+    #[error("the log's disk is full: {0}")]
+    NoSpace(String),
+    /// A record on the disk is damaged where none may be: before the last commit marker. Or it was found to be so
+    /// earlier, and the log is marked.
     #[error(
-        "damaged log record in {file} at byte {offset}: {what}; this replica must be re-seeded"
+        "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
+         peers: move its data directory away and run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.
@@ -137,9 +154,7 @@ pub struct Log {
 
 struct Inner {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
-    /// A `Driver` writes, not a thread.
-    driven: bool,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl std::fmt::Debug for Log {
@@ -149,31 +164,41 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
-    /// have the directory open.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its threads. Nobody else may have the
+    /// directory open. Waits, without an end, for space if the disk is full and it cannot be opened so.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let (shared, writer) = prepare(disk, options)?;
-        let thread = std::thread::Builder::new()
-            .name("ppsw-log".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self {
-            inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)), driven: false }),
-        })
+        let writer = space::patiently(|| prepare(&disk, &options, false))?;
+        let shared = Arc::clone(&writer.shared);
+        let spare = space::SpareMaker::new(Arc::clone(&shared), writer.free.len());
+        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        log.start("ppsw-log", || writer.run())?;
+        log.start("ppsw-spare", || spare.run())?;
+        Ok(log)
     }
 
-    /// Opens the log without a thread: nothing is written unless the [`Driver`] runs. So a simulation decides when.
+    /// Opens the log without threads: nothing is written unless the [`Driver`] runs. So a simulation decides when.
     ///
     /// # Errors
-    /// As of [`Self::open`].
+    /// As of [`Self::open`]; and `NoSpace` instead of waiting for space.
     #[cfg(any(test, feature = "simulation"))]
     pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
-        let (shared, writer) = prepare(disk, options)?;
-        let inner = Inner { shared, thread: Mutex::default(), driven: true };
-        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer)))
+        let writer = prepare(&disk, &options, true)?;
+        let shared = Arc::clone(&writer.shared);
+        let spare = space::SpareMaker::new(Arc::clone(&shared), writer.free.len());
+        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        Ok((log, Driver::new(writer, spare)))
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
+        let thread = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(run)
+            .map_err(|e| LogError::Disk(format!("starting the log's threads: {e}")))?;
+        self.inner.threads().push(thread);
+        Ok(())
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -253,35 +278,6 @@ impl Log {
         }
     }
 
-    /// Reads entries of an index range until `bytes_max` payload bytes are reached (at least one entry).
-    /// Blocks on the disk if they are no longer in the cache. The CRC of every record is checked.
-    ///
-    /// # Errors
-    /// `Missing` for the first index that is not there, `Damaged`, `Disk`.
-    pub fn read(
-        &self,
-        group: GroupId,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, LogError> {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        for index in range {
-            if bytes >= bytes_max && !entries.is_empty() {
-                break;
-            }
-            let entry = match self.locate(group, index)? {
-                Place::Memory(entry) => entry,
-                Place::Disk { slot, file, stamp } => {
-                    self.read_disk(group, index, slot, &*file, stamp)?
-                }
-            };
-            bytes += entry.payload.len();
-            entries.push(entry);
-        }
-        Ok(entries)
-    }
-
     /// Whether [`Log::read`] of this range would be answered from memory.
     #[must_use]
     pub fn is_cached(&self, group: GroupId, range: Range<u64>, bytes_max: usize) -> bool {
@@ -301,7 +297,26 @@ impl Log {
 
     /// Whether everything runs on the caller's thread: reads, too, must not go to another.
     pub(crate) fn is_driven(&self) -> bool {
-        self.inner.driven
+        self.inner.shared.driven.is_some()
+    }
+
+    /// Sets below which free space the disk counts as low. Until then, and by default, it is low when it is full.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.inner.shared.disk_space.limit(limits);
+    }
+
+    /// Free space as last measured, at most a second ago. Cheap.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.inner.shared.disk_space.last()
+    }
+
+    /// Whether entries from leaders are to be taken: `false` if the disk is full and only the reserve for votes,
+    /// purges and checkpoints is left. Cheap.
+    #[must_use]
+    pub fn takes_entries(&self) -> bool {
+        let shared = &*self.inner.shared;
+        !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
     }
 
     /// Figures for operators. Asks the file system.
@@ -313,8 +328,20 @@ impl Log {
         Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
     }
 
+    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the log has failed for good, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
+    }
+
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
-    /// writer's thread: must not block.
+    /// thread that noticed: must not block.
     pub fn on_failure(&self, tell: Box<dyn FnOnce(String) + Send>) {
         let mut state = self.inner.shared.lock();
         if let Some(error) = state.failed.clone() {
@@ -363,83 +390,43 @@ impl Log {
         drop(state);
         shared.wake();
     }
-
-    /// Where an entry is.
-    fn locate(&self, group: GroupId, index: u64) -> Result<Place, LogError> {
-        let state = self.inner.shared.lock();
-        match &state.failed {
-            Some(error) => Err(error.clone()),
-            None => state.index.locate(group, index).ok_or(LogError::Missing { group, index }),
-        }
-    }
-
-    /// Reads an entry from its segment and checks that it is the one.
-    fn read_disk(
-        &self,
-        group: GroupId,
-        index: u64,
-        slot: Slot,
-        file: &dyn DiskFile,
-        stamp: Stamp,
-    ) -> Result<Entry, LogError> {
-        let payload_len = slot.len as usize;
-        let mut bytes = vec![0; padded(payload_len)];
-        let outcome = file
-            .read_at(u64::from(slot.offset), &mut bytes)
-            .map_err(|e| LogError::Disk(format!("reading {}: {e}", segment::name(slot.generation))))
-            .and_then(|()| {
-                let file = segment::name(slot.generation);
-                let offset = u64::from(slot.offset);
-                let parsed = parse(stamp, &bytes).map_err(|fault| fault.error(&file, offset))?;
-                let found = (parsed.kind, parsed.group, parsed.term, parsed.index, parsed.len);
-                if found == (Kind::Entry, group, slot.term, index, payload_len) {
-                    Ok(())
-                } else {
-                    let what = format!("entry {index} of group {group} expected, found {found:?}");
-                    Err(LogError::Damaged { file, offset, what })
-                }
-            });
-        if let Err(error) = outcome {
-            // The segment may have been recycled while it was read: then the entry is gone, not damaged.
-            return match self.locate(group, index)? {
-                Place::Disk { slot: now, .. } if now == slot => Err(error),
-                _ => Err(LogError::Missing { group, index }),
-            };
-        }
-        let payload = Bytes::from(bytes).slice(record::HEADER..record::HEADER + payload_len);
-        Ok(Entry { position: Position { term: slot.term, index }, payload })
-    }
 }
 
 /// Recovers the log, and makes the writer that goes on where it ends.
-fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Arc<Shared>, Writer), LogError> {
+fn prepare(disk: &Arc<dyn Disk>, options: &Options, driven: bool) -> Result<Writer, LogError> {
     let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-    let options = Options { segment_bytes, ..options };
-    let Recovered { index, active, free, released } = recover(&*disk, &options)?;
-    let shared = Arc::new(Shared::new(disk, options.dir, index));
-    let writer = Writer {
-        shared: Arc::clone(&shared),
-        active,
-        free,
-        released,
-        segment_bytes,
-        cache_bytes: options.cache_bytes,
-        frame: Frame::default(),
-        batch: Vec::new(),
-    };
-    Ok((shared, writer))
+    let options = Options { segment_bytes, ..options.clone() };
+    if let Some(damage) = mark::find(&**disk, &options.dir)? {
+        return Err(damage);
+    }
+    let Recovered { index, active, sidecar, free, released } = recover(&**disk, &options)?;
+    let Options { dir, cache_bytes, .. } = options;
+    let mut shared = Shared::new(Arc::clone(disk), dir, index, active.offset, segment_bytes);
+    shared.driven = driven.then(Notify::new);
+    let (frame, batch) = (Frame::default(), Vec::new());
+    let shared = Arc::new(shared);
+    Ok(Writer { shared, active, sidecar, free, released, segment_bytes, cache_bytes, frame, batch })
+}
+
+impl Inner {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.wake();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A panic of the writer has been reported by its own thread.
-            let _ = thread.join();
+        self.shared.scrubs.notify_all();
+        self.shared.closing.notify_all();
+        self.shared.disk_space.wake();
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic of a thread has been reported by itself.
+                let _ = thread.join();
+            }
         }
     }
 }

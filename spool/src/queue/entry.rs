@@ -3,9 +3,9 @@
 mod convert;
 
 use bytes::Bytes;
+pub(super) use convert::{read_attempts, read_envelope, write_attempt, write_envelope};
 use convert::{
-    read_envelope, read_id, read_outcome, read_recipient, read_record, write_attempt,
-    write_delivered, write_envelope, write_id, write_recipient,
+    read_id, read_outcome, read_recipient, read_record, write_delivered, write_id, write_recipient,
 };
 use ppsw_proto::queue as pb;
 use prost::Message as _;
@@ -31,6 +31,7 @@ pub(super) enum Change {
     Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
     Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
     Handover { to: NodeId },
+    Begin { ids: Vec<MessageId> },
 }
 
 /// Where an `Accept` or `Carry` says that its body is.
@@ -49,7 +50,16 @@ pub(super) struct Record {
     pub(super) state: MessageState,
     pub(super) recipients: Vec<Attempt>,
     pub(super) warned: bool,
-    pub(super) tried: bool,
+    pub(super) tried: Tried,
+}
+
+/// How far the attempts of a message have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tried {
+    /// An outcome has been recorded.
+    pub(super) recorded: bool,
+    /// One has begun that has no outcome yet.
+    pub(super) begun: bool,
 }
 
 /// The body of a message in an entry to be written.
@@ -116,6 +126,10 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
             Change::Carry { id, made_at, record: read_record(record)?, body }
         }
         Kind::Handover(e) => Change::Handover { to: e.to },
+        Kind::Begin(e) => {
+            let ids = e.messages.into_iter().map(|id| read_id(Some(id)));
+            Change::Begin { ids: ids.collect::<Result<_, _>>()? }
+        }
     })
 }
 
@@ -142,6 +156,24 @@ pub(super) fn body_of(payload: Bytes, id: MessageId, part: Part) -> Result<Bytes
         _ => None,
     };
     found.ok_or_else(|| format!("expected {part:?} of message {id}, found another entry"))
+}
+
+/// The header fields that were added to a message, from the entry that holds its envelope. Shares the entry's buffer.
+pub(super) fn prepend_of(payload: Bytes, id: MessageId) -> Result<Bytes, String> {
+    use pb::spool_entry::Kind;
+    let entry = pb::SpoolEntry::decode(payload).map_err(|error| error.to_string())?;
+    let ours = |message: Option<pb::MessageId>| read_id(message).is_ok_and(|found| found == id);
+    let found = match entry.kind {
+        Some(Kind::Accept(e)) if ours(e.message) => e.envelope,
+        Some(Kind::Carry(e)) if ours(e.message) => e.record.and_then(|record| record.envelope),
+        Some(Kind::Outcome(e)) => {
+            e.creates.into_iter().find(|made| ours(made.message)).and_then(|made| made.envelope)
+        }
+        _ => None,
+    };
+    found
+        .map(|envelope| envelope.prepend)
+        .ok_or_else(|| format!("expected the envelope of message {id}, found another entry"))
 }
 
 /// Which bytes [`body_of`] is to find.
@@ -218,8 +250,8 @@ pub(super) fn edit(id: MessageId, recipient: u32, address: &str, due: UnixMs) ->
     }))
 }
 
-/// A message as it stands after index `made_at`, to be written again. `tried`: an outcome has been recorded.
-pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: BodyBytes) -> Bytes {
+/// A message as it stands after index `made_at`, to be written again.
+pub(super) fn carry(message: &QueuedMessage, tried: Tried, made_at: u64, body: BodyBytes) -> Bytes {
     let (body_bytes, body) = match body {
         BodyBytes::Inline(data) => (data.len() as u64, pb::carry::Body::Inline(data)),
         BodyBytes::Chunks { count, bytes } => (bytes, pb::carry::Body::Chunks(count)),
@@ -229,7 +261,8 @@ pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: Bo
         recipients: message.recipients.iter().map(write_attempt).collect(),
         held: message.state == MessageState::Held,
         warned: message.warned,
-        tried,
+        tried: tried.recorded,
+        begun: tried.begun,
         body_bytes,
     };
     encode(pb::spool_entry::Kind::Carry(pb::Carry {
@@ -242,6 +275,11 @@ pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: Bo
 
 pub(super) fn handover(to: NodeId) -> Bytes {
     encode(pb::spool_entry::Kind::Handover(pb::Handover { to }))
+}
+
+pub(super) fn begin(ids: &[MessageId]) -> Bytes {
+    let messages = ids.iter().copied().map(write_id).collect();
+    encode(pb::spool_entry::Kind::Begin(pb::Begin { messages }))
 }
 
 /// The state of a checkpoint: the highest id of each node.

@@ -126,7 +126,7 @@ impl QueueMachine {
     /// Tells those who watch, and the gauges.
     fn tell(&self, state: MutexGuard<'_, State>) {
         let leading = state.leading.is_some();
-        let summary = if leading { state.index.summary() } else { Default::default() };
+        let summary = if leading { state.index.figures() } else { Default::default() };
         drop(state);
         self.pulse.send_modify(|pulse| {
             pulse.changes = pulse.changes.wrapping_add(1);
@@ -146,10 +146,12 @@ impl QueueMachine {
         if planned {
             info!(partition = self.partition, term, "leading, as planned");
         } else {
-            let now = self.clock.now();
-            let waiting = state.index.begin_grace(now, now.plus(TAKEOVER_GRACE));
+            let waiting = state.index.begin_grace(self.clock.now().plus(TAKEOVER_GRACE));
             counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
-            info!(partition = self.partition, term, waiting, "leading; due messages wait");
+            info!(
+                partition = self.partition,
+                term, waiting, "leading; what may be in flight waits"
+            );
         }
         state.leading = Some(term);
     }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     env::UnixMs,
-    limits::{OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
+    limits::{NODE_IN_ID_MAX, OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
 };
 
 /// `tttttt-nnnnnn-pp`: second, counter within the second, node; base 62, unique in the cluster, never reused.
@@ -23,8 +23,14 @@ pub struct MessageId {
 impl MessageId {
     /// Before every id.
     pub(super) const MIN: Self = Self { second: 0, counter: 0, node: 0 };
-    /// Behind every id.
-    pub(super) const MAX: Self = Self { second: u64::MAX, counter: u64::MAX, node: u16::MAX };
+
+    /// Its numbers have the digits that a text has for them. Entries with other ids are refused.
+    pub(super) fn is_writable(&self) -> bool {
+        let six_digits = 62_u64.pow(6);
+        self.second < six_digits
+            && self.counter < six_digits
+            && u64::from(self.node) <= NODE_IN_ID_MAX
+    }
 }
 
 /// Where a message came from: for `Received`, logs and policy at delivery.
@@ -144,6 +150,7 @@ pub enum Body {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedMessage {
     pub id: MessageId,
+    /// As accepted, but `prepend` is empty: it is in the log, and read with the body.
     pub envelope: Envelope,
     pub state: MessageState,
     pub recipients: Vec<Attempt>,

@@ -7,6 +7,7 @@ mod history;
 mod ids;
 mod index;
 mod machine;
+mod marks;
 mod message;
 mod partition;
 mod reader;

@@ -18,7 +18,7 @@ use crate::{
     env::UnixMs,
     faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::ENTRY_BYTES_MAX,
+    limits::{ENTRY_BYTES_MAX, LIST_PAGE_MESSAGES},
     log::LogError,
 };
 
@@ -78,9 +78,22 @@ impl Partition {
         self.replica.machine.lock().index.get(id)
     }
 
-    /// All messages, oldest first.
+    /// All messages, oldest first, as each is when it is come to: those that come or go meanwhile may be among them
+    /// or not. Takes a page at a time, so that neither memory nor delivery feel a long queue.
+    pub fn messages(&self) -> impl Iterator<Item = Arc<QueuedMessage>> + Send + use<> {
+        let replica = Arc::clone(&self.replica);
+        let mut after = None;
+        std::iter::from_fn(move || {
+            let page = replica.machine.lock().index.page(after, LIST_PAGE_MESSAGES);
+            after = page.last().map(|message| message.id);
+            after.map(|_| page)
+        })
+        .flatten()
+    }
+
+    /// All of [`Self::messages`].
     pub fn list(&self) -> Vec<Arc<QueuedMessage>> {
-        self.replica.machine.lock().index.list()
+        self.messages().collect()
     }
 
     /// Up to `limit` messages whose next attempt is due at `now`, earliest first, leaving out those for which
@@ -102,6 +115,13 @@ impl Partition {
     /// This node may deliver from here now: it has the lease and is not handing over.
     pub fn may_deliver(&self) -> bool {
         self.replica.may_deliver()
+    }
+
+    /// Writes into the log that an attempt for this message is under way. To be awaited before its final dot: a
+    /// successor then knows that it may have been delivered, and an abort comes too late. It may run beside the
+    /// dialogue. False: nothing is to be sent, because the message has gone or been aborted, or no majority answers.
+    pub async fn begin(&self, id: MessageId) -> bool {
+        Arc::clone(&self.replica).begin(id).await
     }
 
     /// Records the outcome of an attempt. If this node no longer leads, `NotLeader` tells who does: forward it.
@@ -289,7 +309,8 @@ impl Replica {
             return Ok(Reply::Refused(format!("{id} is not in the queue")));
         };
         let _upload = Upload::new(&self, id);
-        let mut reader = BodyReader::new(Arc::clone(&self), &message).without_prepend();
+        let mut reader = BodyReader::new(Arc::clone(&self), &message);
+        let prepend = reader.prepend().await?;
         let (mut count, mut bytes, mut whole) = (0, 0, Bytes::new());
         while let Some(piece) = reader.next().await? {
             bytes += piece.len() as u64;
@@ -307,11 +328,18 @@ impl Replica {
             Body::Inline { .. } => BodyBytes::Inline(whole),
             Body::Chunks { .. } => BodyBytes::Chunks { count, bytes },
         };
+        if bytes.saturating_add(prepend.len() as u64) != message.size {
+            // What is written again must be the message, to the byte.
+            let why = format!("{bytes} bytes of body where {} belong to {id}", message.size);
+            return Err(LogError::Misuse(why).into());
+        }
         let record = {
             let state = self.machine.lock();
             // Record and index belong together: nothing may be applied between.
             match (state.index.get(id), state.index.applied()) {
                 (Some(message), Some(made_at)) => {
+                    let mut message = QueuedMessage::clone(&message);
+                    message.envelope.prepend = prepend;
                     entry::carry(&message, state.index.tried(id), made_at, body)
                 }
                 _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),

@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tracing::warn;
 
-use super::{machine::QueueMachine, message::MessageId};
+use super::{machine::QueueMachine, marks::Marks, message::MessageId};
 use crate::{
     NodeId,
     env::Clock,
@@ -24,6 +24,8 @@ use crate::{
 #[async_trait]
 pub(super) trait Proposals: Send + Sync + 'static {
     async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
+    /// Proposes through the leader that this replica knows of.
+    async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
     async fn read(&self, index: u64) -> Result<Bytes, LogError>;
     async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError>;
     async fn checkpoint(&self) -> Result<(), ChangeError>;
@@ -36,6 +38,10 @@ pub(super) trait Proposals: Send + Sync + 'static {
 impl Proposals for Group {
     async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
         Self::propose(self, payload, deadline).await
+    }
+
+    async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+        Self::forward(self, payload, deadline).await
     }
 
     async fn read(&self, index: u64) -> Result<Bytes, LogError> {
@@ -64,6 +70,7 @@ pub(super) struct Replica {
     pub(super) machine: Arc<QueueMachine>,
     pub(super) raft: Arc<dyn Proposals>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) marks: Marks,
     sessions: Mutex<Sessions>,
 }
 
@@ -83,7 +90,8 @@ impl Replica {
         raft: Arc<dyn Proposals>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { machine, raft, clock, sessions: Mutex::default() }
+        let (marks, sessions) = (Marks::default(), Mutex::default());
+        Self { machine, raft, clock, marks, sessions }
     }
 
     /// Proposes an entry. One that the log could not hold is refused here.

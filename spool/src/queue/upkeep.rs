@@ -37,9 +37,9 @@ fn pause() -> Duration {
     UPKEEP_PERIOD.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-/// On the leader: proposes what has to be proposed, one after the other, until one fails.
+/// Proposes what has to be proposed, one after the other, until one fails; most of it only on the leader.
 pub(super) async fn settle(replica: &Replica) -> Result<(), ProposeError> {
-    let Some(term) = replica.machine.leading() else { return Ok(()) };
+    let Some(term) = replica.machine.leading() else { return forward_aborts(replica).await };
     let propose = |payload| replica.raft.propose(payload, ABORT_COMMIT_MAX);
     if replica.machine.handed_over() && !replica.is_quiesced() {
         propose(entry::handover(replica.machine.node())).await?;
@@ -55,6 +55,15 @@ pub(super) async fn settle(replica: &Replica) -> Result<(), ProposeError> {
         if began < term || !replica.is_writing(id) {
             propose(entry::abort(id, true)).await?;
         }
+    }
+    Ok(())
+}
+
+/// Another node leads what a front end of this one has given up: it may be committed all the same.
+async fn forward_aborts(replica: &Replica) -> Result<(), ProposeError> {
+    for id in replica.doomed() {
+        replica.raft.forward(entry::abort(id, false), ABORT_COMMIT_MAX).await?;
+        replica.aborted(id);
     }
     Ok(())
 }

@@ -105,19 +105,17 @@ impl Session {
     fn mail_parameters_refused(&self, sender: &Path, parameters: &MailParameters) -> Option<Reply> {
         let MailParameters { size, eight_bit, smtputf8, auth, return_headers_only, envelope_id } =
             parameters;
-        let extended = size.is_some() || eight_bit.is_some() || *smtputf8;
-        let dsn = return_headers_only.is_some() || envelope_id.is_some();
+        let extended = size.is_some()
+            || eight_bit.is_some()
+            || *smtputf8
+            || return_headers_only.is_some()
+            || envelope_id.is_some();
         if (self.hello == Hello::Helo && extended)
-            || (dsn && !self.may_use_dsn())
             || (auth.is_some() && self.connection.tls.is_none())
         {
             return Some(CommandError::UnknownParameter("MAIL").reply());
         }
         needs_smtputf8(sender, *smtputf8)
-    }
-
-    fn may_use_dsn(&self) -> bool {
-        self.front.dsn && self.hello == Hello::Ehlo
     }
 
     /// RCPT TO.
@@ -136,7 +134,7 @@ impl Session {
         };
         self.tally.idle_commands = 0;
         let dsn = parameters.notify.is_some() || parameters.original.is_some();
-        if dsn && !self.may_use_dsn() {
+        if dsn && self.hello == Hello::Helo {
             let reply = CommandError::UnknownParameter("RCPT").reply();
             return self.protocol_error(reply, State::Envelope(mail)).await;
         }

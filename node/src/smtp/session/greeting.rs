@@ -96,10 +96,8 @@ impl Session {
         if self.personality.pipelining && !self.pipelining_off {
             list.push("PIPELINING".into());
         }
-        list.extend(["CHUNKING".into(), "SMTPUTF8".into(), "ENHANCEDSTATUSCODES".into()]);
-        if self.front.dsn {
-            list.push("DSN".into());
-        }
+        let always = ["CHUNKING", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"];
+        list.extend(always.map(Into::into));
         if self.may_start_tls() {
             list.push("STARTTLS".into());
         }

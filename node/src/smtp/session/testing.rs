@@ -285,7 +285,6 @@ impl Bench {
             events: Arc::clone(&events) as Arc<dyn Events>,
             certificates,
             clock: Arc::new(SystemClock),
-            dsn: false,
             activity: Activity::default(),
         };
         Self { front: Arc::new(front), spool, events, service: Service::Smtp }

@@ -1,11 +1,11 @@
 //! Cut wires, nodes that stop in the middle, disks that fail, and requests that nobody should send.
 
-use std::io;
-
 use ppsw_proto::raft::{self as wire, raft_client::RaftClient};
 
-use super::*;
-use crate::env::DiskFile;
+use super::{
+    disk::{Faults, FaultyDisk},
+    *,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
@@ -195,81 +195,16 @@ async fn requests_for_others_are_refused_and_who_has_just_started_does_not_vote(
     cluster.stop_all().await;
 }
 
-/// A disk whose syncs fail from a moment on.
-struct DyingDisk {
-    disk: SystemDisk,
-    dead: Arc<AtomicBool>,
-}
-
-struct DyingFile {
-    file: Arc<dyn DiskFile>,
-    dead: Arc<AtomicBool>,
-}
-
-impl DyingDisk {
-    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(DyingFile { file, dead: self.dead.clone() })
-    }
-}
-
-impl Disk for DyingDisk {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.disk.open(path).map(|file| self.wrap(file))
-    }
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.disk.create(path).map(|file| self.wrap(file))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(dir)
-    }
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        self.disk.create_dir(dir)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.disk.sync_dir(dir)
-    }
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.disk.free_bytes(dir)
-    }
-}
-
-impl DiskFile for DyingFile {
-    fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
-        self.file.write_at(offset, bufs)
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, buf)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        if self.dead.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the medium is gone"));
-        }
-        self.file.sync_data()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
-        self.file.allocate(bytes)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_ends_the_node_and_not_the_group() {
     let mut cluster = Cluster::of_three().await;
     cluster.stop(1).await;
-    let dead = Arc::new(AtomicBool::new(false));
-    let disk = Arc::new(DyingDisk { disk: SystemDisk, dead: dead.clone() });
+    let faults = Arc::new(Faults::default());
+    let disk = Arc::new(FaultyDisk(faults.clone()));
     cluster.nodes[1] = Some(Node::start_on(disk, 1, cluster.dir.path(), &cluster.net).await);
     cluster.lead(1).await;
     cluster.say(1, "one").await.unwrap();
-    dead.store(true, Ordering::Relaxed);
+    faults.dead.store(true, Ordering::Relaxed);
     // Its followers may commit it without the leader's disk; the leader will not live to hear of it.
     let _ = cluster.say(1, "two").await;
     let why = tokio::time::timeout(5 * SECOND, cluster.node(1).groups.failed()).await.unwrap();

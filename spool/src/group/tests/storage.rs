@@ -15,10 +15,7 @@ use super::{
     },
     *,
 };
-use crate::{
-    env::sim::{Lies, SimDisk},
-    log,
-};
+use crate::env::sim::{Lies, SimDisk};
 
 struct Builder;
 
@@ -64,9 +61,9 @@ async fn a_long_log_is_read_in_pieces_without_a_gap() {
 #[tokio::test]
 async fn what_a_failed_log_did_not_take_is_an_error_not_a_gap() {
     let disk = SimDisk::new(1, Lies::default());
-    let options = log::Options { dir: "/log".into(), segment_bytes: 4096, cache_bytes: 0 };
-    let (log, driver) = log::Log::open_driven(Arc::new(disk.clone()), options).unwrap();
-    tokio::spawn(driver.run(|| std::time::Duration::ZERO));
+    let options = Options { dir: "/log".into(), segment_bytes: 4096, cache_bytes: 0 };
+    let (log, driver) = Log::open_driven(Arc::new(disk.clone()), options).unwrap();
+    tokio::spawn(driver.run(|| Duration::ZERO));
     let mut store = Store::new(log, 1);
     store.blocking_append((0..3).map(|index| entry(index, 10))).await.unwrap();
     disk.stop();

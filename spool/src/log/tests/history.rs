@@ -69,6 +69,7 @@ fn histories() -> impl Strategy<Value = History> {
     let trouble = prop_oneof![
         3 => Just(Trouble::Stop),
         1 => Just(Trouble::Error),
+        2 => (1..4_u64).prop_map(Trouble::Full),
     ];
     let end = prop_oneof![Just(End::Close), Just(End::Kill), Just(End::PowerCut)];
     let life = (
@@ -190,7 +191,8 @@ fn live(log: &Log, disk: &SimDisk, life: &Life, expected: &mut Expected) -> Resu
             Ok(())
         };
         match (result, Model::of(log)) {
-            (Err(LogError::Disk(_)), _) | (_, Err(LogError::Disk(_))) => break,
+            (Err(LogError::Disk(_) | LogError::NoSpace(_)), _)
+            | (_, Err(LogError::Disk(_) | LogError::NoSpace(_))) => break,
             (Err(e), _) | (_, Err(e)) => return Err(format!("in life: {e}")),
             (Ok(()), Ok(seen)) if seen == *expected.now() => {}
             // A call to a log that has failed changes nothing.
@@ -216,7 +218,7 @@ enum Failure {
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         match error {
-            LogError::Disk(_) => Self::Disk,
+            LogError::Disk(_) | LogError::NoSpace(_) => Self::Disk,
             error => Self::Wrong(format!("opening: {error}")),
         }
     }

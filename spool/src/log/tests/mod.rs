@@ -1,8 +1,12 @@
 //! Tests of the whole log: on the machine's disk here, on a simulated one in the modules.
 
 mod damage;
+mod full;
 mod history;
 mod model;
+mod reading;
+mod scrubbing;
+mod sidecars;
 
 use std::sync::mpsc;
 
@@ -20,6 +24,15 @@ pub(super) fn wait(call: impl FnOnce(Done)) -> Result<(), LogError> {
         let _ = tell.send(result);
     }));
     told.recv().expect("done is always called")
+}
+
+/// Waits until the spare is there: from then on only the writer uses the disk, until it has taken it.
+pub(super) fn settle(log: &Log) {
+    let begun = std::time::Instant::now();
+    while !log.inner.shared.disk_space.has_spare() {
+        assert!(begun.elapsed().as_secs() < 30, "no spare was made");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 fn options(dir: &std::path::Path) -> Options {

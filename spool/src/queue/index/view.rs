@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Index, Slot};
+use super::Index;
 use crate::{
     env::UnixMs,
     queue::{
@@ -17,6 +17,7 @@ pub(in crate::queue) struct View {
     messages: BTreeMap<MessageId, (QueuedMessage, bool)>,
     uploads: BTreeMap<MessageId, BTreeMap<u32, (u64, u64)>>,
     due: BTreeSet<(UnixMs, MessageId)>,
+    begun: BTreeSet<MessageId>,
     bytes: u64,
     held: usize,
 }
@@ -38,11 +39,15 @@ impl Index {
     }
 
     pub(in crate::queue) fn view(&self) -> View {
-        let message = |slot: &Slot| (QueuedMessage::clone(&slot.message), slot.tried);
+        let messages = self.messages.iter().map(|(key, slot)| {
+            let (head, message) = slot.open(key.id()).unwrap();
+            (key.id(), (message, head.tried.recorded))
+        });
         View {
-            messages: self.messages.iter().map(|(id, slot)| (*id, message(slot))).collect(),
+            messages: messages.collect(),
             uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
-            due: self.due.clone(),
+            due: self.due.iter().map(|due| (due.due(), due.key().id())).collect(),
+            begun: self.begun.iter().map(|key| key.id()).collect(),
             bytes: self.bytes,
             held: self.held,
         }

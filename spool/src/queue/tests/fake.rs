@@ -49,6 +49,8 @@ pub(super) struct Fake {
     waiting: AtomicU64,
     pub(super) waiting_most: AtomicU64,
     trimmed: AtomicU64,
+    /// Whether `forward` finds a leader.
+    pub(super) leader_known: Mutex<bool>,
 }
 
 #[async_trait]
@@ -72,6 +74,13 @@ impl Proposals for Fake {
             return Err(ProposeError::Timeout(deadline));
         }
         Ok(reply)
+    }
+
+    async fn forward(&self, payload: Bytes, _: Duration) -> Result<Reply, ProposeError> {
+        if !*self.leader_known.lock().unwrap() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        Ok(self.append(payload))
     }
 
     async fn read(&self, index: u64) -> Result<Bytes, LogError> {
@@ -170,6 +179,7 @@ pub(super) fn world() -> World {
         waiting: AtomicU64::new(0),
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
+        leader_known: Mutex::new(true),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }

@@ -36,6 +36,8 @@ enum Step {
     },
     Hold(u64),
     Release(u64),
+    Begin(u64, u64),
+    Handover,
     Edit(u64, u32),
     Expand(u64, u32),
     /// The leader takes a message's record (after writing its chunks again) …
@@ -60,6 +62,8 @@ fn step() -> impl Strategy<Value = Step> {
             }),
         1 => id.clone().prop_map(Step::Hold),
         1 => id.clone().prop_map(Step::Release),
+        3 => (id.clone(), id.clone()).prop_map(|(a, b)| Step::Begin(a, b)),
+        1 => Just(Step::Handover),
         1 => (id.clone(), recipient.clone()).prop_map(|(id, r)| Step::Edit(id, r)),
         1 => (id.clone(), recipient).prop_map(|(id, r)| Step::Expand(id, r)),
         4 => id.prop_map(Step::TakeRecord),
@@ -120,6 +124,8 @@ impl Full {
             }
             Step::Hold(n) => Some(entry::hold(id(n))),
             Step::Release(n) => Some(entry::release(id(n), Some(due))),
+            Step::Begin(a, b) => Some(entry::begin(&[id(a), id(b)])),
+            Step::Handover => Some(entry::handover(2)),
             Step::Edit(n, recipient) => Some(entry::edit(id(n), recipient, "x@example.org", due)),
             Step::Expand(n, recipient) => {
                 Some(entry::expand(id(n), recipient, &envelope(1).recipients, due))
@@ -152,6 +158,9 @@ impl Full {
             }
         };
         let made_at = self.log.len() as u64 - 1;
+        // What the index leaves to the log.
+        let mut message = QueuedMessage::clone(&message);
+        message.envelope.prepend = envelope(1).prepend;
         self.records.push(entry::carry(&message, self.index.tried(id), made_at, body));
     }
 }

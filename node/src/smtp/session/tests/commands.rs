@@ -103,8 +103,7 @@ async fn extensions_that_are_not_offered_are_refused() {
 
 #[tokio::test]
 async fn dsn_is_taken_where_it_is_offered() {
-    let mut bench = Bench::new("mx");
-    std::sync::Arc::get_mut(&mut bench.front).unwrap().dsn = true;
+    let bench = Bench::new("mx");
     let mut client = bench.connect();
     client.expect("220").await;
     assert!(client.ask("EHLO c", "250").await.contains("250-DSN\r\n"));
