@@ -140,6 +140,48 @@ pub const TRIM_ENTRIES_MIN: u64 = 20_000;
 /// … or so many bytes: a segment's worth.
 pub const TRIM_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
+/// Until its log has grown to this, a node does nothing about what is old in it (design §4): most mail is gone before.
+pub const LOG_FLOOR_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// How often a node looks whether its log has grown too long. Between two looks a busy log grows by a segment or two.
+pub const RETENTION_PERIOD: Duration = Duration::from_secs(2);
+
+/// The same while it is too long: what is carried can go at once.
+pub const RETENTION_PERIOD_LONG_LOG: Duration = Duration::from_millis(500);
+
+/// How often a leader that has been asked to give up the beginning of its log looks whether it can go on.
+pub const CARRY_RETRY: Duration = Duration::from_secs(5);
+
+/// Bytes a second that a leader carries: a fifth of what the slowest disk in use here takes, so that live mail keeps
+/// its latency; a log of 1 GiB of which half is alive is tidied in half a minute.
+pub const CARRY_BYTES_PER_SECOND: u64 = 16 * 1024 * 1024;
+
+/// Messages that are carried at a time, one entry of each in flight.
+pub const CARRY_IN_FLIGHT: usize = 4;
+
+/// How long an entry of a carry may wait for a majority.
+pub const CARRY_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Messages that are looked at under one lock, for those that are to be carried: some milliseconds.
+pub const CARRY_LOOK: usize = 10_000;
+
+/// Messages of one round of carrying; bounds what is remembered of them.
+pub const CARRY_ROUND: usize = 100_000;
+
+/// Entries that were applied so long ago need not be remembered to judge others by: nothing of their time is still on
+/// its way, as every proposal has its deadline (`CHUNK_COMMIT_MAX`). Twice that.
+pub const SETTLE_AGE: Duration = Duration::from_secs(120);
+
+/// A message that has been coming in for so long is aborted when the log is too long because of it: a client that
+/// sends a byte now and then must not hold the log of all voters. No honest one needs as long.
+pub const UPLOAD_PINS_MAX: Duration = Duration::from_secs(3600);
+
+/// How often a replica notes how far it has applied, to know later how old entries are.
+pub const AGE_MARK_PERIOD: Duration = Duration::from_secs(10);
+
+/// What a message's record has in the log besides texts and body, about.
+pub const ENTRY_OVERHEAD_BYTES: usize = 256;
+
 /// Entries between two marks of how long the log has become, from which the bytes to trim are estimated.
 pub const VOLUME_MARK_ENTRIES: u64 = 256;
 

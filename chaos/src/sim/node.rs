@@ -65,11 +65,13 @@ pub(crate) struct Machine {
 }
 
 /// Why a process ended by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The log could not be opened.
+    #[error("opening: {0}")]
     Opening(LogError),
     /// Log or group failed later.
+    #[error("{0}")]
     Running(String),
 }
 

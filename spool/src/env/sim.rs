@@ -67,6 +67,8 @@ struct World {
     /// Handles of an earlier life have no effect.
     life: u64,
     stopped: bool,
+    /// No block is free.
+    full: bool,
     trouble: Option<(u64, Trouble)>,
     operations: u64,
     /// So many reads fail with EIO.
@@ -117,6 +119,7 @@ impl SimDisk {
             pending_names: Vec::new(),
             life: 0,
             stopped: false,
+            full: false,
             trouble: None,
             operations: 0,
             failing_reads: 0,
@@ -158,12 +161,6 @@ impl SimDisk {
         self.world().capacity = capacity;
     }
 
-    /// Lets no file grow, or become, from now on; or lets them again.
-    pub fn fill(&self, full: bool) {
-        let mut world = self.world();
-        world.capacity = if full { world.used() } else { 1 << 40 };
-    }
-
     /// How many operations met a full disk so far.
     pub fn met_full(&self) -> u64 {
         self.world().met
@@ -177,6 +174,17 @@ impl SimDisk {
     /// From now on the process can do nothing more, as if killed.
     pub fn stop(&self) {
         self.world().stopped = true;
+    }
+
+    /// Lets no file grow, or become, from now on; or lets them again.
+    pub fn fill(&self, full: bool) {
+        self.world().full = full;
+    }
+
+    /// Whether trouble has stopped the machine.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.world().stopped
     }
 
     /// A new process, with what the cache of the machine holds.
@@ -357,6 +365,10 @@ impl DiskFile for SimFile {
                 let kept = world.rng.random_range(0..=bytes.len());
                 bytes.truncate(kept);
             }
+            let end = place(offset).saturating_add(bytes.len());
+            if world.full && end > world.files[self.id].cached.len() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             world.files[self.id].write(place(offset), &bytes);
             Ok(())
         })
@@ -394,10 +406,11 @@ impl DiskFile for SimFile {
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.disk.change(|world, _| {
-            let used = world.used();
+            let (full, used, capacity) = (world.full, world.used(), world.capacity);
             let cached = &mut world.files[self.id].cached;
             let len = cached.len().max(place(bytes));
-            if used + (len - cached.len()) as u64 > world.capacity {
+            let more = (len - cached.len()) as u64;
+            if (full && more > 0) || used + more > capacity {
                 world.met += 1;
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -424,6 +437,9 @@ impl Disk for SimDisk {
             }
             if world.names.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            if world.full {
+                return Err(io::ErrorKind::StorageFull.into());
             }
             let id = world.files.len();
             world.files.push(File::default());
@@ -484,6 +500,6 @@ impl Disk for SimDisk {
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
         let world = self.world();
-        Ok(world.capacity.saturating_sub(world.used()))
+        Ok(if world.full { 0 } else { world.capacity.saturating_sub(world.used()) })
     }
 }

@@ -102,6 +102,27 @@ impl Groups {
         self.groups().get(&id).cloned()
     }
 
+    /// Asks the leader of a group that runs here to make its log up to `upto` dispensable (see
+    /// [`Group::trim_wanted`]). Nothing is promised.
+    ///
+    /// # Errors
+    /// Why the leader could not be asked.
+    pub async fn ask_trim(&self, id: GroupId, upto: u64) -> Result<(), String> {
+        let group = self.get(id).ok_or_else(|| format!("group {id} does not run here"))?;
+        if group.leads() {
+            group.want_trim(upto);
+            return Ok(());
+        }
+        let leader = group.leader().filter(|leader| *leader != self.inner.node);
+        let leader = leader.ok_or_else(|| format!("group {id} has no known leader"))?;
+        super::network::ask_trim(&*self.inner.dial, leader, id, upto).await
+    }
+
+    /// The log under the groups.
+    pub(crate) fn log(&self) -> &Log {
+        &self.inner.log
+    }
+
     /// Stops this node's replica of a group and forgets its records.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
@@ -60,6 +60,8 @@ struct Inner {
     /// Held by the checkpoint under way.
     checkpointing: tokio::sync::Mutex<()>,
     watcher: Mutex<Option<JoinHandle<()>>>,
+    /// The highest index up to which some replica's log should go.
+    trim_wanted: watch::Sender<Option<u64>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -79,6 +81,7 @@ impl Group {
             transferring: tokio::sync::Mutex::default(),
             checkpointing: tokio::sync::Mutex::default(),
             watcher: Mutex::default(),
+            trim_wanted: watch::Sender::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -184,9 +187,9 @@ impl Group {
         let metrics = self.inner.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let replication = metrics.replication.as_ref();
-        let age = metrics
-            .last_quorum_acked
-            .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let age = metrics.last_quorum_acked.map(|at| millis(at.elapsed()));
+        let heard = metrics.heartbeat.as_ref().into_iter().flatten();
         GroupStatus {
             id: self.id(),
             term: metrics.current_term,
@@ -196,10 +199,15 @@ impl Group {
             last_index: metrics.last_log_index,
             applied_index: metrics.last_applied.as_ref().map(|id| id.index),
             purged_index: metrics.purged.as_ref().map(|id| id.index),
+            checkpoint_index: self.inner.parts.adapter.saved_index(),
             matched: replication
                 .into_iter()
                 .flatten()
                 .map(|(node, id)| (*node, id.as_ref().map(|id| id.index)))
+                .collect(),
+            heard_ms: heard
+                .filter(|(node, _)| **node != self.node())
+                .map(|(node, at)| (*node, at.as_ref().map(|at| millis(at.elapsed()))))
                 .collect(),
             quorum_age_ms: age,
         }
@@ -288,6 +296,17 @@ impl Group {
                 "the checkpoint is not saved yet; is the disk slow?".to_owned(),
             ))
         })
+    }
+
+    /// Up to which index some node wants this group's log to go: the highest such wish.
+    #[must_use]
+    pub fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        self.inner.trim_wanted.subscribe()
+    }
+
+    /// A node wishes that the log up to `upto` goes. Wakes those who watch, also when it is no news.
+    pub(super) fn want_trim(&self, upto: u64) {
+        self.inner.trim_wanted.send_modify(|wanted| *wanted = (*wanted).max(Some(upto)));
     }
 
     /// Reads one proposal of this group back (CRC checked). For bodies.

@@ -114,6 +114,11 @@ impl Adapter {
         *self.saving.lock().await = Saving::Closed;
     }
 
+    /// The end of the last saved checkpoint.
+    pub(crate) fn saved_index(&self) -> Option<u64> {
+        self.state().saved.as_ref().and_then(Saved::index)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -140,8 +140,13 @@ pub struct GroupStatus {
     pub last_index: Option<u64>,
     pub applied_index: Option<u64>,
     pub purged_index: Option<u64>,
+    /// The end of the last saved checkpoint: what lies up to it may be purged.
+    pub checkpoint_index: Option<u64>,
     /// On the leader: the last index known to be on each other replica.
     pub matched: BTreeMap<NodeId, Option<u64>>,
+    /// On the leader: milliseconds since each other replica last answered a heartbeat; `None`: not since this replica
+    /// leads.
+    pub heard_ms: BTreeMap<NodeId, Option<u64>>,
     /// On the leader: milliseconds since a majority last answered; `None`: never, or not leading.
     pub quorum_age_ms: Option<u64>,
 }

@@ -336,6 +336,25 @@ impl RaftNetworkV2<TypeConfig> for Peer {
     }
 }
 
+/// Asks a group's leader to make the log up to `upto` dispensable.
+pub(super) async fn ask_trim(
+    dial: &dyn Dial,
+    leader: NodeId,
+    group: GroupId,
+    upto: u64,
+) -> Result<(), String> {
+    let channel = dial.channel(leader, Lane::Control);
+    let channel = channel.ok_or_else(|| format!("node {leader} has no known address"))?;
+    let target = Some(wire::Target { version: PROTOCOL_VERSION, node: leader, group });
+    let mut client = RaftClient::new(channel);
+    let asked = client.trim(wire::TrimRequest { target, upto });
+    match timeout(limits::RPC_ANSWER_MAX, asked).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(format!("{}: {}", status.code(), status.message())),
+        Err(_) => Err(format!("node {leader} does not answer")),
+    }
+}
+
 fn append_to_wire(
     target: Option<wire::Target>,
     request: AppendEntriesRequest<TypeConfig>,

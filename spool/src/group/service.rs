@@ -208,6 +208,15 @@ impl raft_server::Raft for Service {
         Ok(Response::new(reply))
     }
 
+    async fn trim(
+        &self,
+        request: Request<wire::TrimRequest>,
+    ) -> Result<Response<wire::TrimReply>, Status> {
+        let request = request.into_inner();
+        self.replica(request.target)?.want_trim(request.upto);
+        Ok(Response::new(wire::TrimReply {}))
+    }
+
     async fn checkpoint(
         &self,
         request: Request<wire::CheckpointRequest>,

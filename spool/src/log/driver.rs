@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::{
+    LogError,
     space::SpareMaker,
     writer::{Work, Writer},
 };
@@ -25,12 +26,12 @@ impl Driver {
     /// write it waits as long as `latency` says, and takes what has come meanwhile into the same flush.
     pub async fn run(mut self, mut latency: impl FnMut() -> Duration) {
         self.writer.report();
-        self.spare.step();
         loop {
             let confirm = !self.work_comes().await;
             if !confirm {
                 sleep(latency()).await;
             }
+            self.spare.look();
             let needed = self.writer.needed();
             let work = {
                 let mut state = self.writer.shared.lock();
@@ -41,22 +42,28 @@ impl Driver {
                 None if confirm => Work::Confirm,
                 None => continue,
             };
-            let rotates = matches!(work, Work::Rotate(_));
-            let done = async {
-                if rotates {
-                    self.find_place().await?;
-                }
-                let goes_on = self.writer.perform(work, needed)?;
-                if rotates {
-                    self.spare.step();
-                }
-                Ok(goes_on)
+            let placed = match work {
+                Work::Rotate(_) => self.find_place().await,
+                _ => Ok(()),
             };
-            match done.await {
+            match placed.and_then(|()| self.writer.perform(work, needed)) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => return self.writer.fail(&error),
             }
+        }
+    }
+
+    /// Waits until there is a file for the next segment: what the writer's thread does on a full disk.
+    async fn find_place(&mut self) -> Result<(), LogError> {
+        loop {
+            self.spare.look();
+            self.writer.release_early()?;
+            let place = !self.writer.free.is_empty() || self.writer.shared.disk_space.has_spare();
+            if place || self.writer.shared.lock().closed {
+                return Ok(());
+            }
+            sleep(LOG_FULL_RETRY_MIN).await;
         }
     }
 
@@ -71,29 +78,15 @@ impl Driver {
                     return true;
                 }
             }
-            let shared = std::sync::Arc::clone(&self.writer.shared);
-            // `open_driven` has made one.
-            let Some(driven) = &shared.driven else { return true };
-            let time = if confirm { LOG_CONFIRM_AFTER } else { SPACE_POLL };
-            if timeout(time, driven.notified()).await.is_err() {
-                if confirm {
+            let woken = self.writer.shared.driven.notified();
+            if confirm {
+                if timeout(LOG_CONFIRM_AFTER, woken).await.is_err() {
                     return false;
                 }
-                self.spare.step();
+            } else if timeout(SPACE_POLL, woken).await.is_err() {
+                // The time of the next measurement.
+                self.spare.look();
             }
-        }
-    }
-
-    /// Waits until there is a file for the next segment.
-    async fn find_place(&mut self) -> Result<(), super::LogError> {
-        loop {
-            self.spare.step();
-            self.writer.release_early()?;
-            let place = !self.writer.free.is_empty() || self.writer.shared.disk_space.has_spare();
-            if place || self.writer.shared.lock().closed {
-                return Ok(());
-            }
-            sleep(LOG_FULL_RETRY_MIN).await;
         }
     }
 }

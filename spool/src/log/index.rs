@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 
 use super::{
-    Entry, GroupId, GroupState, LogError, Position,
+    Entry, GroupId, GroupState, Hold, LogError, Position,
     cache::{Recent, Ticket},
     record::{Kind, Record, Stamp},
     slots::{Dropped, Slot, Slots},
@@ -306,6 +306,38 @@ impl Index {
     /// Begun segments and their bytes.
     pub(super) fn usage(&self) -> (u64, u64) {
         (self.segments.len() as u64, self.segments.values().map(|s| s.bytes).sum())
+    }
+
+    /// What each group keeps on the disk.
+    pub(super) fn holds(&self) -> Vec<Hold> {
+        let hold = |(&group, Group { durable, .. }): (&GroupId, &Group)| {
+            let first = durable.slots.first();
+            let generation = durable.slots.get(first)?.generation;
+            Some(Hold { group, first, generation })
+        };
+        self.groups.iter().filter_map(hold).collect()
+    }
+
+    /// Generations and sizes of the begun segments, oldest first.
+    pub(super) fn segments(&self) -> Vec<(u64, u64)> {
+        self.segments.iter().map(|(&generation, segment)| (generation, segment.bytes)).collect()
+    }
+
+    /// The last entry of a group in the segments before a generation.
+    pub(super) fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
+        let durable = &self.groups.get(&group)?.durable;
+        let first = durable.slots.first();
+        // Entries are written in the order of their indexes, so generations ascend.
+        let (mut before, mut behind) = (0, durable.slots.len());
+        while before < behind {
+            let middle = before.midpoint(behind);
+            if durable.slots.get(first + middle)?.generation < generation {
+                before = middle + 1;
+            } else {
+                behind = middle;
+            }
+        }
+        first.checked_add(before.checked_sub(1)?)
     }
 
     /// Ends recovery: what is durable is what callers see.

@@ -35,7 +35,6 @@ use std::{
 pub use self::space::{Space, SpaceLimits};
 
 use bytes::Bytes;
-use tokio::sync::Notify;
 
 #[cfg(any(test, feature = "simulation"))]
 pub use self::driver::Driver;
@@ -146,6 +145,25 @@ pub struct Usage {
     pub free_bytes: u64,
 }
 
+/// What a group keeps in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub group: GroupId,
+    /// Index of its first entry.
+    pub first: u64,
+    /// Generation of the segment with that.
+    pub generation: u64,
+}
+
+/// What is in the log's segments, and because of whom.
+#[derive(Clone, Debug, Default)]
+pub struct Retention {
+    /// Generations and file sizes, oldest first; the last one is being written.
+    pub segments: Vec<(u64, u64)>,
+    /// Groups that have entries on the disk.
+    pub holds: Vec<Hold>,
+}
+
 /// The log. Clones share it; when the last is dropped, what waits is written and the writer thread ends.
 #[derive(Clone)]
 pub struct Log {
@@ -155,6 +173,8 @@ pub struct Log {
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A `Driver` writes, not a thread.
+    driven: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -170,10 +190,10 @@ impl Log {
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let writer = space::patiently(|| prepare(&disk, &options, false))?;
+        let (writer, spare) = space::patiently(|| prepare(Arc::clone(&disk), options.clone()))?;
         let shared = Arc::clone(&writer.shared);
-        let spare = space::SpareMaker::new(Arc::clone(&shared), writer.free.len());
-        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        let inner = Inner { shared, threads: Mutex::default(), driven: false };
+        let log = Self { inner: Arc::new(inner) };
         log.start("ppsw-log", || writer.run())?;
         log.start("ppsw-spare", || spare.run())?;
         Ok(log)
@@ -182,14 +202,14 @@ impl Log {
     /// Opens the log without threads: nothing is written unless the [`Driver`] runs. So a simulation decides when.
     ///
     /// # Errors
-    /// As of [`Self::open`]; and `NoSpace` instead of waiting for space.
+    /// As of [`Self::open`]; also `NoSpace`, because nothing waits for space.
     #[cfg(any(test, feature = "simulation"))]
     pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
-        let writer = prepare(&disk, &options, true)?;
+        let (writer, spare) = prepare(disk, options)?;
+        writer.shared.never_wait();
         let shared = Arc::clone(&writer.shared);
-        let spare = space::SpareMaker::new(Arc::clone(&shared), writer.free.len());
-        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
-        Ok((log, Driver::new(writer, spare)))
+        let inner = Inner { shared, threads: Mutex::default(), driven: true };
+        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer, spare)))
     }
 
     fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
@@ -295,11 +315,6 @@ impl Log {
         true
     }
 
-    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
-    pub(crate) fn is_driven(&self) -> bool {
-        self.inner.shared.driven.is_some()
-    }
-
     /// Sets below which free space the disk counts as low. Until then, and by default, it is low when it is full.
     pub fn limit_space(&self, limits: SpaceLimits) {
         self.inner.shared.disk_space.limit(limits);
@@ -317,6 +332,11 @@ impl Log {
     pub fn takes_entries(&self) -> bool {
         let shared = &*self.inner.shared;
         !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
+    }
+
+    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.inner.driven
     }
 
     /// Figures for operators. Asks the file system.
@@ -338,6 +358,19 @@ impl Log {
     #[must_use]
     pub fn failure(&self) -> Option<LogError> {
         self.inner.shared.lock().failed.clone()
+    }
+
+    /// What keeps the segments: nothing but the entries of the groups does.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let state = self.inner.shared.lock();
+        Retention { segments: state.index.segments(), holds: state.index.holds() }
+    }
+
+    /// The last entry of a group in the segments before a generation: with it purged, the group keeps none of them.
+    #[must_use]
+    pub fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
+        self.inner.shared.lock().index.last_before(group, generation)
     }
 
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
@@ -392,26 +425,34 @@ impl Log {
     }
 }
 
-/// Recovers the log, and makes the writer that goes on where it ends.
-fn prepare(disk: &Arc<dyn Disk>, options: &Options, driven: bool) -> Result<Writer, LogError> {
-    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-    let options = Options { segment_bytes, ..options.clone() };
-    if let Some(damage) = mark::find(&**disk, &options.dir)? {
-        return Err(damage);
-    }
-    let Recovered { index, active, sidecar, free, released } = recover(&**disk, &options)?;
-    let Options { dir, cache_bytes, .. } = options;
-    let mut shared = Shared::new(Arc::clone(disk), dir, index, active.offset, segment_bytes);
-    shared.driven = driven.then(Notify::new);
-    let (frame, batch) = (Frame::default(), Vec::new());
-    let shared = Arc::new(shared);
-    Ok(Writer { shared, active, sidecar, free, released, segment_bytes, cache_bytes, frame, batch })
-}
-
 impl Inner {
     fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Recovers the log, and makes what goes on where it ends.
+fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::SpareMaker), LogError> {
+    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+    let options = Options { segment_bytes, ..options };
+    if let Some(damage) = mark::find(&*disk, &options.dir)? {
+        return Err(damage);
+    }
+    let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+    let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+    let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
+    let writer = Writer {
+        shared,
+        active,
+        sidecar,
+        free,
+        released,
+        segment_bytes,
+        cache_bytes: options.cache_bytes,
+        frame: Frame::default(),
+        batch: Vec::new(),
+    };
+    Ok((writer, spare))
 }
 
 impl Drop for Inner {

@@ -166,13 +166,13 @@ impl SpareMaker {
     /// Works until the log is closed.
     pub(super) fn run(mut self) {
         while !self.shared.lock().closed {
-            self.step();
+            self.look();
             self.shared.disk_space.wait();
         }
     }
 
     /// Makes a spare if one is wanted, and measures.
-    pub(super) fn step(&mut self) {
+    pub(super) fn look(&mut self) {
         let short = self.tend();
         self.measure(short);
     }

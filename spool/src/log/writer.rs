@@ -4,7 +4,10 @@ use std::{
     cell::Cell,
     io,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::ThreadId,
     time::Duration,
 };
@@ -42,8 +45,6 @@ pub(super) struct Shared {
     pub(super) space: Condvar,
     /// Callers await here that the queue has room.
     pub(super) room: Notify,
-    /// A [`super::Driver`] writes, and awaits work here; there are no threads, and nobody may be kept waiting.
-    pub(super) driven: Option<Notify>,
     /// The scrub waits here.
     pub(super) scrubs: Condvar,
     /// The log has failed; for those who ask often.
@@ -51,6 +52,10 @@ pub(super) struct Shared {
     /// Those who wait for space, or for time to pass, wait here: the end of the log wakes them.
     pub(super) closing: Condvar,
     pub(super) disk_space: SpaceWatch,
+    /// A [`super::Driver`] awaits work here.
+    pub(super) driven: Notify,
+    /// Nobody waits for space.
+    impatient: AtomicBool,
     /// The writer's thread, which must not wait for itself.
     pub(super) thread: OnceLock<ThreadId>,
     pub(super) disk: Arc<dyn Disk>,
@@ -109,11 +114,12 @@ impl Shared {
             work: Condvar::new(),
             space: Condvar::new(),
             room: Notify::new(),
-            driven: None,
             scrubs: Condvar::new(),
             ended: AtomicBool::new(false),
             closing: Condvar::new(),
             disk_space: SpaceWatch::default(),
+            driven: Notify::new(),
+            impatient: AtomicBool::new(false),
             thread: OnceLock::new(),
             disk,
             dir,
@@ -121,12 +127,16 @@ impl Shared {
         }
     }
 
+    /// A full disk is an error from now on: nobody may wait for space on the thread of a simulation.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn never_wait(&self) {
+        self.impatient.store(true, Ordering::Relaxed);
+    }
+
     /// Tells the writer that there is work.
     pub(super) fn wake(&self) {
         self.work.notify_one();
-        if let Some(driven) = &self.driven {
-            driven.notify_one();
-        }
+        self.driven.notify_one();
     }
 
     /// The state. No holder of the lock can panic half-way, so a poisoned lock guards a whole state.
@@ -255,7 +265,7 @@ impl Writer {
     }
 
     /// The last flush has no proof yet that it was synced.
-    pub(super) const fn wants_confirmation(&self) -> bool {
+    pub(super) fn wants_confirmation(&self) -> bool {
         self.active.unconfirmed && self.active.confirmable()
     }
 
@@ -449,14 +459,14 @@ impl<'a> Waiting<'a> {
 
     /// Waits; whether to try again. Not if the log is being closed: then nobody waits for it any longer.
     fn again(&self, error: &io::Error) -> bool {
+        if self.shared.impatient.load(Ordering::Relaxed) {
+            return false;
+        }
         if self.next.get() == LOG_FULL_RETRY_MIN {
             tracing::error!(dir = %self.shared.dir.display(), %error, "the log waits for space");
             metrics::counter!("ppsw_log_full_waits_total").increment(1);
         }
         self.shared.disk_space.wake();
-        if self.shared.driven.is_some() {
-            return false;
-        }
         let time = self.next.get();
         self.next.set((time * 2).min(LOG_FULL_RETRY_MAX));
         !self.shared.pause(time)

@@ -32,6 +32,7 @@ pub(super) enum Change {
     Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
     Handover { to: NodeId },
     Begin { ids: Vec<MessageId> },
+    Settle { upto: u64 },
 }
 
 /// Where an `Accept` or `Carry` says that its body is.
@@ -130,6 +131,7 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
             let ids = e.messages.into_iter().map(|id| read_id(Some(id)));
             Change::Begin { ids: ids.collect::<Result<_, _>>()? }
         }
+        Kind::Settle(e) => Change::Settle { upto: e.upto },
     })
 }
 
@@ -280,6 +282,11 @@ pub(super) fn handover(to: NodeId) -> Bytes {
 pub(super) fn begin(ids: &[MessageId]) -> Bytes {
     let messages = ids.iter().copied().map(write_id).collect();
     encode(pb::spool_entry::Kind::Begin(pb::Begin { messages }))
+}
+
+/// Nothing that was on its way before `upto` is still to come.
+pub(super) fn settle(upto: u64) -> Bytes {
+    encode(pb::spool_entry::Kind::Settle(pb::Settle { upto }))
 }
 
 /// The state of a checkpoint: the highest id of each node.

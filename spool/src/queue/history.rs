@@ -12,12 +12,21 @@ use crate::limits::{HISTORY_ENTRIES, VOLUME_MARK_ENTRIES, VOLUME_MARKS_MAX};
 pub(super) struct History {
     /// Entries that the window is long.
     entries: u64,
-    /// Entries of the window with the message that they were about, oldest first.
-    window: VecDeque<(u64, MessageId)>,
+    /// Entries of the window with the message that they were about (none: a `Settle`), oldest first.
+    window: VecDeque<(u64, Option<MessageId>)>,
     touched: HashMap<MessageId, Touched>,
     /// Refusals that depended on earlier entries: the refused index, and that of the entry it depended on. A replay
     /// that saw the first without the second would not refuse.
     refusals: BTreeMap<u64, u64>,
+    /// The `Settle` that reaches furthest.
+    settled: Option<Settled>,
+}
+
+/// A `Settle`: its index, and up to where it has cut the window.
+#[derive(Clone, Copy, Debug)]
+struct Settled {
+    at: u64,
+    upto: u64,
 }
 
 /// Where the window has entries about a message.
@@ -44,6 +53,7 @@ impl History {
             window: VecDeque::new(),
             touched: HashMap::new(),
             refusals: BTreeMap::new(),
+            settled: None,
         }
     }
 
@@ -54,11 +64,33 @@ impl History {
 
     /// Forgets what is too old to matter for the entry at `index`.
     pub(super) fn advance(&mut self, index: u64) {
+        if let Some(last) = index.checked_sub(self.entries) {
+            self.drop_to(last);
+        }
+    }
+
+    /// The entry at `at` says that nothing up to `upto` matters for those behind it. It stands in the window itself, so
+    /// that a replay sees it which sees an entry that it refuses.
+    pub(super) fn settle(&mut self, at: u64, upto: u64) {
+        self.window.push_back((at, None));
+        self.drop_to(upto);
+        if self.settled.is_none_or(|settled| settled.upto < upto) {
+            self.settled = Some(Settled { at, upto });
+        }
+    }
+
+    /// The `Settle` behind which a record of the state after `made_at` may not come.
+    pub(super) fn settled_behind(&self, made_at: u64) -> Option<u64> {
+        self.settled.filter(|settled| made_at < settled.upto).map(|settled| settled.at)
+    }
+
+    fn drop_to(&mut self, last: u64) {
         while let Some(&(old, id)) = self.window.front() {
-            if old.saturating_add(self.entries) > index {
+            if old > last {
                 return;
             }
             self.window.pop_front();
+            let Some(id) = id else { continue };
             if let Some(touched) = self.touched.get_mut(&id) {
                 touched.ended = touched.ended.filter(|ended| *ended > old);
                 touched.made = touched.made.filter(|made| *made > old);
@@ -83,7 +115,7 @@ impl History {
     }
 
     fn entry(&mut self, index: u64, id: MessageId) -> &mut Touched {
-        self.window.push_back((index, id));
+        self.window.push_back((index, Some(id)));
         let new = Touched { last: index, ended: None, made: None };
         let touched = self.touched.entry(id).or_insert(new);
         touched.last = index;
@@ -125,6 +157,23 @@ impl History {
             }
         }
         Some(start)
+    }
+
+    /// The lowest start at or behind `upto` that no refusal forbids.
+    pub(super) fn reach(&self, upto: u64) -> u64 {
+        let mut reach = upto;
+        // From the lowest refusal up: what is moved to one lies behind all before.
+        for (&refused, &because) in &self.refusals {
+            if because <= reach && reach < refused {
+                reach = refused;
+            }
+        }
+        reach
+    }
+
+    /// The oldest entry that is remembered.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        self.window.front().map(|(oldest, _)| *oldest)
     }
 
     /// Forgets refusals that no later start can fall into.
@@ -194,6 +243,9 @@ mod tests {
         assert_eq!(history.start(10), Some(10));
         assert_eq!(history.start(9), Some(2), "9 lies in 5..10, 4 then in 3..7");
         assert_eq!(history.start(2), Some(2));
+        assert_eq!((history.reach(2), history.reach(4), history.reach(11)), (2, 7, 11));
+        history.refused(8, 6);
+        assert_eq!(history.reach(4), 10, "7 lies in 6..8, 8 in 5..10");
         history.refused(4, 0);
         assert_eq!(history.start(9), None);
     }

@@ -3,6 +3,7 @@
 //! Nothing in here asks for the time or knows who leads, except for the takeover grace, which is the leader's own.
 
 mod apply;
+mod keep;
 mod key;
 mod pins;
 mod slot;
@@ -20,6 +21,7 @@ use self::{
     pins::Pins,
     slot::{Head, Slot},
 };
+pub(super) use keep::Keeper;
 #[cfg(test)]
 pub(super) use view::View;
 
@@ -47,6 +49,8 @@ pub(super) struct Index {
     history: History,
     volume: Volume,
     bytes: u64,
+    /// Bytes of the log that the messages need, about.
+    live: u64,
     held: usize,
     /// The highest id seen of each node.
     highest: BTreeMap<u16, MessageId>,
@@ -283,6 +287,7 @@ impl Index {
 
     fn add(&mut self, key: Key, head: &Head, slot: Slot) {
         self.bytes += head.size;
+        self.live += slot.weight(head);
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
         self.pins.add(head.pin);
@@ -294,8 +299,10 @@ impl Index {
 
     fn remove(&mut self, id: MessageId) {
         let Some(key) = Key::of(id) else { return };
-        let Some(head) = self.messages.remove(&key).and_then(|slot| slot.head()) else { return };
+        let Some(slot) = self.messages.remove(&key) else { return };
+        let Some(head) = slot.head() else { return };
         self.bytes -= head.size;
+        self.live -= slot.weight(&head);
         self.leave(key, &head);
         self.begun.remove(&key);
         self.pins.remove(head.pin);
@@ -342,7 +349,11 @@ impl Index {
         if !tried.begun {
             self.begun.remove(&key);
         }
-        self.messages.insert(key, Slot::new(&head, message));
+        let slot = Slot::new(&head, message);
+        self.live += slot.weight(&head);
+        if let Some(before) = self.messages.insert(key, slot) {
+            self.live -= before.weight(old);
+        }
         false
     }
 

@@ -2,6 +2,7 @@
 //!
 //! `docs/spool.md` describes the states of a message in the log, and what recovery makes of each.
 
+mod carry;
 mod entry;
 mod history;
 mod ids;
@@ -12,17 +13,20 @@ mod message;
 mod partition;
 mod reader;
 mod replica;
+mod retention;
 mod spool;
 mod upkeep;
 mod writer;
 
+pub use carry::CarryError;
 pub use index::Summary;
 pub use message::{
     Attempt, Body, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, QueuedMessage,
     Recipient, RecipientState, Verdict,
 };
-pub use partition::{CarryError, Partition};
+pub use partition::Partition;
 pub use reader::BodyReader;
+pub use retention::{Kept, KeptFor, LogReport};
 pub use spool::Spool;
 pub use writer::MessageWriter;
 

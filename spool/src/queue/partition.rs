@@ -2,14 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use tokio::{sync::watch, task::AbortHandle};
 use tracing::info;
 
 use super::{
-    BodyReader, MessageWriter, Pulse, Summary,
-    entry::{self, BodyBytes},
-    message::{Body, MessageId, Outcome, QueuedMessage, Recipient},
+    BodyReader, CarryError, MessageWriter, Pulse, Summary, carry, entry,
+    index::Keeper,
+    message::{MessageId, Outcome, QueuedMessage, Recipient},
     replica::Replica,
     upkeep,
 };
@@ -19,7 +18,6 @@ use crate::{
     faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
     limits::{ENTRY_BYTES_MAX, LIST_PAGE_MESSAGES},
-    log::LogError,
 };
 
 /// One partition as this node carries it. Clones share it.
@@ -28,18 +26,21 @@ pub struct Partition {
     replica: Arc<Replica>,
     group: Group,
     upkeep: AbortHandle,
+    carrier: AbortHandle,
 }
 
 impl Partition {
     /// Starts the upkeep of a replica.
     pub(super) fn start(replica: Arc<Replica>, group: Group) -> Self {
         let upkeep = tokio::spawn(upkeep::run(Arc::downgrade(&replica))).abort_handle();
-        Self { replica, group, upkeep }
+        let carrier = tokio::spawn(carry::run(Arc::downgrade(&replica))).abort_handle();
+        Self { replica, group, upkeep, carrier }
     }
 
     /// Ends what `start` started.
     pub(super) fn retire(&self) {
         self.upkeep.abort();
+        self.carrier.abort();
         self.replica.machine.retire();
     }
 
@@ -191,7 +192,7 @@ impl Partition {
     /// # Errors
     /// `Read` if its body cannot be read, else as of `hold`; refused if the message changes meanwhile: try again.
     pub async fn carry(&self, id: MessageId, deadline: Duration) -> Result<Reply, CarryError> {
-        Arc::clone(&self.replica).carry(id, deadline).await
+        Arc::clone(&self.replica).carry(id, deadline, None).await
     }
 
     /// The bytes of a message: added headers first, then the body as received.
@@ -219,6 +220,25 @@ impl Partition {
         self.replica.hand_over(to, deadline).await
     }
 
+    /// Bytes of the log that its messages need, about.
+    pub(super) fn live_bytes(&self) -> u64 {
+        self.replica.machine.lock().index.live()
+    }
+
+    /// The last index that a new replica need not see.
+    pub(super) fn start_index(&self) -> Option<u64> {
+        let mut state = self.replica.machine.lock();
+        let applied = state.index.applied().max(self.group.status().applied_index)?;
+        state.index.checkpoint(applied)
+    }
+
+    /// The first index that a new replica must see, and for what.
+    pub(super) fn keeper(&self) -> (u64, Keeper) {
+        let mut state = self.replica.machine.lock();
+        let applied = state.index.applied().max(self.group.status().applied_index);
+        applied.map_or((0, Keeper::Nobody), |applied| state.index.keeper(applied))
+    }
+
     /// The term in which this node leads.
     pub(super) fn leading(&self) -> Option<u64> {
         self.replica.machine.leading()
@@ -236,17 +256,6 @@ impl Partition {
     pub(super) fn writer(&self, id: MessageId, term: u64) -> MessageWriter {
         MessageWriter::new(Arc::clone(&self.replica), id, term)
     }
-}
-
-/// Why a message was not carried.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum CarryError {
-    /// Its bytes cannot be read.
-    #[error(transparent)]
-    Read(#[from] LogError),
-    #[error(transparent)]
-    Propose(#[from] ProposeError),
 }
 
 impl Replica {
@@ -300,54 +309,6 @@ impl Replica {
         Ok(())
     }
 
-    pub(super) async fn carry(
-        self: Arc<Self>,
-        id: MessageId,
-        deadline: Duration,
-    ) -> Result<Reply, CarryError> {
-        let Some(message) = self.machine.lock().index.get(id) else {
-            return Ok(Reply::Refused(format!("{id} is not in the queue")));
-        };
-        let _upload = Upload::new(&self, id);
-        let mut reader = BodyReader::new(Arc::clone(&self), &message);
-        let prepend = reader.prepend().await?;
-        let (mut count, mut bytes, mut whole) = (0, 0, Bytes::new());
-        while let Some(piece) = reader.next().await? {
-            bytes += piece.len() as u64;
-            if matches!(message.body, Body::Inline { .. }) {
-                whole = piece;
-            } else {
-                let reply = self.propose(entry::chunk(id, count, piece), deadline).await?;
-                if let Reply::Refused(_) = reply {
-                    return Ok(reply);
-                }
-                count += 1;
-            }
-        }
-        let body = match message.body {
-            Body::Inline { .. } => BodyBytes::Inline(whole),
-            Body::Chunks { .. } => BodyBytes::Chunks { count, bytes },
-        };
-        if bytes.saturating_add(prepend.len() as u64) != message.size {
-            // What is written again must be the message, to the byte.
-            let why = format!("{bytes} bytes of body where {} belong to {id}", message.size);
-            return Err(LogError::Misuse(why).into());
-        }
-        let record = {
-            let state = self.machine.lock();
-            // Record and index belong together: nothing may be applied between.
-            match (state.index.get(id), state.index.applied()) {
-                (Some(message), Some(made_at)) => {
-                    let mut message = QueuedMessage::clone(&message);
-                    message.envelope.prepend = prepend;
-                    entry::carry(&message, state.index.tried(id), made_at, body)
-                }
-                _ => return Ok(Reply::Refused(format!("{id} has left the queue"))),
-            }
-        };
-        Ok(self.propose(record, deadline).await?)
-    }
-
     pub(super) async fn hand_over(
         &self,
         to: NodeId,
@@ -367,26 +328,6 @@ impl Replica {
             undo.disarm();
         }
         Ok(())
-    }
-}
-
-/// Chunks of a carry are being written.
-struct Upload<'a> {
-    replica: &'a Replica,
-    id: MessageId,
-}
-
-impl<'a> Upload<'a> {
-    fn new(replica: &'a Replica, id: MessageId) -> Self {
-        replica.enter(id);
-        Self { replica, id }
-    }
-}
-
-impl Drop for Upload<'_> {
-    fn drop(&mut self) {
-        // Chunks without their carry are swept; the message itself must stay.
-        self.replica.leave(self.id, false);
     }
 }
 

@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::{machine::QueueMachine, marks::Marks, message::MessageId};
@@ -32,6 +33,8 @@ pub(super) trait Proposals: Send + Sync + 'static {
     fn has_lease(&self) -> bool;
     /// The last index that is no longer in the log.
     fn purged(&self) -> Option<u64>;
+    /// Up to which index a node of the group wants the log to go.
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>>;
 }
 
 #[async_trait]
@@ -62,6 +65,10 @@ impl Proposals for Group {
 
     fn purged(&self) -> Option<u64> {
         self.status().purged_index
+    }
+
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        Self::trim_wanted(self)
     }
 }
 

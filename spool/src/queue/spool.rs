@@ -2,21 +2,25 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
 use metrics::{describe_counter, describe_gauge};
-use tokio::sync::watch;
+use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
     AcceptError, MessageWriter, Partition, ids::Ids, machine::QueueMachine, replica::Replica,
+    retention,
 };
 use crate::{
     NodeId, PartitionId,
     env::Clock,
     group::{Groups, Machine},
-    limits::LEASE_POLL,
+    limits::{LEASE_POLL, LOG_FLOOR_BYTES},
     log::LogError,
 };
 
@@ -26,7 +30,7 @@ pub struct Spool {
     inner: Arc<Inner>,
 }
 
-struct Inner {
+pub(super) struct Inner {
     node: NodeId,
     groups: Groups,
     clock: Arc<dyn Clock>,
@@ -35,6 +39,17 @@ struct Inner {
     partitions: Mutex<BTreeMap<PartitionId, Partition>>,
     /// Held while a partition is opened or closed.
     changing: tokio::sync::Mutex<()>,
+    log_floor: AtomicU64,
+    /// Watches the length of the log, once a partition is open.
+    retention: OnceLock<AbortHandle>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(task) = self.retention.get() {
+            task.abort();
+        }
+    }
 }
 
 impl Spool {
@@ -50,8 +65,16 @@ impl Spool {
                 elections: watch::Sender::new(0),
                 partitions: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
+                log_floor: AtomicU64::new(LOG_FLOOR_BYTES),
+                retention: OnceLock::new(),
             }),
         }
+    }
+
+    /// Sets how long the log may get, in bytes of its files, before what is old in it is carried, however little is
+    /// alive. [`LOG_FLOOR_BYTES`] unless set.
+    pub fn set_log_floor(&self, bytes: u64) {
+        self.inner.log_floor.store(bytes, Ordering::Relaxed);
     }
 
     /// Starts this node's replica of a partition (idempotent).
@@ -71,6 +94,9 @@ impl Spool {
         let replica = Replica::new(machine, Arc::new(group.clone()), Arc::clone(&inner.clock));
         let partition = Partition::start(Arc::new(replica), group);
         self.partitions_mut().insert(id, partition.clone());
+        self.inner.retention.get_or_init(|| {
+            tokio::spawn(retention::run(Arc::downgrade(&self.inner))).abort_handle()
+        });
         Ok(partition)
     }
 
@@ -149,6 +175,18 @@ impl Spool {
         self.inner.ids.next(self.inner.clock.now())
     }
 
+    pub(super) fn from_inner(inner: Arc<Inner>) -> Self {
+        Self { inner }
+    }
+
+    pub(super) fn groups(&self) -> &Groups {
+        &self.inner.groups
+    }
+
+    pub(super) fn log_floor(&self) -> u64 {
+        self.inner.log_floor.load(Ordering::Relaxed)
+    }
+
     fn partitions_mut(&self) -> MutexGuard<'_, BTreeMap<PartitionId, Partition>> {
         self.inner.partitions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -163,6 +201,16 @@ fn describe_metrics() {
     describe_counter!("ppsw_messages_accepted_total", "Messages accepted or made by this node");
     describe_counter!("ppsw_messages_completed_total", "Messages of which every recipient is done");
     describe_counter!("ppsw_messages_aborted_total", "Messages given up while they were received");
+    describe_gauge!("ppsw_log_bytes", "Bytes of the segments of this node's log");
+    describe_gauge!("ppsw_log_live_bytes", "Bytes of the log that messages need, about");
+    describe_gauge!(
+        "ppsw_log_oldest_entry_segments",
+        "Segments from the one with a group's first entry to the end of the log"
+    );
+    describe_counter!(
+        "ppsw_messages_carried_total",
+        "Messages that this node wrote again at the head of the log, so that the log before can go"
+    );
     describe_counter!(
         "ppsw_possible_duplicates_total",
         "Messages that may have been in flight elsewhere when this node took their partition over"

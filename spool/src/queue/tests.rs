@@ -4,6 +4,7 @@ mod cluster;
 mod fake;
 mod leading;
 mod replay;
+mod retention;
 mod revise;
 mod writing;
 

@@ -62,7 +62,7 @@ async fn a_replica_that_runs_takes_the_checkpoint_of_a_later_time() {
     for n in 0..50 {
         cluster.say(1, &format!("while away {n}")).await.unwrap();
     }
-    // A leader keeps what it is sending, even to one who is not there; a follower purges at once.
+    // A leader keeps what it is sending until an attempt has failed; a follower purges at once.
     cluster.group(2).checkpoint().await.unwrap();
     until("2 has purged", || cluster.group(2).status().purged_index.is_some()).await;
     cluster.lead(2).await;
@@ -213,5 +213,41 @@ async fn a_disk_that_fails_ends_the_node_and_not_the_group() {
     until("another leads", || cluster.holders().iter().any(|id| *id != 1)).await;
     let leader = cluster.leader().await;
     cluster.say(leader, "three").await.unwrap();
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_does_not_pin_the_leaders_log() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.lead(1).await;
+    cluster.say(1, "one").await.unwrap();
+    cluster.until_all_have("one").await;
+    for quiet in [false, true] {
+        // Once refused connections, once a wire that swallows everything: only time-outs tell.
+        if quiet {
+            cluster.net.cut_off(3);
+        } else {
+            cluster.stop(3).await;
+        }
+        let leader = cluster.group(1);
+        for round in 0..5 {
+            for n in 0..50 {
+                cluster.say(1, &format!("{quiet} {round} {n}")).await.unwrap();
+            }
+            leader.checkpoint().await.unwrap();
+            let upto = leader.status().checkpoint_index.unwrap();
+            until("the leader has purged", || leader.status().purged_index >= Some(upto)).await;
+        }
+        assert!(leader.status().heard_ms[&3].is_none_or(|ms| ms > 500));
+        assert!(leader.status().heard_ms[&2].is_some_and(|ms| ms < 5_000));
+        let last = format!("{quiet} 4 49");
+        if quiet {
+            cluster.net.mend();
+        } else {
+            cluster.start(3).await;
+        }
+        cluster.until_all_have(&last).await;
+        assert_eq!(cluster.node(3).tape.entries(), cluster.node(1).tape.entries());
+    }
     cluster.stop_all().await;
 }

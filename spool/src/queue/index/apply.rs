@@ -68,6 +68,7 @@ impl Index {
                 }
                 Ok(Effects::default())
             }
+            Change::Settle { upto } => self.settle(at.index, upto),
             Change::Expand { id, .. }
             | Change::Hold { id }
             | Change::Release { id, .. }
@@ -218,6 +219,10 @@ impl Index {
         if made_at >= index || index - made_at > self.history.entries() {
             return Err(format!("the record of {id} as of {made_at} comes too late at {index}"));
         }
+        if let Some(settled) = self.history.settled_behind(made_at) {
+            self.history.refused(index, settled);
+            return Err(format!("the record of {id} as of {made_at} comes behind a settle"));
+        }
         if let Some(last) = self.history.last(id).filter(|last| *last > made_at) {
             self.history.refused(index, last);
             return Err(format!("{id} has changed at {last}, its record is as of {made_at}"));
@@ -236,6 +241,16 @@ impl Index {
             self.grace.waiting.insert(due);
         }
         Ok(())
+    }
+}
+
+impl Index {
+    fn settle(&mut self, index: u64, upto: u64) -> Result<Effects, Refusal> {
+        if upto >= index {
+            return Err(format!("a settle at {index} cannot reach up to {upto}"));
+        }
+        self.history.settle(index, upto);
+        Ok(Effects::default())
     }
 }
 

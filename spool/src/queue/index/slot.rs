@@ -12,6 +12,7 @@ use prost::{
 
 use crate::{
     env::UnixMs,
+    limits::ENTRY_OVERHEAD_BYTES,
     queue::{
         entry::{Tried, read_attempts, read_envelope, write_attempt, write_envelope},
         message::{Attempt, Body, MessageId, MessageState, QueuedMessage},
@@ -136,6 +137,11 @@ impl Slot {
 
     pub(in crate::queue) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// About how many bytes of the log the message needs: its own, and its record with the state of each recipient.
+    pub(super) fn weight(&self, head: &Head) -> u64 {
+        head.size.saturating_add((self.bytes.len() + ENTRY_OVERHEAD_BYTES) as u64)
     }
 
     /// Notes whether an attempt has begun that has no outcome yet.

@@ -22,10 +22,10 @@ use crate::{
     log::{Log, Options},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
-struct Loopback(Mutex<HashMap<NodeId, SocketAddr>>);
+pub(super) struct Loopback(Mutex<HashMap<NodeId, SocketAddr>>);
 
 #[async_trait]
 impl Dial for Loopback {
@@ -95,7 +95,7 @@ impl Node {
 }
 
 #[allow(clippy::disallowed_methods, reason = "loopback sockets of this test")]
-async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
+pub(super) async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     dial.0.lock().unwrap().insert(node, listener.local_addr().unwrap());
     let server = tonic::transport::Server::builder().add_routes(groups.service());
@@ -104,7 +104,7 @@ async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()>
     })
 }
 
-async fn wait(mut until: impl FnMut() -> bool) {
+pub(super) async fn wait(mut until: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {
         while !until() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -113,7 +113,7 @@ async fn wait(mut until: impl FnMut() -> bool) {
     waited.await.expect("in time");
 }
 
-fn content(len: usize) -> Vec<u8> {
+pub(super) fn content(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8).collect()
 }
 

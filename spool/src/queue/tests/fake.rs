@@ -51,6 +51,7 @@ pub(super) struct Fake {
     trimmed: AtomicU64,
     /// Whether `forward` finds a leader.
     pub(super) leader_known: Mutex<bool>,
+    pub(super) trim_wanted: watch::Sender<Option<u64>>,
 }
 
 #[async_trait]
@@ -110,6 +111,10 @@ impl Proposals for Fake {
 
     fn purged(&self) -> Option<u64> {
         None
+    }
+
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        self.trim_wanted.subscribe()
     }
 }
 
@@ -180,6 +185,7 @@ pub(super) fn world() -> World {
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
         leader_known: Mutex::new(true),
+        trim_wanted: watch::Sender::new(None),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }

@@ -14,8 +14,10 @@ use crate::{
     },
 };
 
-/// Window of the replicas in here: short, so that starts come to lie everywhere.
+/// Window of the replicas in here: short, so that starts come to lie everywhere …
 const WINDOW: u64 = 5;
+/// … or long enough that a `Settle` cuts it.
+const LONG_WINDOW: u64 = 24;
 const CHUNK: &[u8] = b"ten bytes.";
 
 /// What may happen next; numbers choose messages, recipients and earlier entries.
@@ -44,6 +46,10 @@ enum Step {
     TakeRecord(u64),
     /// … and its entry arrives now, in time or late.
     Carry(usize),
+    /// Every recipient is done.
+    Finish(u64),
+    /// All but so many of the last entries are settled.
+    Settle(u64),
     /// An entry of before once more.
     Again(usize),
 }
@@ -68,12 +74,15 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (id.clone(), recipient).prop_map(|(id, r)| Step::Expand(id, r)),
         4 => id.prop_map(Step::TakeRecord),
         4 => any::<usize>().prop_map(Step::Carry),
+        1 => (0..6_u64).prop_map(Step::Finish),
+        2 => (0..6_u64).prop_map(Step::Settle),
         2 => any::<usize>().prop_map(Step::Again),
     ]
 }
 
 /// A log under construction, with the replica that has read all of it.
 struct Full {
+    window: u64,
     log: Vec<Option<Bytes>>,
     index: Index,
     /// The queue after each entry.
@@ -84,9 +93,9 @@ struct Full {
 }
 
 impl Full {
-    fn new() -> Self {
-        let index = Index::with_history(WINDOW);
-        Self { log: vec![], index, views: vec![], starts: vec![], records: vec![] }
+    fn new(window: u64) -> Self {
+        let index = Index::with_history(window);
+        Self { window, log: vec![], index, views: vec![], starts: vec![], records: vec![] }
     }
 
     fn push(&mut self, payload: Option<Bytes>) {
@@ -134,11 +143,24 @@ impl Full {
             Step::Carry(_) if self.records.is_empty() => return,
             Step::Carry(n) => {
                 let before = self.index.view().but_places();
-                self.push(Some(self.records[n % self.records.len()].clone()));
+                // Rather one of the last: older ones are refused for their age.
+                let back = n % self.records.len().min(3);
+                self.push(Some(self.records[self.records.len() - 1 - back].clone()));
                 // Late or in time, it moves bytes and changes nothing else: what is done stays done.
                 assert_eq!(self.index.view().but_places(), before);
                 return;
             }
+            Step::Finish(n) => {
+                for recipient in 0..self.index.get(id(n)).map_or(0, |m| m.recipients.len()) {
+                    let done = outcome(id(n), recipient as u32, Verdict::Delivered, true);
+                    self.push(Some(entry::outcome(&done)));
+                }
+                return;
+            }
+            Step::Settle(open) => match (self.log.len() as u64).checked_sub(open + 1) {
+                Some(upto) => Some(entry::settle(upto)),
+                None => return,
+            },
             Step::Again(_) if self.log.is_empty() => return,
             Step::Again(n) => self.log[n % self.log.len()].clone(),
         };
@@ -175,7 +197,7 @@ fn apply(index: &mut Index, at: u64, payload: Option<&Bytes>) {
 /// Replays from behind `start`; from when `from` is applied, the queue must be as it was. Returns the starts that
 /// this replica would give to others, with the index from which they are good.
 fn replay(full: &Full, start: u64, from: u64) -> Result<BTreeSet<(u64, u64)>, TestCaseError> {
-    let mut index = Index::with_history(WINDOW);
+    let mut index = Index::with_history(full.window);
     let mut starts = BTreeSet::new();
     for at in start + 1..full.log.len() as u64 {
         apply(&mut index, at, full.log[at as usize].as_ref());
@@ -195,27 +217,34 @@ proptest! {
 
     #[test]
     fn a_replay_from_any_legal_start_gives_the_same_queue(
+        window in prop_oneof![Just(WINDOW), Just(LONG_WINDOW)],
         steps in prop::collection::vec(step(), 1..70)
     ) {
-        let mut full = Full::new();
+        let mut full = Full::new(window);
         steps.into_iter().for_each(|step| full.step(step));
-        let starts = full.starts.iter().enumerate();
-        let mut open: BTreeSet<(u64, u64)> =
-            starts.filter_map(|(at, start)| Some(((*start)?, at as u64))).collect();
-        // Starts of starts of starts: a replica that began in the middle checkpoints, too.
-        let mut seen = BTreeMap::new();
-        while let Some((start, from)) = open.pop_first() {
-            if seen.len() < 300 && seen.insert((start, from), ()).is_none() {
-                let more = replay(&full, start, from)?;
-                open.extend(more.into_iter().filter(|key| !seen.contains_key(key)));
-            }
+        check(&full)?;
+    }
+}
+
+/// Replays from every start.
+fn check(full: &Full) -> Result<(), TestCaseError> {
+    let starts = full.starts.iter().enumerate();
+    let mut open: BTreeSet<(u64, u64)> =
+        starts.filter_map(|(at, start)| Some(((*start)?, at as u64))).collect();
+    // Starts of starts of starts: a replica that began in the middle checkpoints, too.
+    let mut seen = BTreeMap::new();
+    while let Some((start, from)) = open.pop_first() {
+        if seen.len() < 300 && seen.insert((start, from), ()).is_none() {
+            let more = replay(full, start, from)?;
+            open.extend(more.into_iter().filter(|key| !seen.contains_key(key)));
         }
     }
+    Ok(())
 }
 
 #[test]
 fn a_start_keeps_every_record_of_a_message_that_lives() {
-    let mut full = Full::new();
+    let mut full = Full::new(WINDOW);
     full.step(Step::AcceptInline(1));
     for _ in 0..20 {
         full.step(Step::Blank);
@@ -237,7 +266,7 @@ fn a_start_keeps_every_record_of_a_message_that_lives() {
 
 #[test]
 fn a_bounce_keeps_the_record_of_the_message_that_it_came_from() {
-    let mut full = Full::new();
+    let mut full = Full::new(WINDOW);
     full.step(Step::Blank);
     full.step(Step::AcceptInline(1));
     full.step(Step::Outcome { id: 1, recipient: 0, verdict: 1, finish: true, creates: None });
@@ -245,4 +274,60 @@ fn a_bounce_keeps_the_record_of_the_message_that_it_came_from() {
     assert!(full.index.get(id(1)).is_none() && full.index.get(id(2)).is_some());
     full.index.pass(100, 0);
     assert_eq!(full.index.checkpoint(100), Some(0), "without the message, no bounce of it");
+}
+
+#[test]
+fn behind_a_settle_the_past_may_go_and_its_records_come_too_late() {
+    let mut full = Full::new(LONG_WINDOW);
+    full.step(Step::AcceptInline(1));
+    full.step(Step::TakeRecord(1));
+    full.step(Step::Hold(2));
+    full.step(Step::Carry(0));
+    full.step(Step::Blank);
+    assert_eq!(full.starts.last(), Some(&None), "idle, and all of it is still in the window");
+    full.step(Step::TakeRecord(1));
+    full.step(Step::Blank);
+    full.step(Step::Settle(0));
+    let settle = full.log.len() as u64 - 1;
+    assert_eq!(full.starts.last(), Some(&Some(1)), "the message as it was carried");
+    full.step(Step::Carry(0));
+    let (late, live) = (settle + 1, full.index.get(id(1)).unwrap());
+    assert_eq!(live.body, Body::Inline { index: 2 }, "the late record was refused");
+    full.step(Step::TakeRecord(1));
+    full.step(Step::Carry(0));
+    // The late record, at `late`, is about the message, so it is kept with its reason.
+    assert_eq!(full.starts.last(), Some(&Some(settle - 1)));
+    full.step(Step::Settle(0));
+    assert_eq!(
+        full.starts.last(),
+        Some(&Some(late)),
+        "none between the settle and what it refused"
+    );
+    full.step(Step::Settle(9));
+    assert_eq!(full.starts.last(), Some(&Some(late)), "an earlier one changes nothing");
+    let next = full.log.len() as u64;
+    let beyond = entry::decode(&entry::settle(next)).unwrap();
+    let at = Position { term: 1, index: next };
+    assert!(full.index.apply(at, 9, beyond).is_err(), "it cannot settle what is to come");
+}
+
+#[test]
+fn a_record_behind_a_settle_does_not_bring_a_message_back() {
+    let mut full = Full::new(LONG_WINDOW);
+    let steps = [
+        Step::AcceptInline(1),
+        Step::TakeRecord(1),
+        Step::Finish(1),
+        Step::Settle(0),
+        // A start here sees the settle; without it, the next entry would not be refused.
+        Step::Blank,
+        Step::Carry(0),
+        // Up to the settle before: what it refused stays, and so must it.
+        Step::Settle(2),
+        Step::Blank,
+    ];
+    steps.into_iter().for_each(|step| full.step(step));
+    assert_eq!(full.starts[full.log.len() - 4], Some(2), "{:?}", full.starts);
+    assert_eq!(full.starts.last(), Some(&Some(2)), "{:?}", full.starts);
+    check(&full).unwrap();
 }

@@ -159,7 +159,7 @@ async fn a_carried_message_is_the_same_and_readers_follow_it() {
     let mut reader = BodyReader::new(std::sync::Arc::clone(&world.replica), &before);
     reader.next().await.unwrap();
 
-    let reply = std::sync::Arc::clone(&world.replica).carry(id, SECOND).await.unwrap();
+    let reply = std::sync::Arc::clone(&world.replica).carry(id, SECOND, None).await.unwrap();
     assert_eq!(reply, crate::group::Reply::Done);
     let after = world.get(id).unwrap();
     assert_ne!(after.body, before.body);
