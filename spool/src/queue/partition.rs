@@ -291,7 +291,7 @@ impl Replica {
     ) -> Result<(), ProposeError> {
         let id = outcome.message;
         // One in eight: a relay that recorded none would be noticed by anybody.
-        if faults::active(Fault::DropOutcome) && id.counter % 8 == 0 {
+        if faults::active(Fault::DropOutcome) && id.counter.is_multiple_of(8) {
             return Ok(());
         }
         let whole = entry::outcome(&outcome);
