@@ -7,7 +7,7 @@
 //! * [`pki`], [`token`] and [`identity`] are certificates, join tokens, and what a node has on disk of them;
 //! * [`client`] is for operators.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use ppsw_spool::{NodeId, PartitionId, group::Timing, log::LogError};
@@ -52,6 +52,8 @@ pub struct PlaneOptions {
     /// For `status`: where this node serves HTTP.
     pub http: Option<SocketAddr>,
     pub timing: Timing,
+    /// After an unplanned takeover, messages that may have been in flight wait this long.
+    pub takeover_grace: Duration,
     pub segment_bytes: u64,
     pub cache_bytes: usize,
 }

@@ -107,7 +107,12 @@ impl Plane {
         let listener = serve::listen(options.listen)?;
         let machine = Arc::new(ControlMachine::default());
         let control = groups.open(CONTROL, Arc::clone(&machine) as _).await?;
-        let spool = Spool::new(node, groups.clone(), Arc::clone(&clock));
+        let spool = Spool::with_takeover_grace(
+            node,
+            groups.clone(),
+            Arc::clone(&clock),
+            options.takeover_grace,
+        );
         // At once, so that the partitions have their majority although the control group is not heard yet.
         for id in carried.into_iter().filter(|id| *id != CONTROL) {
             spool.open(id).await?;

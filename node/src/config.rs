@@ -9,7 +9,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{files, limits, policy::Service};
+use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 
 /// The configuration file of one node. Every option is written in the example of `docs/operations.md`.
 #[derive(Clone, Debug, Deserialize)]
@@ -46,6 +46,12 @@ pub struct NodeConfig {
     /// Memory for log entries that were appended lately, bytes.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: usize,
+    /// After an unplanned takeover, messages that may have been in flight wait this long.
+    #[serde(default = "default_takeover_grace", deserialize_with = "period")]
+    pub takeover_grace: Duration,
+    /// A retry rule for all addresses, as `F,2h,15m; F,5d,8h`; without it, those of the paper.
+    #[serde(default, deserialize_with = "retry_rule")]
+    pub retry: Option<RetryRule>,
     /// How often the spool's log is read through in the background; zero: never.
     #[serde(default = "default_scrub_period", deserialize_with = "period")]
     scrub_period: Duration,
@@ -171,6 +177,17 @@ const fn default_cache_bytes() -> usize {
     64 * 1024 * 1024
 }
 
+const fn default_takeover_grace() -> Duration {
+    ppsw_spool::limits::TAKEOVER_GRACE
+}
+
+fn retry_rule<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RetryRule>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 const fn default_scrub_period() -> Duration {
     ppsw_spool::limits::SCRUB_PERIOD
 }
@@ -214,6 +231,17 @@ address = "127.10.1.1:2525"
         let error = toml::from_str::<NodeConfig>(&GOOD.replace("http =", "htp =")).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("line 8") && text.contains("htp"), "{text}");
+    }
+
+    #[test]
+    fn a_retry_rule_is_read_and_a_bad_one_refused() {
+        let with =
+            |rule: &str| toml::from_str::<NodeConfig>(&format!("retry = \"{rule}\"\n{GOOD}"));
+        let config = with("F,1h,2s").unwrap();
+        let wait = config.retry.unwrap().next(Duration::ZERO);
+        assert_eq!(wait, Some(Duration::from_secs(2)));
+        assert_eq!(config.takeover_grace, ppsw_spool::limits::TAKEOVER_GRACE);
+        assert!(with("F,1h").is_err());
     }
 
     #[test]

@@ -101,7 +101,8 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     spool.set_log_floor(config.log_floor);
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
-    let router = ConfiguredRouter::new(current.clone(), dns.clone());
+    let router =
+        ConfiguredRouter::new(current.clone(), dns.clone()).with_retry(config.retry.as_ref());
     let deliverer = Deliverer::start(
         config.name.clone(),
         Arc::new(spool.clone()),
@@ -175,6 +176,7 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Fa
         listen: config.control,
         http: Some(config.http),
         timing: Timing::default(),
+        takeover_grace: config.takeover_grace,
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };

@@ -179,8 +179,8 @@ pub const UPLOAD_PINS_MAX: Duration = Duration::from_secs(3600);
 /// How often a replica notes how far it has applied, to know later how old entries are.
 pub const AGE_MARK_PERIOD: Duration = Duration::from_secs(10);
 
-/// What an entry of the log has besides what the index keeps of its message, about: the log's own record, field numbers.
-pub const ENTRY_OVERHEAD_BYTES: usize = 128;
+/// What a message's record has in the log besides texts and body, about.
+pub const ENTRY_OVERHEAD_BYTES: usize = 256;
 
 /// Entries between two marks of how long the log has become, from which the bytes to trim are estimated.
 pub const VOLUME_MARK_ENTRIES: u64 = 256;

@@ -152,6 +152,26 @@ impl Cluster {
         });
     }
 
+    /// SIGSTOP: the node does nothing any more, and nobody is told.
+    pub fn stop_node(&self, id: u64) {
+        process::signal(self.node(id).pid, Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn continue_node(&self, id: u64) {
+        process::signal(self.node(id).pid, Signal::CONT);
+    }
+
+    /// A figure of a node: the sum over all labels that contain `label`. `None`: no answer.
+    pub fn figure(&self, id: u64, name: &str, label: &str) -> Option<f64> {
+        let (_, text) = http_get(self.node(id).http, "/metrics")?;
+        let lines = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+        });
+        Some(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+
     /// kill -9 of the sink: its two addresses are free then.
     pub fn kill_sink(&mut self) {
         self.end(self.file.sink.pid, Signal::KILL);
@@ -257,11 +277,18 @@ fn read(path: &Path) -> ClusterFile {
 
 /// Status of `GET path`; `None`: no answer.
 pub fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    http_get(address, path).map(|(status, _)| status)
+}
+
+/// Status and body of `GET path`; `None`: no answer.
+pub fn http_get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.get(9..12)?.parse().ok()?;
+    Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }

@@ -14,6 +14,7 @@ pub mod client;
 pub mod cluster;
 pub mod corpus;
 pub mod dialogue;
+pub mod ledger;
 pub mod load;
 pub mod process;
 pub mod shim;

@@ -83,6 +83,20 @@ impl State {
         self.tokens.get(&token::id(hash)).filter(|t| t.hash == hash && now_ms < t.expires_ms)
     }
 
+    /// Why this program is too old for an entry: a newer one wrote it. `None`: it is not.
+    #[must_use]
+    pub fn outdated_for(payload: &Bytes) -> Option<String> {
+        let command = pb::Command::decode(payload.clone()).ok()?;
+        let newer = command.version > VERSION || command.change.is_none();
+        newer.then(|| {
+            format!(
+                "a control command of format {} or of an unknown kind, this program reads up to {VERSION}: use a \
+                 newer ppswd",
+                command.version
+            )
+        })
+    }
+
     /// Applies one entry.
     pub fn apply(&mut self, payload: &Bytes) -> Reply {
         let command = match pb::Command::decode(payload.clone()) {

@@ -73,6 +73,7 @@ pub(crate) async fn try_start(data: &Path, listen: SocketAddr) -> Result<Node, P
         listen,
         http: Some(SocketAddr::from(([127, 0, 0, 1], 2580))),
         timing: Timing::default(),
+        takeover_grace: ppsw_spool::limits::TAKEOVER_GRACE,
         segment_bytes: 8 << 20,
         cache_bytes: 4 << 20,
     };

@@ -194,6 +194,14 @@ impl ConfiguredRouter {
         let rules = Arc::new(Rules { ours: parse(RULE_OURS), others: parse(RULE_OTHERS) });
         Self { configuration, dns, rules }
     }
+
+    /// One rule for all addresses instead of those of the paper, if there is one.
+    #[must_use]
+    pub fn with_retry(self, rule: Option<&RetryRule>) -> Self {
+        let Some(rule) = rule else { return self };
+        let rules = Arc::new(Rules { ours: rule.clone(), others: rule.clone() });
+        Self { rules, ..self }
+    }
 }
 
 impl std::fmt::Debug for ConfiguredRouter {

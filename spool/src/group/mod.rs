@@ -1,5 +1,7 @@
 //! Raft groups on the node's log. The only module that knows openraft.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
 mod handle;
 mod leadership;
@@ -32,6 +34,11 @@ pub trait Machine: Send + Sync + 'static {
     fn checkpoint(&self, applied: Position) -> Checkpoint;
     /// Forgets all state and takes that of a checkpoint (at start, or when the leader sends one).
     fn restore(&self, checkpoint: &Checkpoint);
+    /// Why this program is too old for an entry or a checkpoint that it was given, if it was: a newer one wrote it. The
+    /// replica stops then, before it has applied anything behind: what others apply and it skips would be lost here.
+    fn outdated(&self) -> Option<String> {
+        None
+    }
     /// Leadership changed, as seen by this replica. `Leading` comes only after an entry of the new term is applied.
     fn leadership(&self, change: Leadership);
 }

@@ -180,15 +180,6 @@ impl raft_server::Raft for Service {
         Ok(Response::new(reply))
     }
 
-    async fn trim(
-        &self,
-        request: Request<wire::TrimRequest>,
-    ) -> Result<Response<wire::TrimReply>, Status> {
-        let request = request.into_inner();
-        self.replica(request.target)?.want_trim(request.upto);
-        Ok(Response::new(wire::TrimReply {}))
-    }
-
     async fn propose(
         &self,
         request: Request<wire::ProposeRequest>,
@@ -215,6 +206,15 @@ impl raft_server::Raft for Service {
             Err(ProposeError::Timeout(_) | ProposeError::Stopped(_)) => {}
         }
         Ok(Response::new(reply))
+    }
+
+    async fn trim(
+        &self,
+        request: Request<wire::TrimRequest>,
+    ) -> Result<Response<wire::TrimReply>, Status> {
+        let request = request.into_inner();
+        self.replica(request.target)?.want_trim(request.upto);
+        Ok(Response::new(wire::TrimReply {}))
     }
 
     async fn checkpoint(
@@ -250,7 +250,7 @@ where
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))
 }
 
-fn append_from_wire(
+pub(super) fn append_from_wire(
     request: &wire::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;

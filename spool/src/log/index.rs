@@ -203,6 +203,10 @@ impl Index {
         }
         let durable = &mut self.groups.entry(record.group).or_default().durable;
         let dropped = match record.kind {
+            // What comes behind it would have no index. Never written; `check_append` refuses it.
+            Kind::Entry if record.index == u64::MAX => {
+                return Err("an entry with the last possible index".to_owned());
+            }
             Kind::Entry => {
                 let slot = Slot {
                     generation,

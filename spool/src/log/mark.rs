@@ -21,7 +21,7 @@ pub(super) fn set(disk: &dyn Disk, dir: &Path, damage: &LogError) -> io::Result<
     let line = |text: &str| text.replace(['\n', '\r'], " ");
     let text = format!(
         "{TITLE}\nfile: {}\noffset: {offset}\nwhat: {}\n\
-         This copy of the queue is not used again. Move the data directory away and run `ppswd rejoin`.\n",
+         This copy of the queue is not used again. Run `ppswd rejoin`.\n",
         line(file),
         line(what)
     );

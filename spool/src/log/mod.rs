@@ -7,6 +7,10 @@
 
 mod active;
 mod cache;
+#[cfg(any(test, feature = "simulation"))]
+mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod mark;
 mod queue;
@@ -34,6 +38,8 @@ pub use self::space::{Space, SpaceLimits};
 
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "simulation"))]
+pub use self::driver::Driver;
 pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
@@ -114,7 +120,7 @@ pub enum LogError {
     /// earlier, and the log is marked.
     #[error(
         "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
-         peers: move its data directory away and run `ppswd rejoin`"
+         peers: run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.
@@ -169,6 +175,8 @@ pub struct Log {
 struct Inner {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A `Driver` writes, not a thread.
+    driven: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -184,30 +192,26 @@ impl Log {
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-        let options = Options { segment_bytes, ..options };
-        if let Some(damage) = mark::find(&*disk, &options.dir)? {
-            return Err(damage);
-        }
-        let Recovered { index, active, sidecar, free, released } =
-            space::patiently(|| recover(&*disk, &options))?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
-        let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            active,
-            sidecar,
-            free,
-            released,
-            segment_bytes,
-            cache_bytes: options.cache_bytes,
-            frame: Frame::default(),
-            batch: Vec::new(),
-        };
-        let log = Self { inner: Arc::new(Inner { shared, threads: Mutex::default() }) };
+        let (writer, spare) = space::patiently(|| prepare(Arc::clone(&disk), options.clone()))?;
+        let shared = Arc::clone(&writer.shared);
+        let inner = Inner { shared, threads: Mutex::default(), driven: false };
+        let log = Self { inner: Arc::new(inner) };
         log.start("ppsw-log", || writer.run())?;
         log.start("ppsw-spare", || spare.run())?;
         Ok(log)
+    }
+
+    /// Opens the log without threads: nothing is written unless the [`Driver`] runs. So a simulation decides when.
+    ///
+    /// # Errors
+    /// As of [`Self::open`]; also `NoSpace`, because nothing waits for space.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
+        let (writer, spare) = prepare(disk, options)?;
+        writer.shared.never_wait();
+        let shared = Arc::clone(&writer.shared);
+        let inner = Inner { shared, threads: Mutex::default(), driven: true };
+        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer, spare)))
     }
 
     fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
@@ -332,6 +336,11 @@ impl Log {
         !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
     }
 
+    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.inner.driven
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -339,6 +348,18 @@ impl Log {
         let state = self.inner.shared.lock();
         let (segments, bytes) = state.index.usage();
         Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
+    }
+
+    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the log has failed for good, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
     }
 
     /// What keeps the segments: nothing but the entries of the groups does.
@@ -352,18 +373,6 @@ impl Log {
     #[must_use]
     pub fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
         self.inner.shared.lock().index.last_before(group, generation)
-    }
-
-    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.inner.shared.ended.load(Ordering::Acquire)
-    }
-
-    /// Why the log has failed for good, if it has.
-    #[must_use]
-    pub fn failure(&self) -> Option<LogError> {
-        self.inner.shared.lock().failed.clone()
     }
 
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
@@ -414,7 +423,7 @@ impl Log {
         let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
         state.queue.push(Item { record, ticket, done: Some(done) });
         drop(state);
-        shared.work.notify_one();
+        shared.wake();
     }
 }
 
@@ -424,10 +433,34 @@ impl Inner {
     }
 }
 
+/// Recovers the log, and makes what goes on where it ends.
+fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::SpareMaker), LogError> {
+    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+    let options = Options { segment_bytes, ..options };
+    if let Some(damage) = mark::find(&*disk, &options.dir)? {
+        return Err(damage);
+    }
+    let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+    let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+    let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
+    let writer = Writer {
+        shared,
+        active,
+        sidecar,
+        free,
+        released,
+        segment_bytes,
+        cache_bytes: options.cache_bytes,
+        frame: Frame::default(),
+        batch: Vec::new(),
+    };
+    Ok((writer, spare))
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.work.notify_one();
+        self.shared.wake();
         self.shared.scrubs.notify_all();
         self.shared.closing.notify_all();
         self.shared.disk_space.wake();

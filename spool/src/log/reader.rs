@@ -1,6 +1,6 @@
 //! Reading entries back from their segments, and what happens when that fails (docs/log-format.md §6).
 
-use std::{io, ops::Range, sync::atomic::Ordering};
+use std::{io, ops::Range, sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 
@@ -89,7 +89,7 @@ impl Log {
             metrics::counter!("ppsw_log_read_retries_total").increment(1);
             tries += 1;
             file.uncache(slot.offset.into(), padded(slot.len as usize) as u64);
-            std::thread::sleep(LOG_READ_PAUSE);
+            std::thread::sleep(fault.pause());
         }
     }
 }
@@ -124,6 +124,16 @@ pub(super) enum ReadFault {
     Wrong(String),
     /// The disk does not give them.
     Unreadable(io::Error),
+}
+
+impl ReadFault {
+    /// How long to wait before the next try: a path to the disk needs time to come back, a page in memory does not.
+    pub(super) const fn pause(&self) -> Duration {
+        match self {
+            Self::Wrong(_) => Duration::ZERO,
+            Self::Unreadable(_) => LOG_READ_PAUSE,
+        }
+    }
 }
 
 impl From<io::Error> for ReadFault {

@@ -176,6 +176,9 @@ fn find_tail(
         _ => None,
     });
     let released = released.ok_or_else(|| image.damaged(0, "the segment has no head"))?;
+    if released > image.generation {
+        return Err(image.damaged(0, "it releases itself, or segments that were never begun"));
+    }
     Ok(Some(Tail { image, scan, released }))
 }
 

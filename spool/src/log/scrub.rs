@@ -19,8 +19,8 @@ use super::{
 use crate::{
     env::{Clock, DiskFile, UnixMs},
     limits::{
-        LOG_READ_PAUSE, LOG_READ_TRIES, LOG_RECORD_BYTES_MAX, SCRUB_BYTES_PER_SECOND,
-        SCRUB_READ_BYTES, SCRUB_START_SPREAD,
+        LOG_READ_TRIES, LOG_RECORD_BYTES_MAX, SCRUB_BYTES_PER_SECOND, SCRUB_READ_BYTES,
+        SCRUB_START_SPREAD,
     },
 };
 
@@ -207,7 +207,7 @@ impl Scrub {
             }
             metrics::counter!("ppsw_log_read_retries_total").increment(1);
             tries += 1;
-            self.rest(LOG_READ_PAUSE)?;
+            self.rest(fault.pause())?;
         }
         Ok(())
     }

@@ -45,7 +45,9 @@ pub(super) fn free_generation_of(name: &str) -> Option<u64> {
 }
 
 fn digits(text: &str) -> Option<u64> {
-    (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok()).flatten()
+    let ours = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    // The last one could have no successor; it is no name of ours.
+    ours.then(|| u64::from_str_radix(text, 16).ok()).flatten().filter(|&g| g != u64::MAX)
 }
 
 /// The header of a segment.
@@ -147,6 +149,10 @@ impl Image {
             if scan.end as u64 > end {
                 return Err(self.damaged(start, "a flush reaches behind the segment's end"));
             }
+        }
+        if scan.end as u64 != end {
+            let what = "the next segment says that this one ends inside its header";
+            return Err(self.damaged(0, what));
         }
         scan.sealed = self.sealed(&scan);
         Ok(scan)

@@ -166,10 +166,15 @@ impl SpareMaker {
     /// Works until the log is closed.
     pub(super) fn run(mut self) {
         while !self.shared.lock().closed {
-            let short = self.tend();
-            self.measure(short);
+            self.look();
             self.shared.disk_space.wait();
         }
+    }
+
+    /// Makes a spare if one is wanted, and measures.
+    pub(super) fn look(&mut self) {
+        let short = self.tend();
+        self.measure(short);
     }
 
     /// Makes a spare if one is wanted. Whether the log is short.

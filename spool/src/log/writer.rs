@@ -4,7 +4,10 @@ use std::{
     cell::Cell,
     io,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::ThreadId,
     time::Duration,
 };
@@ -49,6 +52,10 @@ pub(super) struct Shared {
     /// Those who wait for space, or for time to pass, wait here: the end of the log wakes them.
     pub(super) closing: Condvar,
     pub(super) disk_space: SpaceWatch,
+    /// A [`super::Driver`] awaits work here.
+    pub(super) driven: Notify,
+    /// Nobody waits for space.
+    impatient: AtomicBool,
     /// The writer's thread, which must not wait for itself.
     pub(super) thread: OnceLock<ThreadId>,
     pub(super) disk: Arc<dyn Disk>,
@@ -111,11 +118,25 @@ impl Shared {
             ended: AtomicBool::new(false),
             closing: Condvar::new(),
             disk_space: SpaceWatch::default(),
+            driven: Notify::new(),
+            impatient: AtomicBool::new(false),
             thread: OnceLock::new(),
             disk,
             dir,
             segment_bytes,
         }
+    }
+
+    /// A full disk is an error from now on: nobody may wait for space on the thread of a simulation.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn never_wait(&self) {
+        self.impatient.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the writer that there is work.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
+        self.driven.notify_one();
     }
 
     /// The state. No holder of the lock can panic half-way, so a poisoned lock guards a whole state.
@@ -131,7 +152,7 @@ impl Shared {
 }
 
 /// What there is to do.
-enum Work {
+pub(super) enum Work {
     Flush(Vec<Item>),
     Rotate(usize),
     /// Only a release is due.
@@ -172,61 +193,80 @@ impl Writer {
         self.report();
         loop {
             let needed = self.needed();
-            match self.wait(needed > self.released) {
-                Work::Flush(batch) => {
-                    self.batch = batch;
-                    self.flush(needed)?;
-                }
-                Work::Rotate(first) => self.rotate(first)?,
-                Work::Release if self.active.space().is_none() => self.rotate(0)?,
-                Work::Release => self.flush(needed)?,
-                Work::Confirm => self.confirm()?,
-                Work::Stop => return self.confirm(),
-                Work::Ended => return Ok(()),
+            let work = self.wait(needed > self.released);
+            if !self.perform(work, needed)? {
+                return Ok(());
             }
         }
     }
 
+    /// Does one piece of work; false: it was the last. `needed`: the oldest generation that must be kept.
+    pub(super) fn perform(&mut self, work: Work, needed: u64) -> Result<bool, LogError> {
+        match work {
+            Work::Flush(batch) => {
+                self.batch = batch;
+                self.flush(needed)?;
+            }
+            Work::Rotate(first) => self.rotate(first)?,
+            Work::Release if self.active.space().is_none() => self.rotate(0)?,
+            Work::Release => self.flush(needed)?,
+            Work::Confirm => self.confirm()?,
+            Work::Stop => return self.confirm().map(|()| false),
+            Work::Ended => return Ok(false),
+        }
+        Ok(true)
+    }
+
     /// The oldest generation that must be kept, by what is durable.
-    fn needed(&self) -> u64 {
+    pub(super) fn needed(&self) -> u64 {
         let generation = self.active.stamp.generation;
         self.shared.lock().index.oldest_live().unwrap_or(generation)
     }
 
     /// Waits for work. `release`: there is some without anything in the queue.
     fn wait(&self, release: bool) -> Work {
-        let confirm = self.active.unconfirmed && self.active.confirmable();
+        let confirm = self.wants_confirmation();
         let mut state = self.shared.lock();
         loop {
             if state.failed.is_some() {
                 return Work::Ended;
             }
-            let work = match state.queue.take(self.active.space()) {
-                Taken::Batch(batch) => Work::Flush(batch),
-                Taken::NoRoom(first) => Work::Rotate(first),
-                Taken::Empty if release => Work::Release,
-                Taken::Empty if state.closed => Work::Stop,
-                Taken::Empty => {
-                    if !confirm {
-                        let woken = self.shared.work.wait(state);
-                        state = woken.unwrap_or_else(PoisonError::into_inner);
-                        continue;
-                    }
-                    let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
-                    let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-                    state = guard;
-                    if timeout.timed_out() && state.queue.is_empty() && !state.closed {
-                        return Work::Confirm;
-                    }
-                    continue;
-                }
-            };
-            if state.queue.has_room() {
-                self.shared.room.notify_waiters();
+            if let Some(work) = self.take(&mut state, release) {
+                return work;
             }
-            self.shared.space.notify_all();
-            return work;
+            if !confirm {
+                let woken = self.shared.work.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
+            let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            if timeout.timed_out() && state.queue.is_empty() && !state.closed {
+                return Work::Confirm;
+            }
         }
+    }
+
+    /// Work that is there now, whose callers are told that the queue has room again.
+    pub(super) fn take(&self, state: &mut State, release: bool) -> Option<Work> {
+        let work = match state.queue.take(self.active.space()) {
+            Taken::Batch(batch) => Work::Flush(batch),
+            Taken::NoRoom(first) => Work::Rotate(first),
+            Taken::Empty if release => Work::Release,
+            Taken::Empty if state.closed => Work::Stop,
+            Taken::Empty => return None,
+        };
+        if state.queue.has_room() {
+            self.shared.room.notify_waiters();
+        }
+        self.shared.space.notify_all();
+        Some(work)
+    }
+
+    /// The last flush has no proof yet that it was synced.
+    pub(super) fn wants_confirmation(&self) -> bool {
+        self.active.unconfirmed && self.active.confirmable()
     }
 
     /// Writes the batch, and the release of older segments if one is due.
@@ -284,7 +324,7 @@ impl Writer {
 
     /// An empty flush behind the last: proof that the last was synced.
     fn confirm(&mut self) -> Result<(), LogError> {
-        if self.active.unconfirmed && self.active.confirmable() {
+        if self.wants_confirmation() {
             self.frame.clear();
             let again = Waiting::new(&self.shared);
             self.active.write(&mut self.frame, &|e| again.again(e))?;
@@ -353,7 +393,7 @@ impl Writer {
         Ok(())
     }
 
-    fn report(&self) {
+    pub(super) fn report(&self) {
         let mut state = self.shared.lock();
         state.free_bytes = self.free.iter().map(|(_, bytes)| bytes).sum();
         state.free_files = self.free.len();
@@ -365,7 +405,7 @@ impl Writer {
     }
 
     /// Ends the log, and tells those whose records were being written.
-    fn fail(&mut self, error: &LogError) {
+    pub(super) fn fail(&mut self, error: &LogError) {
         let error = self.shared.fail(error);
         for done in self.batch.drain(..).filter_map(|item| item.done) {
             done(Err(error.clone()));
@@ -419,6 +459,9 @@ impl<'a> Waiting<'a> {
 
     /// Waits; whether to try again. Not if the log is being closed: then nobody waits for it any longer.
     fn again(&self, error: &io::Error) -> bool {
+        if self.shared.impatient.load(Ordering::Relaxed) {
+            return false;
+        }
         if self.next.get() == LOG_FULL_RETRY_MIN {
             tracing::error!(dir = %self.shared.dir.display(), %error, "the log waits for space");
             metrics::counter!("ppsw_log_full_waits_total").increment(1);

@@ -31,8 +31,8 @@ pub(super) enum Change {
     Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
     Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
     Handover { to: NodeId },
-    Settle { upto: u64 },
     Begin { ids: Vec<MessageId> },
+    Settle { upto: u64 },
 }
 
 /// Where an `Accept` or `Carry` says that its body is.
@@ -70,20 +70,32 @@ pub(super) enum BodyBytes {
     Chunks { count: u32, bytes: u64 },
 }
 
-/// Reads an entry; the error says why every replica must refuse it.
-pub(super) fn decode(payload: &Bytes) -> Result<Change, String> {
+/// Why an entry was not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unread {
+    /// It makes no sense: every replica must refuse it.
+    #[error("{0}")]
+    Bad(String),
+    /// A newer program wrote it: this one must not go on without it.
+    #[error("{0}")]
+    Newer(String),
+}
+
+/// Reads an entry.
+pub(super) fn decode(payload: &Bytes) -> Result<Change, Unread> {
     let entry = pb::SpoolEntry::decode(payload.clone())
-        .map_err(|error| format!("the entry cannot be decoded: {error}"))?;
-    if entry.version != VERSION {
-        return Err(format!(
-            "the entry has format {}, this program knows format {VERSION}: upgrade it",
+        .map_err(|error| Unread::Bad(format!("the entry cannot be decoded: {error}")))?;
+    if entry.version > VERSION {
+        return Err(Unread::Newer(format!(
+            "it has format {}, this program reads up to {VERSION}: use a newer ppswd",
             entry.version
-        ));
+        )));
     }
-    match entry.kind {
-        Some(kind) => read_kind(kind),
-        None => Err("the entry is of a kind that this program does not know: upgrade it".into()),
+    if entry.version < VERSION {
+        return Err(Unread::Bad(format!("format {} was never written", entry.version)));
     }
+    let newer = || Unread::Newer("its kind is not known to this program: use a newer ppswd".into());
+    read_kind(entry.kind.ok_or_else(newer)?).map_err(Unread::Bad)
 }
 
 fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
@@ -127,11 +139,11 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
             Change::Carry { id, made_at, record: read_record(record)?, body }
         }
         Kind::Handover(e) => Change::Handover { to: e.to },
-        Kind::Settle(e) => Change::Settle { upto: e.upto },
         Kind::Begin(e) => {
             let ids = e.messages.into_iter().map(|id| read_id(Some(id)));
             Change::Begin { ids: ids.collect::<Result<_, _>>()? }
         }
+        Kind::Settle(e) => Change::Settle { upto: e.upto },
     })
 }
 
@@ -279,14 +291,14 @@ pub(super) fn handover(to: NodeId) -> Bytes {
     encode(pb::spool_entry::Kind::Handover(pb::Handover { to }))
 }
 
-/// Nothing that was on its way before `upto` is still to come.
-pub(super) fn settle(upto: u64) -> Bytes {
-    encode(pb::spool_entry::Kind::Settle(pb::Settle { upto }))
-}
-
 pub(super) fn begin(ids: &[MessageId]) -> Bytes {
     let messages = ids.iter().copied().map(write_id).collect();
     encode(pb::spool_entry::Kind::Begin(pb::Begin { messages }))
+}
+
+/// Nothing that was on its way before `upto` is still to come.
+pub(super) fn settle(upto: u64) -> Bytes {
+    encode(pb::spool_entry::Kind::Settle(pb::Settle { upto }))
 }
 
 /// The state of a checkpoint: the highest id of each node.
@@ -295,15 +307,19 @@ pub(super) fn checkpoint_state(highest: impl Iterator<Item = MessageId>) -> Byte
     pb::CheckpointState { version: VERSION, highest }.encode_to_vec().into()
 }
 
-pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, String> {
+pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, Unread> {
     if state.is_empty() {
         return Ok(Vec::new());
     }
-    let state = pb::CheckpointState::decode(state.clone()).map_err(|error| error.to_string())?;
-    if state.version != VERSION {
-        return Err(format!("format {} instead of {VERSION}", state.version));
+    let state =
+        pb::CheckpointState::decode(state.clone()).map_err(|e| Unread::Bad(e.to_string()))?;
+    if state.version > VERSION {
+        return Err(Unread::Newer(format!(
+            "it has format {}, this program reads up to {VERSION}: use a newer ppswd",
+            state.version
+        )));
     }
-    state.highest.into_iter().map(|id| read_id(Some(id))).collect()
+    state.highest.into_iter().map(|id| read_id(Some(id)).map_err(Unread::Bad)).collect()
 }
 
 /// `text`, cut to what the index keeps of it.

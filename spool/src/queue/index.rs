@@ -16,13 +16,12 @@ use std::{
     sync::Arc,
 };
 
-pub(super) use keep::Keeper;
-
 use self::{
     key::{Due, Key},
     pins::Pins,
     slot::{Head, Slot},
 };
+pub(super) use keep::Keeper;
 #[cfg(test)]
 pub(super) use view::View;
 
@@ -300,8 +299,8 @@ impl Index {
 
     fn remove(&mut self, id: MessageId) {
         let Some(key) = Key::of(id) else { return };
-        let removed = self.messages.remove(&key).and_then(|slot| Some((slot.head()?, slot)));
-        let Some((head, slot)) = removed else { return };
+        let Some(slot) = self.messages.remove(&key) else { return };
+        let Some(head) = slot.head() else { return };
         self.bytes -= head.size;
         self.live -= slot.weight(&head);
         self.leave(key, &head);
@@ -352,8 +351,8 @@ impl Index {
         }
         let slot = Slot::new(&head, message);
         self.live += slot.weight(&head);
-        if let Some(old_slot) = self.messages.insert(key, slot) {
-            self.live -= old_slot.weight(old);
+        if let Some(before) = self.messages.insert(key, slot) {
+            self.live -= before.weight(old);
         }
         false
     }

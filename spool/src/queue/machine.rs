@@ -1,6 +1,9 @@
 //! The state machine of a partition as its Raft group sees it: the index, who leads, and the figures.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use metrics::{Gauge, counter, gauge};
@@ -9,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pulse,
-    entry::{self, Change},
+    entry::{self, Change, Unread},
     ids::Ids,
     index::{Effects, Index},
     message::MessageId,
@@ -17,6 +20,7 @@ use super::{
 use crate::{
     NodeId, PartitionId,
     env::Clock,
+    faults::{self, Fault},
     group::{Checkpoint, Leadership, Machine, Position, Reply},
     limits::TAKEOVER_GRACE,
 };
@@ -26,6 +30,7 @@ pub(super) struct QueueMachine {
     partition: PartitionId,
     node: NodeId,
     clock: Arc<dyn Clock>,
+    takeover_grace: Duration,
     ids: Arc<Ids>,
     state: Mutex<State>,
     pulse: watch::Sender<Pulse>,
@@ -40,6 +45,8 @@ pub(super) struct State {
     pub(super) index: Index,
     /// The term in which this replica leads.
     pub(super) leading: Option<u64>,
+    /// Why this program is too old for what it was given.
+    outdated: Option<String>,
 }
 
 /// What this node's queues hold; zero while another node leads, so that the sum over nodes is the cluster's.
@@ -67,6 +74,7 @@ impl QueueMachine {
             partition,
             node,
             clock,
+            takeover_grace: TAKEOVER_GRACE,
             ids,
             state: Mutex::default(),
             pulse: watch::Sender::default(),
@@ -74,6 +82,11 @@ impl QueueMachine {
             upkeep: Notify::new(),
             gauges,
         }
+    }
+
+    /// Another time that messages wait after an unplanned takeover.
+    pub(super) fn with_takeover_grace(self, takeover_grace: Duration) -> Self {
+        Self { takeover_grace, ..self }
     }
 
     pub(super) fn partition(&self) -> PartitionId {
@@ -145,7 +158,7 @@ impl QueueMachine {
         if planned {
             info!(partition = self.partition, term, "leading, as planned");
         } else {
-            let waiting = state.index.begin_grace(self.clock.now().plus(TAKEOVER_GRACE));
+            let waiting = state.index.begin_grace(self.clock.now().plus(self.takeover_grace));
             counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
             info!(
                 partition = self.partition,
@@ -166,7 +179,11 @@ impl Machine for QueueMachine {
                 ids_of(&change).for_each(|id| self.ids.seen(id));
                 state.index.apply(at, bytes, change)
             }
-            Err(why) => {
+            Err(Unread::Newer(why)) => {
+                state.outdated = Some(why.clone());
+                return Reply::Refused(why);
+            }
+            Err(Unread::Bad(why)) => {
                 warn!(partition = self.partition, index = at.index, "entry refused: {why}");
                 state.index.pass(at.index, bytes);
                 return Reply::Refused(why);
@@ -196,18 +213,27 @@ impl Machine for QueueMachine {
     fn checkpoint(&self, applied: Position) -> Checkpoint {
         let mut state = self.lock();
         let upto = state.index.checkpoint(applied.index);
+        let late = u64::from(faults::active(Fault::TruncateEarly));
+        let upto = upto.map(|upto| upto.saturating_add(late).min(applied.index));
         Checkpoint { upto, state: entry::checkpoint_state(state.index.highest()) }
     }
 
     fn restore(&self, checkpoint: &Checkpoint) {
-        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|why| {
-            warn!(partition = self.partition, "ids of the checkpoint are lost: {why}");
+        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|error| {
+            warn!(partition = self.partition, "ids of the checkpoint are lost: {error}");
+            if let Unread::Newer(why) = error {
+                self.lock().outdated = Some(why);
+            }
             Vec::new()
         });
         highest.iter().for_each(|id| self.ids.seen(*id));
         let mut state = self.lock();
         state.index = Index::restored(highest);
         self.tell(state);
+    }
+
+    fn outdated(&self) -> Option<String> {
+        self.lock().outdated.clone()
     }
 
     fn leadership(&self, change: Leadership) {

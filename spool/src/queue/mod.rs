@@ -4,6 +4,8 @@
 
 mod carry;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod history;
 mod ids;
 mod index;

@@ -20,7 +20,7 @@ use crate::{
     NodeId, PartitionId,
     env::Clock,
     group::{Groups, Machine},
-    limits::{LEASE_POLL, LOG_FLOOR_BYTES},
+    limits::{LEASE_POLL, LOG_FLOOR_BYTES, TAKEOVER_GRACE},
     log::LogError,
 };
 
@@ -34,6 +34,7 @@ pub(super) struct Inner {
     node: NodeId,
     groups: Groups,
     clock: Arc<dyn Clock>,
+    takeover_grace: Duration,
     ids: Arc<Ids>,
     elections: watch::Sender<u64>,
     partitions: Mutex<BTreeMap<PartitionId, Partition>>,
@@ -55,12 +56,23 @@ impl Drop for Inner {
 impl Spool {
     /// The spool of node `node`; no partition is open yet.
     pub fn new(node: NodeId, groups: Groups, clock: Arc<dyn Clock>) -> Self {
+        Self::with_takeover_grace(node, groups, clock, TAKEOVER_GRACE)
+    }
+
+    /// The same; messages that may have been in flight wait for `takeover_grace` after an unplanned takeover.
+    pub fn with_takeover_grace(
+        node: NodeId,
+        groups: Groups,
+        clock: Arc<dyn Clock>,
+        takeover_grace: Duration,
+    ) -> Self {
         describe_metrics();
         Self {
             inner: Arc::new(Inner {
                 node,
                 groups,
                 clock,
+                takeover_grace,
                 ids: Arc::new(Ids::new(node)),
                 elections: watch::Sender::new(0),
                 partitions: Mutex::default(),
@@ -88,8 +100,8 @@ impl Spool {
             return Ok(partition);
         }
         let (clock, ids) = (Arc::clone(&inner.clock), Arc::clone(&inner.ids));
-        let machine =
-            Arc::new(QueueMachine::new(id, inner.node, clock, ids, inner.elections.clone()));
+        let machine = QueueMachine::new(id, inner.node, clock, ids, inner.elections.clone());
+        let machine = Arc::new(machine.with_takeover_grace(inner.takeover_grace));
         let group = inner.groups.open(id, Arc::clone(&machine) as Arc<dyn Machine>).await?;
         let replica = Replica::new(machine, Arc::new(group.clone()), Arc::clone(&inner.clock));
         let partition = Partition::start(Arc::new(replica), group);

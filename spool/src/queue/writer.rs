@@ -13,6 +13,7 @@ use super::{
     replica::Replica,
 };
 use crate::{
+    faults::{self, Fault},
     group::{ProposeError, Reply},
     limits::{
         CHUNK_BYTES_MAX, CHUNK_COMMIT_MAX, CHUNKS_IN_FLIGHT_MAX, CHUNKS_PER_MESSAGE_MAX,
@@ -129,6 +130,11 @@ impl MessageWriter {
         }
         self.check()?;
         self.proposed = true;
+        if faults::active(Fault::AckBeforeCommit) {
+            let raft = Arc::clone(&self.replica.raft);
+            tokio::spawn(async move { raft.propose(payload, deadline).await });
+            return Ok(());
+        }
         let result = self.replica.raft.propose(payload, deadline).await;
         self.committed(result)
     }

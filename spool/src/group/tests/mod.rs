@@ -8,6 +8,7 @@ mod storage;
 mod traps_checkpoint;
 mod traps_dead_peer;
 mod traps_transfer;
+mod versions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -150,6 +151,10 @@ impl Net {
         let mut state = self.state.subscribe();
         let Some(target) = state.borrow().nodes.get(&to).copied() else { return };
         let Ok(mut there) = TcpStream::connect(target).await else { return };
+        // As the real connections: replies are small, and nothing waits for more of them.
+        if there.set_nodelay(true).and_then(|()| socket.set_nodelay(true)).is_err() {
+            return;
+        }
         let runs = |state: &NetState| state.nodes.get(&to) == Some(&target);
         let is_cut = |state: &NetState| state.cut.contains(&(from, to));
         tokio::select! {
@@ -269,7 +274,8 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         net.set_address(id, Some(address));
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let incoming =
+            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         let service = groups.service();
         let server = tokio::spawn(async move {
             let _ = Server::builder().add_routes(service).serve_with_incoming(incoming).await;

@@ -45,9 +45,9 @@ fn talk(cluster: &Cluster, ends: &Arc<AtomicBool>) -> tokio::task::JoinHandle<Ve
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_target_with_a_slow_disk_loses_the_transfer_to_another() {
-    for load in [false, true] {
+    for (load, sync_ms) in [(false, 1_000), (true, 500)] {
         let (mut cluster, faults) = with_slow_disk().await;
-        faults.sync_ms.store(500, Ordering::Relaxed);
+        faults.sync_ms.store(sync_ms, Ordering::Relaxed);
         let ends = Arc::new(AtomicBool::new(!load));
         let talkers: Vec<_> = (0..4).map(|_| talk(&cluster, &ends)).collect();
         if load {
@@ -133,10 +133,11 @@ async fn transfers_under_load_pause_commits_shortly() {
     commits.sort();
     let pause = |began: &Instant| {
         let after = commits.partition_point(|commit| commit <= began);
-        let around = &commits[after.saturating_sub(1)..];
-        let soon = around.iter().take_while(|commit| **commit < *began + SECOND / 2).count();
-        let gaps = around[..(soon + 1).min(around.len())].windows(2).map(|pair| pair[1] - pair[0]);
-        gaps.max().unwrap_or(SECOND)
+        // Up to the next transfer.
+        let ends = moves.iter().find(|next| *next > began).copied().unwrap_or(*began + SECOND);
+        let until = commits.partition_point(|commit| *commit <= ends);
+        let around = &commits[after.saturating_sub(1)..until];
+        around.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or(SECOND)
     };
     let mut pauses: Vec<Duration> = moves.iter().map(pause).collect();
     pauses.sort();

@@ -14,10 +14,9 @@ use super::{
     super::{segment::Image, *},
     entry,
     model::Model,
-    settle,
-    sim::{Lies, SimDisk, Trouble},
-    wait,
+    settle, wait,
 };
+use crate::env::sim::{Lies, SimDisk, Trouble};
 
 const SEGMENT: u64 = 4096;
 

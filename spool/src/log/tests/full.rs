@@ -7,14 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    super::*,
-    entry,
-    model::Model,
-    settle,
-    sim::{Lies, SimDisk, Trouble},
-    wait,
-};
+use super::{super::*, entry, model::Model, settle, wait};
+use crate::env::sim::{Lies, SimDisk, Trouble};
 
 const SEGMENT: u64 = 4096;
 /// Far more than any of this takes.

@@ -2,12 +2,13 @@
 
 mod damage;
 mod full;
+mod golden;
 mod history;
 mod model;
 mod reading;
+mod rot;
 mod scrubbing;
 mod sidecars;
-mod sim;
 
 use std::sync::mpsc;
 

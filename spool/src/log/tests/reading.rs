@@ -8,12 +8,8 @@ use std::{
     },
 };
 
-use super::{
-    super::*,
-    entry,
-    sim::{Lies, SimDisk},
-    wait,
-};
+use super::{super::*, entry, wait};
+use crate::env::sim::{Lies, SimDisk};
 use crate::limits::LOG_READ_TRIES;
 
 fn open(disk: &SimDisk) -> Result<Log, LogError> {

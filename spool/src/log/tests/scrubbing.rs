@@ -18,10 +18,9 @@ use super::{
         segment::Image,
         *,
     },
-    entry,
-    sim::{Lies, SimDisk},
-    wait,
+    entry, wait,
 };
+use crate::env::sim::{Lies, SimDisk};
 use crate::{
     env::{Clock, SystemClock, UnixMs},
     limits::{SCRUB_PERIOD, SCRUB_START_SPREAD},

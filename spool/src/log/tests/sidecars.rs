@@ -8,9 +8,9 @@ use super::{
     super::{segment::Image, *},
     entry,
     model::Model,
-    sim::{Lies, SimDisk},
     wait,
 };
+use crate::env::sim::{Lies, SimDisk};
 
 fn dir() -> &'static Path {
     Path::new("/log")

@@ -2,7 +2,7 @@
 
 use std::ops::Bound;
 
-use super::{Index, key::Key};
+use super::{Index, key::Key, slot::Slot};
 use crate::queue::message::MessageId;
 
 /// What the first entry that a replay needs is needed for.
@@ -33,8 +33,8 @@ impl Index {
         let first = self.checkpoint(applied).map_or(0, |start| start.saturating_add(1));
         let keeper = if self.pins.first() == Some(first) {
             let upload = self.partials.iter().find(|(_, partial)| partial.pin == first);
-            let pinned = |slot: &super::Slot| slot.head().is_some_and(|head| head.pin == first);
-            let message = || self.messages.iter().find(|(_, slot)| pinned(slot));
+            let pins = |slot: &Slot| slot.head().is_some_and(|head| head.pin == first);
+            let message = || self.messages.iter().find(|(_, slot)| pins(slot));
             match upload {
                 Some((id, _)) => Keeper::Upload(*id),
                 None => message().map_or(Keeper::History, |(key, _)| Keeper::Message(key.id())),

@@ -139,18 +139,17 @@ impl Slot {
         &self.bytes
     }
 
+    /// About how many bytes of the log the message needs: its own, and its record with the state of each recipient.
+    pub(super) fn weight(&self, head: &Head) -> u64 {
+        head.size.saturating_add((self.bytes.len() + ENTRY_OVERHEAD_BYTES) as u64)
+    }
+
     /// Notes whether an attempt has begun that has no outcome yet.
     pub(super) fn mark_begun(&mut self, begun: bool) {
         // All flags are in the first byte: they are below 128.
         if let Some(flags) = self.bytes.first_mut() {
             *flags = if begun { *flags | BEGUN as u8 } else { *flags & !(BEGUN as u8) };
         }
-    }
-
-    /// About how many bytes of the log the message needs: its own, and a record in which recipients stand twice.
-    pub(super) fn weight(&self, head: &Head) -> u64 {
-        let record = (2 * self.bytes.len()).saturating_add(ENTRY_OVERHEAD_BYTES);
-        head.size.saturating_add(record as u64)
     }
 
     /// What the index needs. `None` never comes: only what [`Self::new`] made or [`Self::read`] checked is kept.

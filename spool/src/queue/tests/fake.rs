@@ -49,9 +49,9 @@ pub(super) struct Fake {
     waiting: AtomicU64,
     pub(super) waiting_most: AtomicU64,
     trimmed: AtomicU64,
-    pub(super) trim_wanted: watch::Sender<Option<u64>>,
     /// Whether `forward` finds a leader.
     pub(super) leader_known: Mutex<bool>,
+    pub(super) trim_wanted: watch::Sender<Option<u64>>,
 }
 
 #[async_trait]
@@ -95,7 +95,9 @@ impl Proposals for Fake {
         if to == 9 {
             return Err(ChangeError::Unfit { node: to, why: "far behind".into() });
         }
-        self.machine.leadership(Leadership::Following { leader: Some(to) });
+        if to != NODE {
+            self.machine.leadership(Leadership::Following { leader: Some(to) });
+        }
         Ok(())
     }
 
@@ -182,8 +184,8 @@ pub(super) fn world() -> World {
         waiting: AtomicU64::new(0),
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
-        trim_wanted: watch::Sender::new(None),
         leader_known: Mutex::new(true),
+        trim_wanted: watch::Sender::new(None),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }

@@ -196,6 +196,14 @@ async fn a_failed_hand_over_is_taken_back_in_the_log_before_deliveries_go_on() {
 }
 
 #[tokio::test]
+async fn a_hand_over_to_itself_does_not_end_deliveries() {
+    let world = world();
+    world.fake.elect();
+    world.replica.hand_over(NODE, SECOND).await.unwrap();
+    assert!(world.replica.may_deliver());
+}
+
+#[tokio::test]
 async fn quiescing_lasts_as_long_as_the_leadership() {
     let world = world();
     world.fake.elect();

@@ -1,29 +1,31 @@
-//! A disk in memory with a volatile cache, power cuts, and errors.
+//! A disk in memory with a volatile cache, power cuts, and errors. For tests and simulations.
 
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use crate::env::{Disk, DiskFile};
+use super::{Disk, DiskFile};
 
 /// What a disk persists at once; a sector itself may still be torn.
 const SECTOR: usize = 512;
 
 /// What the disk does wrong on purpose, to see that the tests notice.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Lies {
-    pub(super) sync_data: bool,
-    pub(super) sync_dir: bool,
+pub struct Lies {
+    /// `sync_data` does nothing.
+    pub sync_data: bool,
+    /// `sync_dir` does nothing.
+    pub sync_dir: bool,
 }
 
 /// What happens at the disk operation that was chosen.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Trouble {
+pub enum Trouble {
     /// The machine stops in the middle of it; everything after fails without effect.
     Stop,
     /// It fails with EIO.
@@ -65,6 +67,8 @@ struct World {
     /// Handles of an earlier life have no effect.
     life: u64,
     stopped: bool,
+    /// No block is free.
+    full: bool,
     trouble: Option<(u64, Trouble)>,
     operations: u64,
     /// So many reads fail with EIO.
@@ -79,7 +83,7 @@ struct World {
 
 /// The disk, as one life of the process sees it.
 #[derive(Clone)]
-pub(super) struct SimDisk {
+pub struct SimDisk {
     world: Arc<Mutex<World>>,
     life: u64,
 }
@@ -95,12 +99,19 @@ enum Extent {
     Part,
 }
 
+/// A position in memory; nothing is as long as that on a machine of less than 64 bits.
+fn place(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
+}
+
 fn eio() -> io::Error {
     io::Error::other("simulated EIO")
 }
 
 impl SimDisk {
-    pub(super) fn new(seed: u64, lies: Lies) -> Self {
+    /// An empty disk. What power cuts and troubles leave is chosen by `seed`.
+    #[must_use]
+    pub fn new(seed: u64, lies: Lies) -> Self {
         let world = World {
             files: Vec::new(),
             names: BTreeMap::new(),
@@ -108,6 +119,7 @@ impl SimDisk {
             pending_names: Vec::new(),
             life: 0,
             stopped: false,
+            full: false,
             trouble: None,
             operations: 0,
             failing_reads: 0,
@@ -119,49 +131,91 @@ impl SimDisk {
         Self { world: Arc::new(Mutex::new(world)), life: 0 }
     }
 
+    /// A disk that has these files.
+    pub fn with(files: BTreeMap<PathBuf, Vec<u8>>) -> Self {
+        let disk = Self::new(0, Lies::default());
+        let mut world = disk.world();
+        for (path, bytes) in files {
+            let id = world.files.len();
+            let (cached, durable) = (bytes.clone(), bytes);
+            world.files.push(File { cached, durable, pending: Vec::new() });
+            world.names.insert(path.clone(), id);
+            world.durable_names.insert(path, id);
+        }
+        drop(world);
+        disk
+    }
+
+    /// All files, as reads see them.
+    pub fn files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let world = self.world();
+        world
+            .names
+            .iter()
+            .map(|(path, id)| (path.clone(), world.files[*id].cached.clone()))
+            .collect()
+    }
+
     /// Lets trouble come at the `after`th changing operation from now.
-    pub(super) fn trouble(&self, after: u64, trouble: Trouble) {
-        let mut world = self.world.lock().unwrap();
+    pub fn trouble(&self, after: u64, trouble: Trouble) {
+        let mut world = self.world();
         world.trouble = Some((world.operations + after, trouble));
     }
 
     /// Lets the next `count` reads fail with EIO.
-    pub(super) fn fail_reads(&self, count: u64) {
-        self.world.lock().unwrap().failing_reads = count;
+    pub fn fail_reads(&self, count: u64) {
+        self.world().failing_reads = count;
     }
 
     /// What a file holds, as reads see it.
-    pub(super) fn content(&self, path: &Path) -> Vec<u8> {
-        let world = self.world.lock().unwrap();
+    pub fn content(&self, path: &Path) -> Vec<u8> {
+        let world = self.world();
         world.files[world.names[path]].cached.clone()
     }
 
     /// Gives a file other content, in the cache and on the medium.
-    pub(super) fn replace(&self, path: &Path, content: &[u8]) {
-        let mut world = self.world.lock().unwrap();
+    pub fn replace(&self, path: &Path, content: &[u8]) {
+        let mut world = self.world();
         let id = world.names[path];
         let (cached, durable) = (content.to_vec(), content.to_vec());
         world.files[id] = File { cached, durable, pending: Vec::new() };
     }
 
     /// Lets all files together have so many bytes.
-    pub(super) fn limit(&self, capacity: u64) {
-        self.world.lock().unwrap().capacity = capacity;
+    pub fn limit(&self, capacity: u64) {
+        self.world().capacity = capacity;
     }
 
     /// How many operations met a full disk so far.
-    pub(super) fn met_full(&self) -> u64 {
-        self.world.lock().unwrap().met
+    pub fn met_full(&self) -> u64 {
+        self.world().met
+    }
+
+    /// Takes back trouble that has not come yet.
+    pub fn no_trouble(&self) {
+        self.world().trouble = None;
     }
 
     /// From now on the process can do nothing more, as if killed.
-    pub(super) fn stop(&self) {
-        self.world.lock().unwrap().stopped = true;
+    pub fn stop(&self) {
+        self.world().stopped = true;
+    }
+
+    /// Lets no file grow, or become, from now on; or lets them again.
+    pub fn fill(&self, full: bool) {
+        self.world().full = full;
+    }
+
+    /// Whether trouble has stopped the machine.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.world().stopped
     }
 
     /// A new process, with what the cache of the machine holds.
-    pub(super) fn next_life(&self) -> Self {
-        let mut world = self.world.lock().unwrap();
+    #[must_use]
+    pub fn next_life(&self) -> Self {
+        let mut world = self.world();
         world.life += 1;
         world.stopped = false;
         world.trouble = None;
@@ -169,8 +223,8 @@ impl SimDisk {
     }
 
     /// The cache is lost. Of what was not synced an arbitrary part has reached the medium.
-    pub(super) fn power_cut(&self) {
-        let mut world = self.world.lock().unwrap();
+    pub fn power_cut(&self) {
+        let mut world = self.world();
         let world = &mut *world;
         // A journal keeps directory operations in order.
         let kept = world.rng.random_range(0..=world.pending_names.len());
@@ -185,13 +239,18 @@ impl SimDisk {
     }
 
     /// Flips a bit, in the cache and on the medium.
-    pub(super) fn flip(&self, path: &Path, byte: usize, bit: u8) {
-        let mut world = self.world.lock().unwrap();
+    pub fn flip(&self, path: &Path, byte: usize, bit: u8) {
+        let mut world = self.world();
         let id = world.names[path];
         let file = &mut world.files[id];
         file.cached[byte] ^= 1 << bit;
         file.durable.clone_from(&file.cached);
         file.pending.clear();
+    }
+
+    /// No holder of the lock can panic half-way, but for a broken test.
+    fn world(&self) -> MutexGuard<'_, World> {
+        self.world.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does a changing operation, or the trouble that was ordered for it.
@@ -207,7 +266,7 @@ impl SimDisk {
         need: Need,
         operation: impl FnOnce(&mut World, Extent) -> io::Result<T>,
     ) -> io::Result<T> {
-        let mut world = self.world.lock().unwrap();
+        let mut world = self.world();
         if world.life != self.life || world.stopped {
             return Err(eio());
         }
@@ -331,18 +390,22 @@ impl DiskFile for SimFile {
                 let kept = world.rng.random_range(0..=bytes.len());
                 bytes.truncate(kept);
             }
-            world.files[self.id].write(usize::try_from(offset).unwrap(), &bytes);
+            let end = place(offset).saturating_add(bytes.len());
+            if world.full && end > world.files[self.id].cached.len() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            world.files[self.id].write(place(offset), &bytes);
             Ok(())
         })
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        let mut world = self.disk.world.lock().unwrap();
+        let mut world = self.disk.world();
         if world.failing_reads > 0 {
             world.failing_reads -= 1;
             return Err(eio());
         }
-        let at = usize::try_from(offset).unwrap();
+        let at = place(offset);
         let bytes = world.files[self.id].cached.get(at..at + buf.len());
         buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -363,15 +426,16 @@ impl DiskFile for SimFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.disk.world.lock().unwrap().files[self.id].cached.len() as u64)
+        Ok(self.disk.world().files[self.id].cached.len() as u64)
     }
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         self.disk.change(|world, _| {
-            let used = world.used();
+            let (full, used, capacity) = (world.full, world.used(), world.capacity);
             let cached = &mut world.files[self.id].cached;
-            let len = cached.len().max(usize::try_from(bytes).unwrap());
-            if used + (len - cached.len()) as u64 > world.capacity {
+            let len = cached.len().max(place(bytes));
+            let more = (len - cached.len()) as u64;
+            if (full && more > 0) || used + more > capacity {
                 world.met += 1;
                 return Err(io::ErrorKind::StorageFull.into());
             }
@@ -383,7 +447,7 @@ impl DiskFile for SimFile {
 
 impl Disk for SimDisk {
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        let id = self.world.lock().unwrap().names.get(path).copied();
+        let id = self.world().names.get(path).copied();
         let id = id.ok_or(io::ErrorKind::NotFound)?;
         Ok(Arc::new(SimFile { disk: self.clone(), id }))
     }
@@ -398,6 +462,9 @@ impl Disk for SimDisk {
             }
             if world.names.contains_key(path) {
                 return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            if world.full {
+                return Err(io::ErrorKind::StorageFull.into());
             }
             let id = world.files.len();
             world.files.push(File::default());
@@ -428,9 +495,10 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let world = self.world.lock().unwrap();
+        let world = self.world();
         let here = world.names.keys().filter(|path| path.parent() == Some(dir));
-        Ok(here.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect())
+        let names = here.filter_map(|path| path.file_name());
+        Ok(names.map(|name| name.to_string_lossy().into_owned()).collect())
     }
 
     fn create_dir(&self, _dir: &Path) -> io::Result<()> {
@@ -456,7 +524,7 @@ impl Disk for SimDisk {
     }
 
     fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
-        let world = self.world.lock().unwrap();
-        Ok(world.capacity.saturating_sub(world.used()))
+        let world = self.world();
+        Ok(if world.full { 0 } else { world.capacity.saturating_sub(world.used()) })
     }
 }
