@@ -12,7 +12,7 @@ use crate::limits::{HISTORY_ENTRIES, VOLUME_MARK_ENTRIES, VOLUME_MARKS_MAX};
 pub(super) struct History {
     /// Entries that the window is long.
     entries: u64,
-    /// Entries of the window with the message that they were about (none: a `Settle`), oldest first.
+    /// Entries of the window with the message that they were about (none: about all of them), oldest first.
     window: VecDeque<(u64, Option<MessageId>)>,
     touched: HashMap<MessageId, Touched>,
     /// Refusals that depended on earlier entries: the refused index, and that of the entry it depended on. A replay
@@ -20,6 +20,8 @@ pub(super) struct History {
     refusals: BTreeMap<u64, u64>,
     /// The `Settle` that reaches furthest.
     settled: Option<Settled>,
+    /// The last `Handover`, which changed every message.
+    handed_over: Option<u64>,
 }
 
 /// A `Settle`: its index, and up to where it has cut the window.
@@ -54,6 +56,7 @@ impl History {
             touched: HashMap::new(),
             refusals: BTreeMap::new(),
             settled: None,
+            handed_over: None,
         }
     }
 
@@ -77,6 +80,17 @@ impl History {
         if self.settled.is_none_or(|settled| settled.upto < upto) {
             self.settled = Some(Settled { at, upto });
         }
+    }
+
+    /// The entry at `at` is a `Handover`. It stands in the window, too.
+    pub(super) fn hand_over(&mut self, at: u64) {
+        self.window.push_back((at, None));
+        self.handed_over = Some(at);
+    }
+
+    /// The `Handover` behind which a record of the state after `made_at` may not come.
+    pub(super) fn handed_over_behind(&self, made_at: u64) -> Option<u64> {
+        self.handed_over.filter(|at| made_at < *at)
     }
 
     /// The `Settle` behind which a record of the state after `made_at` may not come.
