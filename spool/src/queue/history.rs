@@ -20,8 +20,6 @@ pub(super) struct History {
     refusals: BTreeMap<u64, u64>,
     /// The `Settle` that reaches furthest.
     settled: Option<Settled>,
-    /// The last `Handover`, which changed every message.
-    handed_over: Option<u64>,
 }
 
 /// A `Settle`: its index, and up to where it has cut the window.
@@ -56,7 +54,6 @@ impl History {
             touched: HashMap::new(),
             refusals: BTreeMap::new(),
             settled: None,
-            handed_over: None,
         }
     }
 
@@ -75,22 +72,22 @@ impl History {
     /// The entry at `at` says that nothing up to `upto` matters for those behind it. It stands in the window itself, so
     /// that a replay sees it which sees an entry that it refuses.
     pub(super) fn settle(&mut self, at: u64, upto: u64) {
-        self.window.push_back((at, None));
+        self.touch_all(at);
         self.drop_to(upto);
         if self.settled.is_none_or(|settled| settled.upto < upto) {
             self.settled = Some(Settled { at, upto });
         }
     }
 
-    /// The entry at `at` is a `Handover`. It stands in the window, too.
-    pub(super) fn hand_over(&mut self, at: u64) {
-        self.window.push_back((at, None));
-        self.handed_over = Some(at);
+    /// Notes that the entry at `index` was about all messages.
+    pub(super) fn touch_all(&mut self, index: u64) {
+        self.window.push_back((index, None));
     }
 
-    /// The `Handover` behind which a record of the state after `made_at` may not come.
-    pub(super) fn handed_over_behind(&self, made_at: u64) -> Option<u64> {
-        self.handed_over.filter(|at| made_at < *at)
+    /// The last entry of the window about all messages, if it lies behind `made_at`.
+    pub(super) fn last_of_all(&self, made_at: u64) -> Option<u64> {
+        let since = self.window.iter().rev().take_while(|(index, _)| *index > made_at);
+        since.filter(|(_, id)| id.is_none()).map(|(index, _)| *index).next()
     }
 
     /// The `Settle` behind which a record of the state after `made_at` may not come.

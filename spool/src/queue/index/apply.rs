@@ -59,7 +59,7 @@ impl Index {
                 self.handover = Some(Handover { term: at.term, to });
                 // The leader has waited for its attempts to end.
                 self.end_begun();
-                self.history.hand_over(at.index);
+                self.history.touch_all(at.index);
                 Ok(Effects::default())
             }
             Change::Begin { ids } => {
@@ -224,10 +224,12 @@ impl Index {
             self.history.refused(index, settled);
             return Err(format!("the record of {id} as of {made_at} comes behind a settle"));
         }
-        if let Some(handover) = self.history.handed_over_behind(made_at) {
-            // It ended the attempts that the record has as begun.
-            self.history.refused(index, handover);
-            return Err(format!("the record of {id} as of {made_at} comes behind a hand-over"));
+        if let Some(last) = self.history.last_of_all(made_at) {
+            // A hand-over ended the attempts that the record may have as begun.
+            self.history.refused(index, last);
+            return Err(format!(
+                "the record of {id} as of {made_at} comes behind a hand-over or settle"
+            ));
         }
         if let Some(last) = self.history.last(id).filter(|last| *last > made_at) {
             self.history.refused(index, last);
