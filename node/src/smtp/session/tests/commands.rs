@@ -10,12 +10,11 @@ async fn a_message_goes_through() {
     let banner = client.expect("220 ppsw-1.example (mx.example [127.10.1.1]:2525) ESMTP").await;
     assert_eq!(banner.lines().count(), 1);
     let hello = client.ask("EHLO client.example.net", "250-ppsw-1.example Hello").await;
-    for keyword in
-        ["SIZE 10000", "8BITMIME", "PIPELINING", "CHUNKING", "SMTPUTF8", "ENHANCEDSTATUSCODES"]
-    {
+    let offered = ["SIZE 10000", "8BITMIME", "PIPELINING", "CHUNKING", "SMTPUTF8", "DSN"];
+    for keyword in offered.into_iter().chain(["ENHANCEDSTATUSCODES"]) {
         assert!(hello.contains(&format!("250-{keyword}\r\n")), "{keyword}");
     }
-    for keyword in ["DSN", "STARTTLS", "AUTH"] {
+    for keyword in ["STARTTLS", "AUTH"] {
         assert!(!hello.contains(keyword), "{keyword}");
     }
     client.ask("MAIL FROM:<Joe@X.org> SIZE=100 BODY=8BITMIME", "250 2.1.0").await;
@@ -76,12 +75,10 @@ async fn commands_out_of_order_are_refused() {
 async fn extensions_that_are_not_offered_are_refused() {
     let bench = Bench::new("mx");
     let mut client = bench.hello().await;
-    client.ask("MAIL FROM:<a@x.org> RET=HDRS", "555 5.5.4").await;
     client.ask("MAIL FROM:<a@x.org> AUTH=<>", "555 5.5.4").await;
     client.ask("MAIL FROM:<a@x.org> SIZE=10001", "552 5.3.4").await;
     client.ask("MAIL FROM:<é@x.org>", "553 5.6.7").await;
     client.ask("MAIL FROM:<é@x.org> SMTPUTF8", "250").await;
-    client.ask("RCPT TO:<b@y.org> NOTIFY=NEVER", "555 5.5.4").await;
     client.ask("RCPT TO:<é@y.org>", "250").await;
     client.ask("RSET", "250").await;
     client.ask("MAIL FROM:<>", "250").await;
