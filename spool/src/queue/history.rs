@@ -12,7 +12,7 @@ use crate::limits::{HISTORY_ENTRIES, VOLUME_MARK_ENTRIES, VOLUME_MARKS_MAX};
 pub(super) struct History {
     /// Entries that the window is long.
     entries: u64,
-    /// Entries of the window with the message that they were about (none: a `Settle`), oldest first.
+    /// Entries of the window with the message that they were about (none: about all of them), oldest first.
     window: VecDeque<(u64, Option<MessageId>)>,
     touched: HashMap<MessageId, Touched>,
     /// Refusals that depended on earlier entries: the refused index, and that of the entry it depended on. A replay
@@ -72,11 +72,22 @@ impl History {
     /// The entry at `at` says that nothing up to `upto` matters for those behind it. It stands in the window itself, so
     /// that a replay sees it which sees an entry that it refuses.
     pub(super) fn settle(&mut self, at: u64, upto: u64) {
-        self.window.push_back((at, None));
+        self.touch_all(at);
         self.drop_to(upto);
         if self.settled.is_none_or(|settled| settled.upto < upto) {
             self.settled = Some(Settled { at, upto });
         }
+    }
+
+    /// Notes that the entry at `index` was about all messages.
+    pub(super) fn touch_all(&mut self, index: u64) {
+        self.window.push_back((index, None));
+    }
+
+    /// The last entry of the window about all messages, if it lies behind `made_at`.
+    pub(super) fn last_of_all(&self, made_at: u64) -> Option<u64> {
+        let since = self.window.iter().rev().take_while(|(index, _)| *index > made_at);
+        since.filter(|(_, id)| id.is_none()).map(|(index, _)| *index).next()
     }
 
     /// The `Settle` behind which a record of the state after `made_at` may not come.

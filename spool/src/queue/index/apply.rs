@@ -59,6 +59,7 @@ impl Index {
                 self.handover = Some(Handover { term: at.term, to });
                 // The leader has waited for its attempts to end.
                 self.end_begun();
+                self.history.touch_all(at.index);
                 Ok(Effects::default())
             }
             Change::Begin { ids } => {
@@ -222,6 +223,13 @@ impl Index {
         if let Some(settled) = self.history.settled_behind(made_at) {
             self.history.refused(index, settled);
             return Err(format!("the record of {id} as of {made_at} comes behind a settle"));
+        }
+        if let Some(last) = self.history.last_of_all(made_at) {
+            // A hand-over ended the attempts that the record may have as begun.
+            self.history.refused(index, last);
+            return Err(format!(
+                "the record of {id} as of {made_at} comes behind a hand-over or settle"
+            ));
         }
         if let Some(last) = self.history.last(id).filter(|last| *last > made_at) {
             self.history.refused(index, last);
