@@ -2,6 +2,7 @@
 //! `cargo test --release --workspace --features ppsw-chaos/deliberate-faults --test faults`.
 
 #![cfg(feature = "deliberate-faults")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::process::Command;
 
@@ -39,7 +40,10 @@ fn a_majority_of_one_voter_is_found() {
 
 #[test]
 fn a_delivery_without_the_lease_is_found() {
-    assert!(found("deliver-without-lease").contains("fencing"));
+    // A dot beside another leader, or a second one after what that leader has recorded.
+    let violations = found("deliver-without-lease");
+    let known = ["fencing: ", "whose outcome was recorded"];
+    assert!(known.iter().any(|kind| violations.contains(kind)), "{violations}");
 }
 
 #[test]

@@ -1,5 +1,12 @@
 //! The simulated harness: a short run passes, and a seed is the same run each time.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::panic,
+    reason = "helpers of tests, and a test that reads its own program"
+)]
+
 use std::process::{Command, Output};
 
 /// Runs `ppsw-chaos sim`.

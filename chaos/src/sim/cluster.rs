@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Time passes in steps of this length.
-const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(2);
 
 /// Longest way of a message through a healthy network.
 pub(crate) const LATENCY_MAX: Duration = Duration::from_millis(8);
@@ -35,7 +35,8 @@ const QUIET: Duration = Duration::from_secs(3);
 /// time until a next attempt.
 const DRAIN_MAX: Duration = Duration::from_secs(120);
 
-/// Logs are compared so often.
+/// Steps between two looks at who leads, and between two comparisons of logs.
+const LOOK_STEPS: u64 = 2;
 const COMPARE_STEPS: u64 = 20;
 
 /// Runs one seed.
@@ -127,7 +128,7 @@ impl Run {
         let mut left = None;
         while sim.elapsed() < end {
             self.step(sim, true)?;
-            if self.steps.is_multiple_of(500) {
+            if self.steps.is_multiple_of(250) {
                 left = self.left();
                 // Followers, too: their state is the leader's.
                 if left == Some(0) && self.world.ledger.missing() == 0 {
@@ -180,6 +181,15 @@ impl Run {
         sim.step()?;
         self.steps += 1;
         let at = sim.elapsed();
+        if self.steps.is_multiple_of(LOOK_STEPS) {
+            self.look(at);
+        }
+        self.nemesis.step(at, sim, &self.world, &mut self.invariants, calm);
+        Ok(())
+    }
+
+    /// Checks the invariants.
+    fn look(&mut self, at: Duration) {
         let lives: Vec<(NodeId, Life)> = self
             .world
             .machines()
@@ -194,10 +204,6 @@ impl Run {
                 self.invariants.compare(at, *node, life, &self.world.ledger);
             }
         }
-        // Their logs close with the process, not later.
-        drop(lives);
-        self.nemesis.step(at, sim, &self.world, &mut self.invariants, calm);
-        Ok(())
     }
 
     /// Messages in any replica of any partition; `None` while a node is down.

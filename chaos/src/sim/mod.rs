@@ -1,5 +1,5 @@
 //! The simulated harness: several nodes in one process, with turmoil's network and time and a disk in memory. They run
-//! the real log, groups and queue of `spool`. Everything follows from the seed. See docs/reliability.md.
+//! the real log, groups and queue of `spool`. Everything follows from the seed. See docs/simulation.md.
 
 mod client;
 mod cluster;
@@ -105,7 +105,8 @@ pub(crate) fn run(args: &SimArgs) -> Result<Report, Box<dyn std::error::Error>> 
         }
     }
     let first = args.seed.unwrap_or(1);
-    let count = args.seeds.unwrap_or(if args.seed.is_some() { 1 } else { SEEDS_DEFAULT });
+    let default = if args.seed.is_some() { 1 } else { SEEDS_DEFAULT };
+    let count = args.seeds.unwrap_or(default);
     let outcomes = run_all(args, first, count)?;
     Ok(report(args, &outcomes))
 }

@@ -152,11 +152,11 @@ impl Nemesis {
                 Failure::Opening(_) => false,
             };
             if excused {
-                world.ledger.trace(at, &format!("node {node} ends: {failure:?}"));
+                world.ledger.trace(at, &format!("node {node} ends: {failure}"));
             } else {
                 world
                     .ledger
-                    .violation(at, &format!("node {node} ended without a fault: {failure:?}"));
+                    .violation(at, &format!("node {node} ended without a fault: {failure}"));
             }
             let end = if ills.cut { End::PowerCut } else { End::Kill };
             let name = if ills.full {

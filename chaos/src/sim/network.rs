@@ -61,10 +61,12 @@ impl Dial for Dialer {
                     .connect_with_connector_lazy(tower::service_fn(connect)),
             )
         };
-        if !channels.contains_key(&(node, lane)) {
-            channels.insert((node, lane), open()?);
+        if let Some(channel) = channels.get(&(node, lane)) {
+            return Some(channel.clone());
         }
-        channels.get(&(node, lane)).cloned()
+        let channel = open()?;
+        channels.insert((node, lane), channel.clone());
+        Some(channel)
     }
 }
 

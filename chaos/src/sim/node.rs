@@ -15,7 +15,7 @@ use ppsw_spool::{
     NodeId, PartitionId,
     env::{Clock, UnixMs, sim::SimDisk},
     group::{Groups, Timing},
-    log::{Log, LogError, Options},
+    log::{Driver, Log, LogError, Options},
     queue::{MessageId, Spool},
 };
 use rand::Rng as _;
@@ -31,7 +31,7 @@ use super::{
 pub(crate) const EPOCH_MS: u64 = 1_700_000_000_000;
 
 /// Small, so that segments are begun and recycled all the time.
-const SEGMENT_BYTES: u64 = 256 * 1024;
+const SEGMENT_BYTES: u64 = 512 * 1024;
 
 /// Clients that each node has.
 const CLIENTS: u32 = 3;
@@ -65,11 +65,13 @@ pub(crate) struct Machine {
 }
 
 /// Why a process ended by itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub(crate) enum Failure {
     /// The log could not be opened.
+    #[error("opening: {0}")]
     Opening(LogError),
     /// Log or group failed later.
+    #[error("{0}")]
     Running(String),
 }
 
@@ -192,7 +194,7 @@ async fn live(world: &World, node: NodeId) -> Result<String, LogError> {
         return Err(LogError::Misuse(format!("no machine {node}")));
     };
     let options = Options { dir: PathBuf::from("/log"), segment_bytes: SEGMENT_BYTES, cache_bytes };
-    let (log, driver) = Log::open_driven(Arc::new(disk), options)?;
+    let (log, driver) = open(&disk, &options).await?;
     tokio::spawn(driver.run(move || {
         let most = latency.load(Ordering::Relaxed).max(2);
         Duration::from_micros(rand::rng().random_range(200..most * 1000))
@@ -229,6 +231,16 @@ async fn live(world: &World, node: NodeId) -> Result<String, LogError> {
     tokio::spawn(deliverer::run(process.clone()));
     tokio::spawn(obey(process));
     Ok(groups.failed().await)
+}
+
+/// Opens the log; on a full disk, when there is space.
+async fn open(disk: &SimDisk, options: &Options) -> Result<(Log, Driver), LogError> {
+    loop {
+        match Log::open_driven(Arc::new(disk.clone()), options.clone()) {
+            Err(LogError::NoSpace(_)) => sleep(Duration::from_millis(500)).await,
+            opened => return opened,
+        }
+    }
 }
 
 async fn serve(groups: &Groups) -> Result<(), LogError> {

@@ -5,10 +5,11 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use super::{
+    LogError,
     space::SpareMaker,
     writer::{Work, Writer},
 };
-use crate::limits::LOG_CONFIRM_AFTER;
+use crate::limits::{LOG_CONFIRM_AFTER, LOG_FULL_RETRY_MIN, SPACE_POLL};
 
 /// Does the writing of a log that was opened by [`super::Log::open_driven`].
 pub struct Driver {
@@ -41,11 +42,28 @@ impl Driver {
                 None if confirm => Work::Confirm,
                 None => continue,
             };
-            match self.writer.perform(work, needed) {
+            let placed = match work {
+                Work::Rotate(_) => self.find_place().await,
+                _ => Ok(()),
+            };
+            match placed.and_then(|()| self.writer.perform(work, needed)) {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(error) => return self.writer.fail(&error),
             }
+        }
+    }
+
+    /// Waits until there is a file for the next segment: what the writer's thread does on a full disk.
+    async fn find_place(&mut self) -> Result<(), LogError> {
+        loop {
+            self.spare.look();
+            self.writer.release_early()?;
+            let place = !self.writer.free.is_empty() || self.writer.shared.disk_space.has_spare();
+            if place || self.writer.shared.lock().closed {
+                return Ok(());
+            }
+            sleep(LOG_FULL_RETRY_MIN).await;
         }
     }
 
@@ -56,7 +74,7 @@ impl Driver {
             let release = self.writer.needed() > self.writer.released;
             {
                 let state = self.writer.shared.lock();
-                if !state.queue.is_empty() || state.closed || release {
+                if !state.queue.is_empty() || state.closed || state.failed.is_some() || release {
                     return true;
                 }
             }
@@ -65,8 +83,9 @@ impl Driver {
                 if timeout(LOG_CONFIRM_AFTER, woken).await.is_err() {
                     return false;
                 }
-            } else {
-                woken.await;
+            } else if timeout(SPACE_POLL, woken).await.is_err() {
+                // The time of the next measurement.
+                self.spare.look();
             }
         }
     }

@@ -228,9 +228,6 @@ impl Writer {
         let confirm = self.wants_confirmation();
         let mut state = self.shared.lock();
         loop {
-            if state.failed.is_some() {
-                return Work::Ended;
-            }
             if let Some(work) = self.take(&mut state, release) {
                 return work;
             }
@@ -250,6 +247,9 @@ impl Writer {
 
     /// Work that is there now, whose callers are told that the queue has room again.
     pub(super) fn take(&self, state: &mut State, release: bool) -> Option<Work> {
+        if state.failed.is_some() {
+            return Some(Work::Ended);
+        }
         let work = match state.queue.take(self.active.space()) {
             Taken::Batch(batch) => Work::Flush(batch),
             Taken::NoRoom(first) => Work::Rotate(first),
@@ -372,7 +372,7 @@ impl Writer {
 
     /// When no file waits to be the next segment: gives back the segments that are not needed, if there are any. The
     /// next segment's head would do that too, but it would have to find a place first.
-    fn release_early(&mut self) -> Result<(), LogError> {
+    pub(super) fn release_early(&mut self) -> Result<(), LogError> {
         let needed = self.needed();
         let waits = !self.free.is_empty() || self.shared.disk_space.has_spare();
         if waits || needed <= self.released || !self.active.releasable() {
