@@ -27,6 +27,9 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(25);
 /// How long a client waits for an answer: the first of each node is patient, the others are not.
 const PATIENCE: [Duration; 2] = [Duration::from_secs(65), Duration::from_secs(5)];
+const TEXT_BYTES: usize = 16 * 1024;
+/// Longest line of a body.
+const LINE_MAX: usize = 500;
 const MESSAGES_PER_CONNECTION: u32 = 30;
 
 /// Who got a 250, and when.
@@ -49,7 +52,6 @@ struct LoadShared {
     sink: Arc<Shared>,
     round: u64,
     seed: u64,
-    nodes: u16,
     stop: AtomicBool,
     next: AtomicU64,
     taken: Mutex<Vec<Taken>>,
@@ -75,7 +77,6 @@ impl Load {
             sink: Arc::clone(sink),
             round,
             seed,
-            nodes,
             stop: AtomicBool::new(false),
             next: AtomicU64::new(1),
             taken: Mutex::default(),
@@ -132,23 +133,20 @@ struct Client<'a> {
     node: u16,
     client: u16,
     rng: StdRng,
+    text: Vec<u8>,
 }
 
 impl<'a> Client<'a> {
     fn new(shared: &'a LoadShared, node: u16, client: u16) -> Self {
         let mixed = shared.seed ^ (shared.round << 32) ^ (u64::from(node) << 8) ^ u64::from(client);
-        Self { shared, node, client, rng: StdRng::seed_from_u64(mixed) }
+        let mut rng = StdRng::seed_from_u64(mixed);
+        Self { shared, node, client, text: text(&mut rng), rng }
     }
 
     fn run(mut self) {
         let mut again: Option<Letter> = None;
         while !self.stopped() {
-            // What was not answered is handed in again at any node, as a client with a list of servers does.
-            let node = match again {
-                Some(_) => self.rng.random_range(1..=self.shared.nodes),
-                None => self.node,
-            };
-            let Some(mut connection) = Connection::open(node, self.patience()) else {
+            let Some(mut connection) = Connection::open(self.node, self.patience()) else {
                 std::thread::sleep(BACK_OFF);
                 continue;
             };
@@ -213,7 +211,7 @@ impl<'a> Client<'a> {
             1..=3 => self.rng.random_range(65_000..200_000),
             _ => self.rng.random_range(100..8_000),
         };
-        let body = body(&mut self.rng, bytes);
+        let body = body(&mut self.rng, &self.text, bytes);
         let hash = body_hash(&body);
         let head = format!(
             "{}: {}-{number}\r\nFrom: {from}\r\nTo: {}\r\nSubject: {number}\r\n\r\n",
@@ -238,15 +236,20 @@ impl Letter {
     }
 }
 
-/// Lines of random text, some of which begin with a dot.
-fn body(rng: &mut StdRng, bytes: usize) -> Vec<u8> {
-    let mut body = Vec::with_capacity(bytes + 80);
+/// Random text that bodies are made of: making each anew would cost more than sending it.
+fn text(rng: &mut StdRng) -> Vec<u8> {
+    (0..TEXT_BYTES).map(|_| rng.random_range(b' '..=b'~')).collect()
+}
+
+/// Lines of random pieces of a text, some of which begin with a dot.
+fn body(rng: &mut StdRng, text: &[u8], bytes: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(bytes + LINE_MAX);
     while body.len() < bytes {
         if rng.random_bool(0.05) {
             body.push(b'.');
         }
-        let length = rng.random_range(0..72);
-        body.extend((0..length).map(|_| rng.random_range(b' '..=b'~')));
+        let begin = rng.random_range(0..text.len() - LINE_MAX);
+        body.extend_from_slice(&text[begin..begin + rng.random_range(0..LINE_MAX)]);
         body.extend_from_slice(b"\r\n");
     }
     body
