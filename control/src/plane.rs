@@ -16,7 +16,7 @@ use ppsw_spool::{
     NodeId, PartitionId,
     env::{Clock, Disk, UnixMs},
     group::{Group, Groups},
-    log::{Log, Options},
+    log::{Log, LogError, Options, Space, SpaceLimits},
     queue::{Outcome, Partition, Spool},
 };
 use tokio::{
@@ -205,6 +205,18 @@ impl Plane {
         seen.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
+    /// Sets below which free space the disk of this node counts as low: it is not ready then, and partitions with
+    /// fewer than a majority of voters that are not low take no mail.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.shared.groups.log().limit_space(limits);
+    }
+
+    /// The disk of the log has failed, and how; `None` as long as it has not.
+    #[must_use]
+    pub fn disk_failure(&self) -> Option<LogError> {
+        self.shared.groups.log().failure()
+    }
+
     /// Resolves when the process must end, with the reason.
     pub async fn failed(&self) -> String {
         self.shared.groups.failed().await
@@ -281,7 +293,14 @@ impl Shared {
             Some(group) if !group.has_lease() => {
                 reasons.push(format!("partition {home} has no majority"));
             }
+            Some(group) if group.headroom() == 0 => reasons.push(format!(
+                "disk low: fewer than a majority of the voters of partition {home} have space for mail"
+            )),
             Some(_) => {}
+        }
+        let space = self.groups.log().space();
+        if space.headroom() == 0 {
+            reasons.push(low(&space));
         }
         reasons
     }
@@ -347,6 +366,25 @@ impl Shared {
         };
         let _ = timeout(deadline, futures::future::join(join_all(partitions), control)).await;
     }
+}
+
+/// Why a disk is low, in words.
+fn low(space: &Space) -> String {
+    const M: u64 = 1 << 20;
+    let Space { free_bytes, free_inodes, limits, short } = *space;
+    if short {
+        return format!(
+            "disk low: {}M are free, no space for another segment of the log",
+            free_bytes / M
+        );
+    }
+    if free_inodes < limits.inodes {
+        return format!(
+            "disk low: {free_inodes} inodes are free, check_spool_inodes is {}",
+            limits.inodes
+        );
+    }
+    format!("disk low: {}M are free, check_spool_space is {}M", free_bytes / M, limits.bytes / M)
 }
 
 fn group_report(group: &Group, messages: usize) -> pb::GroupReport {

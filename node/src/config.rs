@@ -58,6 +58,12 @@ pub struct NodeConfig {
     /// How often the spool's log is read through in the background; zero: never.
     #[serde(default = "default_scrub_period", deserialize_with = "period")]
     scrub_period: Duration,
+    /// The disk of `data` is low when fewer bytes are free there: `1000M`, or a number. `M` is 2^20.
+    #[serde(default = "default_check_spool_space", deserialize_with = "bytes")]
+    pub check_spool_space: u64,
+    /// The disk of `data` is low when fewer files can be made there.
+    #[serde(default = "default_check_spool_inodes")]
+    pub check_spool_inodes: u64,
 }
 
 /// What a node does whose log is damaged or gone.
@@ -213,6 +219,43 @@ fn period<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration,
     })
 }
 
+const fn default_check_spool_space() -> u64 {
+    1000 << 20
+}
+
+const fn default_check_spool_inodes() -> u64 {
+    1000
+}
+
+/// A number of bytes, or a text of a number and `K`, `M` or `G` (2^10, 2^20, 2^30).
+fn bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Bytes {
+        Number(u64),
+        Text(String),
+    }
+    let text = match Bytes::deserialize(deserializer)? {
+        Bytes::Number(bytes) => return Ok(bytes),
+        Bytes::Text(text) => text,
+    };
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match &text[digits.len()..] {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok().zip(shift);
+    let bytes = number.and_then(|(number, shift)| number.checked_mul(1 << shift));
+    bytes.ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "{text:?}: expected a number of bytes, or one with K, M or G behind it, as in \"1000M\""
+        ))
+    })
+}
+
 fn service<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Service, D::Error> {
     let word = String::deserialize(deserializer)?;
     match word.as_str() {
@@ -273,6 +316,32 @@ address = "127.10.1.1:2525"
         assert!(often.contains("1s") && often.contains("never"), "{often}");
         let text = parsed("scrub_period = \"weekly\"").unwrap_err().to_string();
         assert!(text.contains("weekly") && text.contains("7days"), "{text}");
+    }
+
+    #[test]
+    fn sizes_are_numbers_with_or_without_a_unit() {
+        let with = |value: &str| {
+            let text = format!("check_spool_space = {value}\n{GOOD}");
+            toml::from_str::<NodeConfig>(&text).map(|config| config.check_spool_space)
+        };
+        assert_eq!(with("\"1000M\"").unwrap(), 1_048_576_000);
+        assert_eq!(with("\"3G\"").unwrap(), 3 << 30);
+        assert_eq!(with("\"0\"").unwrap(), 0);
+        assert_eq!(with("123456").unwrap(), 123_456);
+        for bad in [
+            "\"1000MB\"",
+            "\"MM\"",
+            "\"1MM\"",
+            "\"\"",
+            "\"-1\"",
+            "-1",
+            "\"99999999999999999999\"",
+            "\"99999999999G\"",
+        ] {
+            assert!(with(bad).is_err(), "{bad}");
+        }
+        let default: NodeConfig = toml::from_str(GOOD).unwrap();
+        assert_eq!((default.check_spool_space, default.check_spool_inodes), (1000 << 20, 1000));
     }
 
     #[test]

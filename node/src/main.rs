@@ -1,6 +1,6 @@
 //! `ppswd`: one program for a node, a development cluster and its helpers. See `ppswd --help`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use ppsw_node::{allocator, config::NodeConfig, dev, policy::Configuration, run};
@@ -13,7 +13,8 @@ const EXIT_USAGE: u8 = 2;
 #[command(
     version,
     after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged or gone: \
-                  do not start this node again before `ppswd rejoin`, 77 this node was removed from the cluster."
+                  do not start this node again before `ppswd rejoin`, 74 the disk has failed, \
+                  77 this node was removed from the cluster."
 )]
 struct Args {
     #[command(subcommand)]
@@ -121,7 +122,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ppswd: {error}");
+            // Not `eprintln`: it panics when standard error is a file on a full disk.
+            let _ = writeln!(std::io::stderr(), "ppswd: {error}");
             let stop = error.downcast_ref::<run::Stop>();
             stop.map_or(ExitCode::FAILURE, |stop| ExitCode::from(stop.exit_code()))
         }

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    io::IsTerminal,
+    io::{self, IsTerminal},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -16,6 +16,7 @@ use ppsw_spool::{
     NodeId, PartitionId,
     env::{SystemClock, SystemDisk},
     group::Timing,
+    log::SpaceLimits,
     queue::Spool,
 };
 use tokio::{
@@ -35,40 +36,12 @@ use crate::{
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
+mod stop;
+
+pub use stop::Stop;
+
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-/// Why a node must not simply be started again. Each has its exit code.
-#[derive(Debug, thiserror::Error)]
-pub enum Stop {
-    /// It was removed from the cluster.
-    #[error("{0}. This machine is no member any more: do not start it again")]
-    Removed(String),
-    /// Its log cannot be read, or is gone.
-    #[error(
-        "{why}\nThis node cannot go on with its log. Run `ppswd rejoin --config …`: it moves the log aside and brings the \
-         machine back under a new number, with its data from the others. Exit code {EXIT_DAMAGED}"
-    )]
-    Damaged { why: String },
-}
-
-/// Exit code of a node that was removed from the cluster (`EX_NOPERM` of sysexits.h).
-pub const EXIT_REMOVED: u8 = 77;
-
-/// Exit code of a node whose log is damaged or gone (`EX_DATAERR` of sysexits.h): whoever starts it again must not do so
-/// now; `RestartPreventExitStatus=65 77` for systemd.
-pub const EXIT_DAMAGED: u8 = 65;
-
-impl Stop {
-    /// For scripts and service managers: neither is cured by a restart.
-    #[must_use]
-    pub const fn exit_code(&self) -> u8 {
-        match self {
-            Self::Removed(_) => EXIT_REMOVED,
-            Self::Damaged { .. } => EXIT_DAMAGED,
-        }
-    }
-}
 
 /// What a process needs before anything else: the crypto provider, and where its own messages go.
 pub fn prepare_process() {
@@ -78,8 +51,10 @@ pub fn prepare_process() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,h2=warn"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        // Standard error may lead to a file on a full disk: what it does not take is lost, and nothing else happens.
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     // A second call (tests) keeps the first one's.
     let _ = lines.try_init();
 }
@@ -109,7 +84,7 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 /// What could not be read, opened or bound; or why the node had to stop.
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
-    let _lock = files::lock(&config.data)?;
+    let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
     let configuration = load(&config)?;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
@@ -119,6 +94,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     let hooks = Arc::new(Hooks::default());
     let plane = start_or_rejoin(&config, &hooks).await?;
+    plane.limit_space(SpaceLimits {
+        bytes: config.check_spool_space,
+        inodes: config.check_spool_inodes,
+    });
     let spool = plane.spool();
     spool.set_log_floor(config.log_floor);
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
@@ -213,14 +192,16 @@ fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
 async fn start_or_rejoin(config: &NodeConfig, hooks: &Arc<Hooks>) -> Result<Plane, Failure> {
     // A rejoin that was cut off has given up the old number already.
     ppsw_control::finish_rejoin(&config.data)?;
-    match start_plane(config, hooks.clone()).await {
+    let start = || start_plane(config, hooks.clone());
+    let started = match start().await {
         Err(error) if error.is_damage() => {
             let node = come_back(config, error.to_string()).await?;
             tracing::warn!(node, "rejoined; the old log is kept beside the new one");
-            Ok(start_plane(config, hooks.clone()).await?)
+            start().await
         }
-        other => Ok(other?),
-    }
+        other => other,
+    };
+    started.map_err(|error| Stop::of_start(config, error))
 }
 
 /// Gives a node whose log cannot be used a new number, if the configuration lets it, and only once: a disk that damages
@@ -285,17 +266,12 @@ async fn serve(
                 reload(config, switch);
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
-            why = plane.failed() => return Err(ended(plane, &why)),
+            why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
             }
         }
     }
-}
-
-fn ended(plane: &Plane, why: &str) -> Failure {
-    let why = format!("this node must stop: {why}");
-    if plane.is_damaged() { Stop::Damaged { why }.into() } else { why.into() }
 }
 
 fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {

@@ -136,11 +136,19 @@ impl Cluster {
 
     /// Starts a node of the cluster again, as an operator would. Doesn't wait.
     pub fn restart(&mut self, id: u64) {
+        self.restart_with(id, &[]);
+    }
+
+    /// The same, with more in its environment.
+    pub fn restart_with(&mut self, id: u64, environment: &[(&'static str, PathBuf)]) {
         let config = self.node_dir(id).join("ppswd.toml");
-        let log = self.node_dir(id).join("log/process.log");
         let guard = Guard::spawn(
-            Command::new(program("ppswd")).arg("run").arg("--config").arg(config),
-            &log,
+            Command::new(program("ppswd"))
+                .arg("run")
+                .arg("--config")
+                .arg(config)
+                .envs(environment.iter().cloned()),
+            &self.process_log(id),
         );
         let pid = guard.pid();
         self.again.push(guard);
@@ -216,15 +224,26 @@ impl Cluster {
         self.file.nodes.iter_mut().find(|node| node.id == old).unwrap().id = new;
     }
 
-    /// Waits until a node that the test started has ended by itself; gives its exit code.
-    pub fn ended(&mut self, id: u64) -> i32 {
+    /// Where a node's standard error goes.
+    pub fn process_log(&self, id: u64) -> PathBuf {
+        self.node_dir(id).join("log/process.log")
+    }
+
+    /// Puts lines in front of a node's configuration; they hold when it is started again.
+    pub fn configure(&self, id: u64, lines: &str) {
+        let path = self.node_dir(id).join("ppswd.toml");
+        let old = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{lines}\n{old}")).unwrap();
+    }
+
+    /// Waits for the end of a node that the test has started, and gives its exit code; `None` after a signal.
+    pub fn wait_end(&mut self, id: u64) -> Option<i32> {
         let pid = self.node(id).pid;
-        let at = self.again.iter().position(|guard| guard.pid() == pid).unwrap();
-        let code = wait_for(&format!("the end of node {id}"), PATIENCE, || {
-            self.again[at].0.try_wait().unwrap()
-        });
-        self.again.remove(at);
-        code.code().unwrap_or(-1)
+        let guard = self.again.iter_mut().find(|guard| guard.pid() == pid).unwrap();
+        let status =
+            wait_for(&format!("node {id} to end"), PATIENCE, || guard.0.try_wait().unwrap());
+        self.again.retain(|guard| guard.pid() != pid);
+        status.code()
     }
 
     /// Waits until `/readyz` of a node says 200.

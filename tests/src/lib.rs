@@ -20,6 +20,7 @@ pub mod process;
 pub mod shim;
 pub mod sink;
 pub mod stores;
+pub mod tmpfs;
 
 use std::time::{Duration, Instant};
 

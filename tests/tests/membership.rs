@@ -121,7 +121,7 @@ fn it_grows_to_five_and_shrinks_to_one_under_load() {
         [(5_u64, &[1_u64, 2, 3, 4][..], 3), (4, &[1, 2, 3], 3), (3, &[1, 2], 2), (2, &[1], 1)]
     {
         remove(&cluster, leaves, false);
-        assert_eq!(cluster.ended(leaves), REMOVED);
+        assert_eq!(cluster.wait_end(leaves), Some(REMOVED));
         let log = std::fs::read_to_string(cluster.node_dir(leaves).join("log/process.log"));
         assert!(log.unwrap().contains("was removed from the cluster by"), "says why it ended");
         wait_members(&cluster, members, voters);
@@ -142,7 +142,7 @@ fn it_grows_to_five_and_shrinks_to_one_under_load() {
     assert!(code == 1 && text.contains("the last one"), "{code} {text}");
     // It was removed, and stays out.
     cluster.restart(3);
-    assert_eq!(cluster.ended(3), REMOVED);
+    assert_eq!(cluster.wait_end(3), Some(REMOVED));
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn machines_that_die_are_replaced_under_load() {
     cluster.kill(5);
     std::fs::remove_dir_all(&log).unwrap();
     cluster.restart(5);
-    assert_eq!(cluster.ended(5), DAMAGED);
+    assert_eq!(cluster.wait_end(5), Some(DAMAGED));
     let told = std::fs::read_to_string(cluster.node_dir(5).join("log/process.log")).unwrap();
     assert!(told.contains("ppswd rejoin") && told.contains("log.aside-2"), "{told}");
 }

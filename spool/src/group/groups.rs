@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use super::{
     Dial, Group, GroupId, Machine, Timing, handle::Parts, leadership, lease::Probation,
-    machine::Adapter, network::Factory, pace::Pace, service::Service, store::Store, types::Raft,
+    machine::Adapter, network::Factory, pace::Pace, service::Service, space::Neighbours,
+    store::Store, types::Raft,
 };
 use crate::{
     NodeId,
@@ -37,6 +38,7 @@ struct Inner {
     /// One group at a time is opened or closed.
     changing: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<String>>,
+    neighbours: Arc<Neighbours>,
 }
 
 impl Groups {
@@ -55,7 +57,9 @@ impl Groups {
         let groups = Mutex::default();
         let changing = tokio::sync::Mutex::new(());
         let pace = Arc::new(Pace::new(clock.clone()));
-        let inner = Inner { node, log, clock, dial, timing, pace, groups, changing, failure };
+        let neighbours = Arc::default();
+        let inner =
+            Inner { node, log, clock, dial, timing, pace, groups, changing, failure, neighbours };
         Self { inner: Arc::new(inner) }
     }
 
@@ -73,7 +77,13 @@ impl Groups {
         let probation = Probation::new(store.has_vote(), inner.clock.instant(), inner.timing);
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
-        let factory = Factory { dial: inner.dial.clone(), group: id, pace: inner.pace.clone() };
+        let factory = Factory {
+            dial: inner.dial.clone(),
+            group: id,
+            clock: inner.clock.clone(),
+            neighbours: inner.neighbours.clone(),
+            pace: inner.pace.clone(),
+        };
         let peers = factory.clone();
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await
@@ -88,6 +98,7 @@ impl Groups {
             clock: inner.clock.clone(),
             timing: inner.timing,
             probation,
+            neighbours: inner.neighbours.clone(),
         });
         self.run(&group, probation);
         let failure = inner.failure.clone();
@@ -119,11 +130,6 @@ impl Groups {
         let leader = group.leader().filter(|leader| *leader != self.inner.node);
         let leader = leader.ok_or_else(|| format!("group {id} has no known leader"))?;
         super::network::ask_trim(&*self.inner.dial, leader, id, upto).await
-    }
-
-    /// The log under the groups.
-    pub(crate) fn log(&self) -> &Log {
-        &self.inner.log
     }
 
     /// Stops this node's replica of a group and forgets its records.
@@ -178,6 +184,12 @@ impl Groups {
         for group in groups.into_values() {
             group.stop().await;
         }
+    }
+
+    /// The node's log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.inner.log
     }
 
     pub(super) fn node(&self) -> NodeId {

@@ -23,6 +23,7 @@ use super::{
     lease::{self, Claim, Probation},
     machine::Adapter,
     network::{Factory, Peer},
+    space::{self, Neighbours},
     store::Store,
     types::{Proposal, Raft, TypeConfig, proposal_of},
 };
@@ -45,6 +46,7 @@ pub(super) struct Parts {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) timing: Timing,
     pub(super) probation: Probation,
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
 struct Inner {
@@ -179,6 +181,32 @@ impl Group {
     pub fn leads(&self) -> bool {
         let led = self.inner.led_term.load(Ordering::Acquire);
         led != 0 && !self.is_stopping() && self.inner.metrics.borrow_watched().current_term == led
+    }
+
+    /// On the leader: bytes of new mail that a majority of the voters can take before their disks are low, as they
+    /// said within the last two seconds; 0 if that many have not said so, or if this node's own log is short.
+    #[must_use]
+    pub fn headroom(&self) -> u64 {
+        let parts = &self.inner.parts;
+        let own = parts.store.log().space();
+        if own.short {
+            return 0;
+        }
+        let now = parts.clock.instant();
+        let of = |node: &NodeId| match *node {
+            node if node == parts.node => own.headroom(),
+            node => parts.neighbours.headroom(node, now),
+        };
+        let metrics = self.inner.metrics.borrow_watched();
+        let configurations = metrics.membership_config.membership().get_joint_config();
+        let each = configurations.iter().map(|voters| space::of_majority(voters.iter().map(of)));
+        each.min().unwrap_or(0)
+    }
+
+    /// This node's own disk is low.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.inner.parts.store.log().space().headroom() == 0
     }
 
     /// What an operator wants to know.

@@ -10,6 +10,7 @@ mod machine;
 mod network;
 mod pace;
 mod service;
+mod space;
 mod store;
 mod transfer;
 mod types;

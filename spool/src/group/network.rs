@@ -32,6 +32,7 @@ use tonic::transport::Channel;
 use super::{
     Dial, GroupId, Lane, ProposeError, Reply,
     pace::{Pace, Piece},
+    space::Neighbours,
     types::{
         self, Snapshot, TypeConfig, Vote, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
@@ -39,6 +40,7 @@ use super::{
 };
 use crate::{
     NodeId,
+    env::Clock,
     faults::{self, Fault},
     limits,
 };
@@ -51,22 +53,26 @@ pub(super) const PROTOCOL_VERSION: u32 = 1;
 pub(crate) struct Factory {
     pub(super) dial: Arc<dyn Dial>,
     pub(super) group: GroupId,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) neighbours: Arc<Neighbours>,
     pub(super) pace: Arc<Pace>,
 }
 
 impl Factory {
     /// The way to a node's replica.
     pub(super) fn peer(&self, node: NodeId, heartbeats: bool) -> Peer {
-        let (dial, pace) = (self.dial.clone(), self.pace.clone());
-        Peer { dial, pace, group: self.group, node, heartbeats }
+        Peer { of: self.clone(), node, heartbeats }
+    }
+
+    /// Keeps what an answer says of its node's disk.
+    fn note(&self, node: NodeId, reply: &wire::AppendReply) {
+        self.neighbours.note(node, reply.headroom, self.clock.instant());
     }
 }
 
 /// The way to one node's replica of one group.
 pub(crate) struct Peer {
-    dial: Arc<dyn Dial>,
-    pace: Arc<Pace>,
-    group: GroupId,
+    of: Factory,
     node: NodeId,
     /// Heartbeats are sent one by one: a stream for each would be made and thrown away.
     heartbeats: bool,
@@ -89,6 +95,7 @@ type Answer<T> = Result<T, RPCError<TypeConfig>>;
 impl Peer {
     fn client(&self, lane: Lane) -> Answer<RaftClient<Channel>> {
         let channel = self
+            .of
             .dial
             .channel(self.node, lane)
             .ok_or_else(|| unreachable(format!("node {} has no known address", self.node)))?;
@@ -98,7 +105,7 @@ impl Peer {
     }
 
     fn target(&self) -> Option<wire::Target> {
-        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.group })
+        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.of.group })
     }
 
     /// Waits for an answer, not for ever.
@@ -175,7 +182,7 @@ impl Peer {
         }
         let sent = Arc::new(AtomicU64::new(0));
         let (sending, target) = (sent.clone(), self.target());
-        let (pace, follower) = (self.pace.clone(), Arc::new(Mutex::default()));
+        let (pace, follower) = (self.of.pace.clone(), Arc::new(Mutex::default()));
         let requests = stream::iter([first]).chain(input).then(move |request| {
             let (pace, follower, sending) = (pace.clone(), Arc::clone(&follower), sending.clone());
             async move {
@@ -186,7 +193,8 @@ impl Peer {
         });
         let mut client = self.client(Lane::Bulk)?;
         let replies = self.answer(client.append(requests)).await?;
-        let exchange = Exchange { node: self.node, replies, sent, answered: 0 };
+        let exchange =
+            Exchange { of: self.of.clone(), node: self.node, replies, sent, answered: 0 };
         let answers = stream::unfold(Some(exchange), |exchange| async {
             let mut exchange = exchange?;
             let answer = exchange.next().await?;
@@ -215,6 +223,7 @@ impl Peer {
 
 /// One stream of append requests, as its replies are read.
 struct Exchange {
+    of: Factory,
     node: NodeId,
     replies: tonic::Streaming<wire::AppendReply>,
     sent: Arc<AtomicU64>,
@@ -229,6 +238,7 @@ impl Exchange {
             match timeout(limits::APPEND_IDLE_MAX, self.replies.message()).await {
                 Ok(Ok(Some(reply))) => {
                     self.answered += 1;
+                    self.of.note(self.node, &reply);
                     return Some(reply_from_wire(&reply));
                 }
                 Ok(Ok(None)) => return None,
@@ -255,6 +265,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let mut client = self.client(Lane::Control)?;
         let request = append_to_wire(self.target(), rpc);
         let reply = self.answer(client.heartbeat(request)).await?;
+        self.of.note(self.node, &reply);
         Ok(match reply_from_wire(&reply)? {
             Ok(matched) if matched == last => AppendEntriesResponse::Success,
             Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),

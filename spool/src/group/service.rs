@@ -1,6 +1,13 @@
 //! The receiving side: the gRPC service that other nodes' replicas call.
 
-use std::{pin::Pin, time::Duration};
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt};
 use openraft::raft::{
@@ -53,6 +60,14 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Adds what this node's disk can take.
+    fn with_space(&self, mut reply: wire::AppendReply) -> wire::AppendReply {
+        reply.headroom = Some(self.groups.log().space().headroom());
+        reply
+    }
+}
+
 type Replies = Pin<Box<dyn Stream<Item = Result<wire::AppendReply, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -76,8 +91,16 @@ impl raft_server::Raft for Service {
                     return;
                 }
             };
+            let full = Arc::new(AtomicBool::new(false));
+            let (turned_away, log) = (full.clone(), this.groups.log().clone());
             let entries = futures::stream::iter([Ok(first)])
                 .chain(requests)
+                .take_while(move |request: &Result<wire::AppendRequest, Status>| {
+                    let is_entries = request.as_ref().is_ok_and(|r| !r.entries.is_empty());
+                    let refused = is_entries && !log.takes_entries();
+                    turned_away.store(refused, Ordering::Relaxed);
+                    futures::future::ready(!refused)
+                })
                 // Anything that is not understood ends the stream; the peer begins a new one.
                 .map(move |request: Result<wire::AppendRequest, Status>| {
                     let request = request.ok().filter(|request| request.target == target)?;
@@ -92,13 +115,18 @@ impl raft_server::Raft for Service {
             let mut results = Box::pin(group.raft().stream_append(Box::pin(entries)));
             while let Some(result) = results.next().await {
                 let reply = match result {
-                    Ok(result) => Ok(reply_to_wire(result)),
+                    Ok(result) => Ok(this.with_space(reply_to_wire(result))),
                     Err(fatal) => Err(Status::unavailable(fatal.to_string())),
                 };
                 let ends = reply.is_err();
                 if replies.send(reply).await.is_err() || ends {
                     return;
                 }
+            }
+            if full.load(Ordering::Relaxed) {
+                // The leader waits before it tries again.
+                let why = "the disk is full: what is left is for votes and purges";
+                let _ = replies.send(Err(Status::resource_exhausted(why))).await;
             }
         });
         Ok(Response::new(replies))
@@ -115,7 +143,7 @@ impl raft_server::Raft for Service {
         let previous = rpc.prev_log_id;
         let last = rpc.entries.last().map(|e| e.log_id).or(previous);
         let answer = raft.append_entries(rpc).await.map_err(unavailable)?;
-        Ok(Response::new(match answer {
+        Ok(Response::new(self.with_space(match answer {
             AppendEntriesResponse::Success => reply_to_wire(Ok(last)),
             AppendEntriesResponse::PartialSuccess(matched) => reply_to_wire(Ok(matched)),
             AppendEntriesResponse::HigherVote(vote) => {
@@ -125,7 +153,7 @@ impl raft_server::Raft for Service {
                 Some(previous) => reply_to_wire(Err(StreamAppendError::Conflict(previous))),
                 None => return Err(Status::internal("a conflict without a previous entry")),
             },
-        }))
+        })))
     }
 
     async fn vote(

@@ -68,7 +68,7 @@ impl Driver {
     }
 
     /// Waits for work; false: none came for so long that the last flush is to be confirmed.
-    async fn work_comes(&self) -> bool {
+    async fn work_comes(&mut self) -> bool {
         let confirm = self.writer.wants_confirmation();
         loop {
             let release = self.writer.needed() > self.writer.released;

@@ -3,7 +3,7 @@
 //!
 //! The file is no part of the log: it is not synced, and any doubt about it costs a scan of the segment.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use bytes::Bytes;
 

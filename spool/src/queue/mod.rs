@@ -46,8 +46,8 @@ pub enum AcceptError {
     /// Leadership moved while the message was written.
     #[error("the partition has moved to another node")]
     Moved,
-    /// The disk of a majority member is (nearly) full.
-    #[error("the spool is full")]
+    /// Fewer than a majority of the partition's voters have space on their disks for new mail.
+    #[error("the disks of the partition's voters are low")]
     NoSpace,
     /// The envelope, or the message, is larger than the spool can hold: the caller's own limits are above it.
     #[error("{bytes} bytes are more than the {limit} that the spool takes")]

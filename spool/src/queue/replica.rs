@@ -31,6 +31,10 @@ pub(super) trait Proposals: Send + Sync + 'static {
     async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError>;
     async fn checkpoint(&self) -> Result<(), ChangeError>;
     fn has_lease(&self) -> bool;
+    /// Bytes of new mail that a majority of the voters can take.
+    fn headroom(&self) -> u64;
+    /// This node's own disk is low.
+    fn is_low(&self) -> bool;
     /// The last index that is no longer in the log.
     fn purged(&self) -> Option<u64>;
     /// Up to which index a node of the group wants the log to go.
@@ -61,6 +65,14 @@ impl Proposals for Group {
 
     fn has_lease(&self) -> bool {
         Self::has_lease(self)
+    }
+
+    fn headroom(&self) -> u64 {
+        Self::headroom(self)
+    }
+
+    fn is_low(&self) -> bool {
+        Self::is_low(self)
     }
 
     fn purged(&self) -> Option<u64> {

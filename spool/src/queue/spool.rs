@@ -19,7 +19,7 @@ use super::{
 use crate::{
     NodeId, PartitionId,
     env::Clock,
-    group::{Groups, Machine},
+    group::{Group, Groups, Machine},
     limits::{LEASE_POLL, LOG_FLOOR_BYTES, TAKEOVER_GRACE},
     log::LogError,
 };
@@ -140,7 +140,8 @@ impl Spool {
     /// `patience` for leadership.
     ///
     /// # Errors
-    /// `NoPartition` if this node leads none, `NoMajority` if it leads without a majority.
+    /// `NoPartition` if this node leads none, `NoMajority` if it leads without a majority, `NoSpace` (at once) if the
+    /// disks of its voters are low.
     pub async fn begin(&self, patience: Duration) -> Result<MessageWriter, AcceptError> {
         let mut elections = self.inner.elections.subscribe();
         let begun = self.inner.clock.instant();
@@ -151,7 +152,7 @@ impl Spool {
             };
             let waited = self.inner.clock.instant().saturating_duration_since(begun);
             let left = patience.saturating_sub(waited);
-            if left.is_zero() {
+            if left.is_zero() || matches!(error, AcceptError::NoSpace) {
                 return Err(error);
             }
             // A lease that is renewed tells nobody: look now and then.
@@ -173,6 +174,10 @@ impl Spool {
                 error = AcceptError::NoMajority;
                 continue;
             }
+            if partition.group().headroom() == 0 {
+                error = AcceptError::NoSpace;
+                continue;
+            }
             let id = inner.ids.next(inner.clock.now()).ok_or_else(|| {
                 AcceptError::Stopped(format!("node number {} does not fit into ids", inner.node))
             })?;
@@ -181,6 +186,20 @@ impl Spool {
             }
         }
         Err(error)
+    }
+
+    /// Whether a message of `bytes` (0 if nobody knows) would find space now. `Ok` also if this node leads nothing that
+    /// could take it: that is for [`Self::begin`] to say, which waits.
+    ///
+    /// # Errors
+    /// `NoSpace`.
+    pub fn check_space(&self, bytes: u64) -> Result<(), AcceptError> {
+        let led = self.partitions().into_iter().filter(Partition::takes).map(|p| p.group());
+        let headrooms = led.filter(Group::has_lease).map(|group| group.headroom());
+        match headrooms.max() {
+            Some(most) if most == 0 || most < bytes => Err(AcceptError::NoSpace),
+            _ => Ok(()),
+        }
     }
 
     /// A new message id, for a message that an [`super::Outcome`] creates. `None` if the node's number does not fit

@@ -68,7 +68,8 @@ async fn forward_aborts(replica: &Replica) -> Result<(), ProposeError> {
     Ok(())
 }
 
-/// Takes a checkpoint if that frees enough of the log. Every replica does so for itself.
+/// Takes a checkpoint if that frees enough of the log, or anything at all when the disk is low. Every replica does so
+/// for itself.
 pub(super) async fn trim(replica: &Replica) -> Result<(), ChangeError> {
     let purged = replica.raft.purged();
     let (entries, bytes) = {
@@ -79,7 +80,8 @@ pub(super) async fn trim(replica: &Replica) -> Result<(), ChangeError> {
         let entries = upto.saturating_add(1).saturating_sub(first);
         (entries, state.index.bytes_between(purged, upto))
     };
-    if entries == 0 || (entries < TRIM_ENTRIES_MIN && bytes < TRIM_BYTES_MIN) {
+    let little = entries < TRIM_ENTRIES_MIN && bytes < TRIM_BYTES_MIN;
+    if entries == 0 || (little && !replica.raft.is_low()) {
         return Ok(());
     }
     debug!(partition = replica.machine.partition(), entries, bytes, "trimming the log");

@@ -6,6 +6,7 @@ use super::{
     disk::{Faults, FaultyDisk},
     *,
 };
+use crate::log::SpaceLimits;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
@@ -34,6 +35,32 @@ async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
     cluster.until_all_have("two").await;
     until("1 follows", || cluster.group(1).leader() == Some(leader)).await;
     cluster.assert_equal(&["one", "two"]);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_knows_when_fewer_than_a_majority_have_space() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.lead(1).await;
+    let group = cluster.group(1).clone();
+    let low = SpaceLimits { bytes: u64::MAX, inodes: 0 };
+    until("space is known", || group.headroom() > 0).await;
+    cluster.node(2).log.limit_space(low);
+    // One low disk is no reason, whoever has it; and it is heard of although nothing is proposed.
+    tokio::time::sleep(SECOND).await;
+    assert!(group.headroom() > 0);
+    cluster.node(1).log.limit_space(low);
+    until("two are low", || group.headroom() == 0).await;
+    // What frees space still gets through.
+    cluster.say(1, "an outcome").await.unwrap();
+    cluster.node(2).log.limit_space(SpaceLimits::default());
+    until("only one is low", || group.headroom() > 0).await;
+    // Nor is a node that says nothing one that has space.
+    cluster.stop(3).await;
+    until("one is low, one is down", || group.headroom() == 0).await;
+    cluster.node(1).log.limit_space(SpaceLimits::default());
+    until("one is down", || group.headroom() > 0).await;
+    drop(group);
     cluster.stop_all().await;
 }
 

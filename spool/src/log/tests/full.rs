@@ -6,11 +6,14 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, mpsc},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{super::*, entry, model::Model, settle, wait};
-use crate::env::sim::{Lies, SimDisk, Trouble};
+use crate::env::{
+    Clock as _, SystemClock,
+    sim::{Lies, SimDisk, Trouble},
+};
 
 const SEGMENT: u64 = 4096;
 /// Far more than any of this takes.
@@ -38,9 +41,9 @@ fn append_later(log: &Log, index: u64, bytes: usize) -> mpsc::Receiver<Result<()
 }
 
 fn until(what: &str, mut question: impl FnMut() -> bool) {
-    let start = Instant::now();
+    let start = SystemClock.instant();
     while !question() {
-        assert!(start.elapsed() < PATIENCE, "{what}");
+        assert!(SystemClock.instant() - start < PATIENCE, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

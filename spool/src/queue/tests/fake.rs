@@ -52,6 +52,8 @@ pub(super) struct Fake {
     pub(super) trim_wanted: watch::Sender<Option<u64>>,
     /// Whether `forward` finds a leader.
     pub(super) leader_known: Mutex<bool>,
+    /// What the disks can take.
+    pub(super) headroom: AtomicU64,
 }
 
 #[async_trait]
@@ -107,6 +109,14 @@ impl Proposals for Fake {
 
     fn has_lease(&self) -> bool {
         *self.mode.lock().unwrap() != Mode::Elsewhere
+    }
+
+    fn headroom(&self) -> u64 {
+        self.headroom.load(Ordering::SeqCst)
+    }
+
+    fn is_low(&self) -> bool {
+        self.headroom() == 0
     }
 
     fn purged(&self) -> Option<u64> {
@@ -186,6 +196,7 @@ pub(super) fn world() -> World {
         trimmed: AtomicU64::new(0),
         trim_wanted: watch::Sender::new(None),
         leader_known: Mutex::new(true),
+        headroom: AtomicU64::new(u64::MAX),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }
