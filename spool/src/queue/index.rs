@@ -337,14 +337,16 @@ impl Index {
         }
     }
 
-    /// No attempt is under way.
-    fn end_begun(&mut self) {
-        for key in std::mem::take(&mut self.begun) {
-            if let Some(slot) = self.messages.get_mut(&key) {
+    /// No attempt is under way. Returns the messages that had one.
+    fn end_begun(&mut self) -> Vec<MessageId> {
+        let ended = std::mem::take(&mut self.begun);
+        for key in &ended {
+            if let Some(slot) = self.messages.get_mut(key) {
                 slot.mark_begun(false);
-                self.changed.note(key);
+                self.changed.note(*key);
             }
         }
+        ended.into_iter().map(Key::id).collect()
     }
 
     /// Takes a message out of what it is counted among.

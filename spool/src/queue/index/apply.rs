@@ -58,8 +58,11 @@ impl Index {
             }
             Change::Handover { to } => {
                 self.handover = Some(Handover { term: at.term, to });
-                // The leader has waited for its attempts to end.
-                self.end_begun();
+                // The leader has waited for its attempts to end. That changes their messages: a record of before must
+                // not be carried behind it.
+                for id in self.end_begun() {
+                    self.touch(at.index, id, false);
+                }
                 Ok(Effects::default())
             }
             Change::Begin { ids } => {
