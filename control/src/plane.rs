@@ -17,7 +17,7 @@ use ppsw_spool::{
     env::{Clock, Disk, UnixMs},
     group::{Group, Groups},
     log::{Log, LogError, Options, Space, SpaceLimits},
-    queue::{Outcome, Partition, Spool},
+    queue::{Checkpoints, Outcome, Partition, Spool, SpoolOptions},
 };
 use tokio::{
     sync::watch,
@@ -92,6 +92,7 @@ impl Plane {
         let book = AddressBook::load(&options.data)?;
         let dialer = Arc::new(Dialer::new(&identity));
         dialer.update(book.members.iter().map(|m| (m.id, m.control.clone())).collect());
+        let disk_of_checkpoints = Arc::clone(&disk);
         let log = open_log(&options, disk).await?;
         let carried = log.groups();
         if book.started && carried.is_empty() {
@@ -103,17 +104,18 @@ impl Plane {
             )));
         }
         let node = identity.node;
+        let checkpoints = open_checkpoints(&options, disk_of_checkpoints, node, &log);
         let groups =
             Groups::new(node, log, Arc::clone(&clock), Arc::clone(&dialer) as _, options.timing);
         // Bound before any group runs: a node that nobody can answer must not stand for election.
         let listener = serve::listen(options.listen)?;
         let machine = Arc::new(ControlMachine::default());
         let control = groups.open(CONTROL, Arc::clone(&machine) as _).await?;
-        let spool = Spool::with_takeover_grace(
+        let spool = Spool::with_options(
             node,
             groups.clone(),
             Arc::clone(&clock),
-            options.takeover_grace,
+            SpoolOptions { takeover_grace: options.takeover_grace, checkpoints },
         );
         // At once, so that the partitions have their majority although the control group is not heard yet.
         for id in carried.into_iter().filter(|id| *id != CONTROL) {
@@ -240,6 +242,7 @@ impl Plane {
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.give_away().await;
+        self.shared.spool.save().await;
         self.shared.groups.shutdown().await;
         self.shared.closed.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -419,6 +422,19 @@ fn partition_report(partition: &Partition) -> pb::GroupReport {
         lags,
         ..group_report(&group, partition.len())
     }
+}
+
+/// The local checkpoints of the queues. A node that cannot have them starts more slowly, and that is all.
+fn open_checkpoints(
+    options: &PlaneOptions,
+    disk: Arc<dyn Disk>,
+    node: NodeId,
+    log: &Log,
+) -> Option<Checkpoints> {
+    let dir = options.data.join("sled");
+    Checkpoints::open(disk, dir.clone(), node, log)
+        .inspect_err(|error| tracing::warn!(dir = %dir.display(), "no local checkpoints: {error}"))
+        .ok()
 }
 
 async fn open_log(options: &PlaneOptions, disk: Arc<dyn Disk>) -> Result<Log, PlaneError> {

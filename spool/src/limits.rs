@@ -188,6 +188,38 @@ pub const VOLUME_MARK_ENTRIES: u64 = 256;
 /// Marks that are kept: for 16 million entries; above that, the oldest are merged into one.
 pub const VOLUME_MARKS_MAX: usize = 64 * 1024;
 
+/// Marks that a local checkpoint keeps: enough to trim by, and few enough to be written every few seconds.
+pub const VOLUME_MARKS_KEPT: usize = 512;
+
+/// Messages whose change is remembered until they are written to the local checkpoint: more than change between two
+/// rounds. Above that, all messages are written anew. Some 15 MiB.
+pub const CHANGED_MAX: usize = 400_000;
+
+/// Messages that are copied at a time for a local checkpoint: under a millisecond of a lock that delivery needs, too.
+pub const KEPT_PIECE_MESSAGES: usize = 1000;
+
+/// … or bytes of messages.
+pub const KEPT_PIECE_BYTES: usize = 1024 * 1024;
+
+/// The longest piece of a local checkpoint: one message, as long as it can become by expansion of its recipients, or
+/// what is known of all uploads. A queue with a longer one has no local checkpoint.
+pub const KEPT_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How often changes are written to the local checkpoints: what is applied between is replayed after a crash, some
+/// seconds' worth of mail.
+pub const KEEP_PERIOD: Duration = Duration::from_secs(2);
+
+/// Pieces of changes in one round before the rest is taken at once: changes that come faster than they are written
+/// must not keep a round from ending.
+pub const KEPT_PIECES_MAX: usize = 64;
+
+/// A local checkpoint is written anew when it has grown to twice its messages, and by this: small ones are not
+/// written all the time.
+pub const KEPT_GROWTH_MIN: u64 = 16 * 1024 * 1024;
+
+/// Bytes of a local checkpoint between two syncs: a sync of the log has to wait for no more of them.
+pub const KEPT_SYNC_BYTES: u64 = 4 * 1024 * 1024;
+
 /// The highest node number that fits the two base 62 digits of a message id.
 pub const NODE_IN_ID_MAX: u64 = 62 * 62 - 1;
 

@@ -19,7 +19,7 @@ use openraft::{
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
-    ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
+    ChangeError, GroupId, GroupStatus, Position, ProposeError, Reply, Timing,
     lease::{self, Claim, Probation},
     machine::Adapter,
     network::{Factory, Peer},
@@ -345,6 +345,14 @@ impl Group {
         let entries = self.inner.parts.store.read(index, index + 1, 0).await?;
         let missing = LogError::Missing { group: self.id(), index };
         entries.first().and_then(|entry| proposal_of(&entry.payload)).ok_or(missing)
+    }
+
+    /// What this group must know beside a state of its machine that contains all entries up to `at` and no other, if
+    /// that is to be used at the next start ([`super::Machine::recall`]). `at` must have been applied. `None` if it is
+    /// from before the last checkpoint.
+    #[must_use]
+    pub fn note(&self, at: Position) -> Option<Bytes> {
+        self.inner.parts.adapter.note(at)
     }
 
     pub(super) fn peer(&self, node: NodeId) -> Peer {

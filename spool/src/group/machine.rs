@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     Checkpoint, Machine, Position, Reply,
+    local::Local,
     store::Store,
     types::{self, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
@@ -77,7 +78,7 @@ impl From<Saved> for Snapshot {
 }
 
 impl Adapter {
-    /// A machine that begins where the log's checkpoint says.
+    /// A machine that begins where the log's checkpoint says, or later if this node has kept its state.
     ///
     /// # Errors
     /// `Version` if a newer program wrote the checkpoint, `Damaged` if it is not understood.
@@ -112,6 +113,7 @@ impl Adapter {
                 return Err(LogError::Misuse(format!("the checkpoint of group {group}: {why}")));
             }
         }
+        adapter.recall();
         Ok(adapter)
     }
 
@@ -123,6 +125,38 @@ impl Adapter {
     /// Nothing is written any longer when this returns.
     pub(crate) async fn close(&self) {
         *self.saving.lock().await = Saving::Closed;
+    }
+
+    /// Takes the state that the machine has kept on this node, if it is of this group's log.
+    fn recall(&self) {
+        let mut known = None;
+        let fits = &mut |note: &Bytes| {
+            let begin = self.state().saved.as_ref().and_then(Saved::index);
+            let checked = Local::read(note, begin, &self.store);
+            if let Err(why) = &checked {
+                let group = self.store.group();
+                tracing::warn!(group, "the kept state is not used, the log is replayed: {why}");
+            }
+            known = checked.ok();
+            known.is_some()
+        };
+        if !self.machine.recall(fits) {
+            return;
+        }
+        if let Some(local) = known {
+            let mut state = self.state();
+            state.applied = Some(types::log_id(local.applied));
+            if let Some((_, membership)) = local.memberships.last_key_value() {
+                state.membership = membership.clone();
+            }
+            (state.terms, state.memberships) = (local.terms, local.memberships);
+        }
+    }
+
+    /// See [`super::Group::note`].
+    pub(crate) fn note(&self, at: Position) -> Option<Bytes> {
+        let state = self.state();
+        Local::write(self.store.group(), at, &state.terms, &state.memberships)
     }
 
     /// The end of the last saved checkpoint.

@@ -6,6 +6,7 @@ mod groups;
 mod handle;
 mod leadership;
 mod lease;
+mod local;
 mod machine;
 mod network;
 mod pace;
@@ -36,6 +37,14 @@ pub trait Machine: Send + Sync + 'static {
     fn checkpoint(&self, applied: Position) -> Checkpoint;
     /// Forgets all state and takes that of a checkpoint (at start, or when the leader sends one).
     fn restore(&self, checkpoint: &Checkpoint);
+    /// Takes the state that this node has kept by itself, if it has one and `fits` accepts what was noted with it
+    /// ([`Group::note`]); true then. Asked once, at start, behind `restore`. `fits` has no effect unless true is
+    /// returned.
+    fn recall(&self, fits: &mut dyn FnMut(&Bytes) -> bool) -> bool {
+        let _ = fits;
+        false
+    }
+
     /// Why this program is too old for an entry or a checkpoint that it was given, if it was: a newer one wrote it. The
     /// replica stops then, before it has applied anything behind: what others apply and it skips would be lost here.
     fn outdated(&self) -> Option<String> {

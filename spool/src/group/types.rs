@@ -171,16 +171,26 @@ pub(crate) const CHECKPOINT_VERSION: u32 = 1;
 
 /// A checkpoint as it is stored and sent.
 pub(crate) fn checkpoint_to_wire(meta: &SnapshotMeta, state: Bytes) -> wire::StoredCheckpoint {
-    let membership = &meta.last_membership;
     wire::StoredCheckpoint {
         version: CHECKPOINT_VERSION,
         last: meta.last_log_id.as_ref().map(log_id_to_wire),
-        membership: Some(wire::StoredMembership {
-            log_id: membership.log_id().as_ref().map(log_id_to_wire),
-            membership: Some(membership_to_wire(membership.membership())),
-        }),
+        membership: Some(stored_membership_to_wire(&meta.last_membership)),
         state,
     }
+}
+
+pub(crate) fn stored_membership_to_wire(membership: &StoredMembership) -> wire::StoredMembership {
+    wire::StoredMembership {
+        log_id: membership.log_id().as_ref().map(log_id_to_wire),
+        membership: Some(membership_to_wire(membership.membership())),
+    }
+}
+
+pub(crate) fn stored_membership_from_wire(stored: &wire::StoredMembership) -> StoredMembership {
+    StoredMembership::new(
+        stored.log_id.as_ref().map(log_id_from_wire),
+        membership_from_wire(&stored.membership.clone().unwrap_or_default()),
+    )
 }
 
 pub(crate) fn checkpoint_from_wire(
@@ -195,10 +205,7 @@ pub(crate) fn checkpoint_from_wire(
     let membership = stored.membership.unwrap_or_default();
     let meta = SnapshotMeta {
         last_log_id: stored.last.as_ref().map(log_id_from_wire),
-        last_membership: StoredMembership::new(
-            membership.log_id.as_ref().map(log_id_from_wire),
-            membership_from_wire(&membership.membership.unwrap_or_default()),
-        ),
+        last_membership: stored_membership_from_wire(&membership),
     };
     Ok((meta, stored.state))
 }

@@ -180,6 +180,16 @@ impl Index {
         Some(Place::Disk { slot, file: Arc::clone(&segment.file), stamp: segment.stamp })
     }
 
+    /// The position of an entry that is there, or of the last that was purged.
+    pub(super) fn position(&self, group: GroupId, index: u64) -> Option<Position> {
+        let Group { view, durable } = self.groups.get(&group)?;
+        if !(view.first..view.next).contains(&index) {
+            return view.purged.filter(|purged| purged.index == index);
+        }
+        let recent = view.recent.get(index).map(|entry| entry.position);
+        recent.or_else(|| durable.slots.get(index).map(|slot| Position { term: slot.term, index }))
+    }
+
     // What is durable.
 
     /// A segment was begun; it may hold records from now on.

@@ -11,6 +11,7 @@ mod cache;
 mod driver;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod identity;
 mod index;
 mod mark;
 mod queue;
@@ -174,6 +175,7 @@ pub struct Log {
 
 struct Inner {
     shared: Arc<Shared>,
+    identity: [u8; 16],
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// A `Driver` writes, not a thread.
     driven: bool,
@@ -194,7 +196,8 @@ impl Log {
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
         let (writer, spare) = space::patiently(|| prepare(Arc::clone(&disk), options.clone()))?;
         let shared = Arc::clone(&writer.shared);
-        let inner = Inner { shared, threads: Mutex::default(), driven: false };
+        let identity = identity::identity(&*disk, &options.dir);
+        let inner = Inner { shared, identity, threads: Mutex::default(), driven: false };
         let log = Self { inner: Arc::new(inner) };
         log.start("ppsw-log", || writer.run())?;
         log.start("ppsw-spare", || spare.run())?;
@@ -210,7 +213,8 @@ impl Log {
         let (writer, spare) = prepare(disk, options)?;
         writer.shared.never_wait();
         let shared = Arc::clone(&writer.shared);
-        let inner = Inner { shared, threads: Mutex::default(), driven: true };
+        let identity = identity::identity(&*shared.disk, &shared.dir);
+        let inner = Inner { shared, identity, threads: Mutex::default(), driven: true };
         Ok((Self { inner: Arc::new(inner) }, Driver::new(writer, spare)))
     }
 
@@ -283,6 +287,16 @@ impl Log {
             let record = state.index.forget(group);
             Ok(record.map(|record| (record, None)).into_iter().collect())
         });
+    }
+
+    /// A number that no other log has, for what is made from this one and kept elsewhere.
+    pub fn identity(&self) -> [u8; 16] {
+        self.inner.identity
+    }
+
+    /// The position of an entry that is there, or of the last that was purged.
+    pub fn position(&self, group: GroupId, index: u64) -> Option<Position> {
+        self.inner.shared.lock().index.position(group, index)
     }
 
     /// Resolves when the writer's queue has room. Await it before an append: it is what bounds memory when the

@@ -1,4 +1,4 @@
-//! Space: how much the disk has left, and the spare segment that is made ahead of need (docs/log-format.md §9).
+//! Space: how much the disk has left, and the spare segment that is made ahead of need (docs/log-format.md §10).
 //!
 //! A thread of its own does both, so that neither an allocation nor a file system that hangs stands in the way of
 //! the writer.

@@ -3,10 +3,10 @@
 mod convert;
 
 use bytes::Bytes;
-pub(super) use convert::{read_attempts, read_envelope, write_attempt, write_envelope};
-use convert::{
-    read_id, read_outcome, read_recipient, read_record, write_delivered, write_id, write_recipient,
+pub(super) use convert::{
+    read_attempts, read_envelope, read_id, write_attempt, write_envelope, write_id,
 };
+use convert::{read_outcome, read_recipient, read_record, write_delivered, write_recipient};
 use ppsw_proto::queue as pb;
 use prost::Message as _;
 

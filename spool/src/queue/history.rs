@@ -4,8 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use super::message::MessageId;
-use crate::limits::{HISTORY_ENTRIES, VOLUME_MARK_ENTRIES, VOLUME_MARKS_MAX};
+use ppsw_proto::queue as pb;
+
+use super::{
+    entry::{read_id, write_id},
+    message::MessageId,
+};
+use crate::limits::{HISTORY_ENTRIES, VOLUME_MARK_ENTRIES, VOLUME_MARKS_KEPT, VOLUME_MARKS_MAX};
 
 /// The last entries by message, and the refusals that a replay must understand.
 #[derive(Clone, Debug)]
@@ -55,6 +60,11 @@ impl History {
             refusals: BTreeMap::new(),
             settled: None,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn set_entries(&mut self, entries: u64) {
+        self.entries = entries;
     }
 
     /// How many entries it remembers.
@@ -191,6 +201,43 @@ impl History {
     pub(super) fn forget(&mut self, start: u64) {
         self.refusals = self.refusals.split_off(&start.saturating_add(1));
     }
+
+    /// For a local checkpoint.
+    pub(super) fn write(&self) -> pb::HistoryState {
+        let window = self.window.iter();
+        let touched = self.touched.iter().map(|(id, touched)| pb::Touched {
+            message: Some(write_id(*id)),
+            last: touched.last,
+            ended: touched.ended,
+            made: touched.made,
+        });
+        let refusals = self.refusals.iter();
+        pb::HistoryState {
+            settled: self.settled.map(|s| pb::SettledUpto { at: s.at, upto: s.upto }),
+            window: window
+                .map(|&(index, id)| pb::Touch { index, message: id.map(write_id) })
+                .collect(),
+            touched: touched.collect(),
+            refusals: refusals
+                .map(|(&index, &because)| pb::RefusedEntry { index, because })
+                .collect(),
+        }
+    }
+
+    /// From a local checkpoint.
+    pub(super) fn read(state: pb::HistoryState) -> Result<Self, String> {
+        let mut history = Self::default();
+        for touch in state.window {
+            let message = touch.message.map(|id| read_id(Some(id))).transpose()?;
+            history.window.push_back((touch.index, message));
+        }
+        for pb::Touched { message, last, ended, made } in state.touched {
+            history.touched.insert(read_id(message)?, Touched { last, ended, made });
+        }
+        history.settled = state.settled.map(|s| Settled { at: s.at, upto: s.upto });
+        history.refusals = state.refusals.iter().map(|r| (r.index, r.because)).collect();
+        Ok(history)
+    }
 }
 
 /// How many bytes the log holds up to an index, roughly: marks every few hundred entries.
@@ -225,6 +272,18 @@ impl Volume {
         let behind = self.marks.partition_point(|(marked, _)| *marked <= upto);
         let last = self.marks.get(behind).map_or(self.total, |(_, total)| *total);
         last.saturating_sub(first)
+    }
+
+    /// For a local checkpoint: some of the marks, and the total.
+    pub(super) fn write(&self) -> (Vec<pb::VolumeMark>, u64) {
+        let step = self.marks.len().div_ceil(VOLUME_MARKS_KEPT).max(1);
+        let some = self.marks.iter().step_by(step);
+        (some.map(|&(index, bytes)| pb::VolumeMark { index, bytes }).collect(), self.total)
+    }
+
+    /// From a local checkpoint.
+    pub(super) fn read(marks: &[pb::VolumeMark], total: u64) -> Self {
+        Self { marks: marks.iter().map(|mark| (mark.index, mark.bytes)).collect(), total }
     }
 
     /// Bytes of all entries behind `index`, to the precision of the marks: rather too many than too few.

@@ -9,6 +9,7 @@ mod pins;
 mod slot;
 #[cfg(test)]
 mod view;
+mod written;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,12 +17,12 @@ use std::{
     sync::Arc,
 };
 
-pub(super) use keep::Keeper;
-
+pub(super) use self::{keep::Keeper, key::Key, written::Kept};
 use self::{
-    key::{Due, Key},
+    key::Due,
     pins::Pins,
     slot::{Head, Slot},
+    written::Changed,
 };
 #[cfg(test)]
 pub(super) use view::View;
@@ -31,12 +32,14 @@ use super::{
     history::{History, Volume},
     message::{Attempt, MessageId, QueuedMessage},
 };
-use crate::{NodeId, env::UnixMs};
+use crate::{NodeId, env::UnixMs, group::Position};
 
 /// The queue as of some index of the log.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     applied: Option<u64>,
+    /// Term of that entry.
+    term: u64,
     messages: BTreeMap<Key, Slot>,
     /// Uploads that no `Accept` has claimed.
     partials: BTreeMap<MessageId, Partial>,
@@ -56,6 +59,8 @@ pub(super) struct Index {
     /// The highest id seen of each node.
     highest: BTreeMap<u16, MessageId>,
     handover: Option<Handover>,
+    /// Not replicated: what a local checkpoint lacks.
+    changed: Changed,
 }
 
 /// Chunks of a message that is not yet accepted: number to index and length.
@@ -115,7 +120,13 @@ impl Index {
         index
     }
 
-    /// Goes past an entry that nobody can apply.
+    /// Goes past an entry of `term` that nobody can apply.
+    pub(super) fn refuse(&mut self, at: Position, bytes: u64) {
+        self.term = at.term;
+        self.pass(at.index, bytes);
+    }
+
+    /// Goes past an entry.
     pub(super) fn pass(&mut self, index: u64, bytes: u64) {
         self.applied = Some(index);
         self.history.advance(index);
@@ -297,6 +308,7 @@ impl Index {
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
         self.pins.add(head.pin);
+        self.changed.note(key);
         if head.tried.begun {
             self.begun.insert(key);
         }
@@ -308,6 +320,7 @@ impl Index {
         let removed = self.messages.remove(&key).and_then(|slot| Some((slot.head()?, slot)));
         let Some((head, slot)) = removed else { return };
         self.bytes -= head.size;
+        self.changed.note(key);
         self.live -= slot.weight(&head);
         self.leave(key, &head);
         self.begun.remove(&key);
@@ -319,6 +332,7 @@ impl Index {
         let Some(key) = Key::of(id) else { return };
         if let Some(slot) = self.messages.get_mut(&key) {
             slot.mark_begun(true);
+            self.changed.note(key);
             self.begun.insert(key);
         }
     }
@@ -328,6 +342,7 @@ impl Index {
         for key in std::mem::take(&mut self.begun) {
             if let Some(slot) = self.messages.get_mut(&key) {
                 slot.mark_begun(false);
+                self.changed.note(key);
             }
         }
     }
@@ -352,6 +367,7 @@ impl Index {
         let head = Head::new(message, old.pin, old.record, tried);
         self.held += usize::from(head.held);
         self.due.extend(head.due().map(|due| Due::new(due, key)));
+        self.changed.note(key);
         if !tried.begun {
             self.begun.remove(&key);
         }

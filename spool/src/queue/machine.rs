@@ -33,6 +33,7 @@ pub(super) struct QueueMachine {
     takeover_grace: Duration,
     ids: Arc<Ids>,
     state: Mutex<State>,
+    local: Mutex<Local>,
     pulse: watch::Sender<Pulse>,
     /// Counts changes of leadership in all partitions of the node.
     elections: watch::Sender<u64>,
@@ -47,6 +48,20 @@ pub(super) struct State {
     pub(super) leading: Option<u64>,
     /// Why this program is too old for what it was given.
     outdated: Option<String>,
+}
+
+/// What a machine knows of its local checkpoint.
+#[derive(Default)]
+enum Local {
+    /// There is none: nobody asks for changes.
+    #[default]
+    Off,
+    /// One is written, perhaps from the beginning.
+    Kept,
+    /// One was read, with what the group noted; the group has not yet said whether it fits.
+    Offered(Box<Index>, Bytes),
+    /// It was taken over.
+    Taken,
 }
 
 /// What this node's queues hold; zero while another node leads, so that the sum over nodes is the cluster's.
@@ -77,11 +92,29 @@ impl QueueMachine {
             takeover_grace: TAKEOVER_GRACE,
             ids,
             state: Mutex::default(),
+            local: Mutex::default(),
             pulse: watch::Sender::default(),
             elections,
             upkeep: Notify::new(),
             gauges,
         }
+    }
+
+    /// Offers what a local checkpoint holds to the group, which is about to be opened, or only has changes noted.
+    pub(super) fn offer(&self, checkpoint: Option<(Index, Bytes)>) {
+        *self.local() = match checkpoint {
+            Some((index, note)) => Local::Offered(Box::new(index), note),
+            None => Local::Kept,
+        };
+    }
+
+    /// What was offered has been taken over.
+    pub(super) fn has_recalled(&self) -> bool {
+        matches!(*self.local(), Local::Taken)
+    }
+
+    fn local(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Another time that messages wait after an unplanned takeover.
@@ -185,7 +218,7 @@ impl Machine for QueueMachine {
             }
             Err(Unread::Bad(why)) => {
                 warn!(partition = self.partition, index = at.index, "entry refused: {why}");
-                state.index.pass(at.index, bytes);
+                state.index.refuse(at, bytes);
                 return Reply::Refused(why);
             }
         };
@@ -229,7 +262,28 @@ impl Machine for QueueMachine {
         highest.iter().for_each(|id| self.ids.seen(*id));
         let mut state = self.lock();
         state.index = Index::restored(highest);
+        if !matches!(*self.local(), Local::Off) {
+            state.index.track();
+        }
         self.tell(state);
+    }
+
+    fn recall(&self, fits: &mut dyn FnMut(&Bytes) -> bool) -> bool {
+        let offered = std::mem::take(&mut *self.local());
+        let Local::Offered(mut index, note) = offered else {
+            *self.local() = offered;
+            return false;
+        };
+        let taken = fits(&note);
+        *self.local() = if taken { Local::Taken } else { Local::Kept };
+        if taken {
+            index.highest().for_each(|id| self.ids.seen(id));
+            index.none_changed();
+            let mut state = self.lock();
+            state.index = *index;
+            self.tell(state);
+        }
+        taken
     }
 
     fn outdated(&self) -> Option<String> {

@@ -3,6 +3,7 @@
 //! `docs/spool.md` describes the states of a message in the log, and what recovery makes of each.
 
 mod carry;
+mod checkpoint;
 mod entry;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
@@ -21,6 +22,7 @@ mod upkeep;
 mod writer;
 
 pub use carry::CarryError;
+pub use checkpoint::Checkpoints;
 pub use index::Summary;
 pub use message::{
     Attempt, Body, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, QueuedMessage,
@@ -29,7 +31,7 @@ pub use message::{
 pub use partition::Partition;
 pub use reader::BodyReader;
 pub use retention::{Kept, KeptFor, LogReport};
-pub use spool::Spool;
+pub use spool::{Spool, SpoolOptions};
 pub use writer::MessageWriter;
 
 /// Why a message was not taken. The front end answers `451 4.3.0` to all of them (`452 4.3.1` to `NoSpace`, and

@@ -276,6 +276,11 @@ impl Partition {
         self.leading().is_some() && !self.replica.machine.handed_over() && self.is_open()
     }
 
+    #[cfg(test)]
+    pub(super) fn machine(&self) -> &super::machine::QueueMachine {
+        &self.replica.machine
+    }
+
     pub(super) fn is_quiesced(&self) -> bool {
         self.replica.is_quiesced()
     }

@@ -13,7 +13,11 @@ use metrics::{describe_counter, describe_gauge};
 use tokio::{sync::watch, task::AbortHandle};
 
 use super::{
-    AcceptError, MessageWriter, Partition, ids::Ids, machine::QueueMachine, replica::Replica,
+    AcceptError, Checkpoints, MessageWriter, Partition,
+    checkpoint::{Continued, Loaded},
+    ids::Ids,
+    machine::QueueMachine,
+    replica::Replica,
     retention,
 };
 use crate::{
@@ -23,6 +27,20 @@ use crate::{
     limits::{LEASE_POLL, LOG_FLOOR_BYTES, TAKEOVER_GRACE},
     log::LogError,
 };
+
+/// How a spool is kept.
+pub struct SpoolOptions {
+    /// How long messages that may have been in flight wait after an unplanned takeover.
+    pub takeover_grace: Duration,
+    /// Local checkpoints of the partitions; without, each start replays the whole log.
+    pub checkpoints: Option<Checkpoints>,
+}
+
+impl Default for SpoolOptions {
+    fn default() -> Self {
+        Self { takeover_grace: TAKEOVER_GRACE, checkpoints: None }
+    }
+}
 
 /// The spool of this node: the partitions that it carries.
 #[derive(Clone)]
@@ -37,6 +55,7 @@ pub(super) struct Inner {
     takeover_grace: Duration,
     ids: Arc<Ids>,
     elections: watch::Sender<u64>,
+    checkpoints: Option<Checkpoints>,
     partitions: Mutex<BTreeMap<PartitionId, Partition>>,
     /// Held while a partition is opened or closed.
     changing: tokio::sync::Mutex<()>,
@@ -56,17 +75,18 @@ impl Drop for Inner {
 impl Spool {
     /// The spool of node `node`; no partition is open yet.
     pub fn new(node: NodeId, groups: Groups, clock: Arc<dyn Clock>) -> Self {
-        Self::with_takeover_grace(node, groups, clock, TAKEOVER_GRACE)
+        Self::with_options(node, groups, clock, SpoolOptions::default())
     }
 
-    /// The same; messages that may have been in flight wait for `takeover_grace` after an unplanned takeover.
-    pub fn with_takeover_grace(
+    /// The spool of node `node`, kept as `options` say; no partition is open yet.
+    pub fn with_options(
         node: NodeId,
         groups: Groups,
         clock: Arc<dyn Clock>,
-        takeover_grace: Duration,
+        options: SpoolOptions,
     ) -> Self {
         describe_metrics();
+        let SpoolOptions { takeover_grace, checkpoints } = options;
         Self {
             inner: Arc::new(Inner {
                 node,
@@ -75,6 +95,7 @@ impl Spool {
                 takeover_grace,
                 ids: Arc::new(Ids::new(node)),
                 elections: watch::Sender::new(0),
+                checkpoints,
                 partitions: Mutex::default(),
                 changing: tokio::sync::Mutex::new(()),
                 log_floor: AtomicU64::new(LOG_FLOOR_BYTES),
@@ -102,7 +123,14 @@ impl Spool {
         let (clock, ids) = (Arc::clone(&inner.clock), Arc::clone(&inner.ids));
         let machine = QueueMachine::new(id, inner.node, clock, ids, inner.elections.clone());
         let machine = Arc::new(machine.with_takeover_grace(inner.takeover_grace));
+        let continued = self.offer_checkpoint(&machine).await;
         let group = inner.groups.open(id, Arc::clone(&machine) as Arc<dyn Machine>).await?;
+        if let Some(checkpoints) = &inner.checkpoints {
+            let continued = continued.filter(|_| machine.has_recalled());
+            let noting = group.clone();
+            let note = Box::new(move |at| noting.note(at));
+            checkpoints.keep(Arc::clone(&machine), continued, note);
+        }
         let replica = Replica::new(machine, Arc::new(group.clone()), Arc::clone(&inner.clock));
         let partition = Partition::start(Arc::new(replica), group);
         self.partitions_mut().insert(id, partition.clone());
@@ -119,6 +147,9 @@ impl Spool {
     pub async fn close(&self, id: PartitionId) -> Result<(), LogError> {
         let _changing = self.inner.changing.lock().await;
         let closed = self.partitions_mut().remove(&id);
+        if let Some(checkpoints) = &self.inner.checkpoints {
+            checkpoints.forget(id);
+        }
         self.inner.groups.close(id).await?;
         if let Some(partition) = closed {
             partition.retire();
@@ -157,6 +188,28 @@ impl Spool {
             }
             // A lease that is renewed tells nobody: look now and then.
             let _ = tokio::time::timeout(left.min(LEASE_POLL), elections.changed()).await;
+        }
+    }
+
+    /// Reads the local checkpoint of a partition that is about to be opened, without keeping this thread.
+    async fn offer_checkpoint(&self, machine: &QueueMachine) -> Option<Continued> {
+        let checkpoints = self.inner.checkpoints.clone()?;
+        let partition = machine.partition();
+        // A panic has been reported by its thread; without a checkpoint the log is replayed.
+        let loaded = tokio::task::spawn_blocking(move || checkpoints.load(partition)).await.ok();
+        let (offer, continued) = match loaded.flatten().map(Loaded::split) {
+            Some((index, note, continued)) => (Some((index, note)), Some(continued)),
+            None => (None, None),
+        };
+        machine.offer(offer);
+        continued
+    }
+
+    /// Writes the local checkpoints, for an orderly end: the next start need not replay what came since the last time.
+    pub async fn save(&self) {
+        if let Some(checkpoints) = self.inner.checkpoints.clone() {
+            // A panic has been reported by its thread.
+            let _ = tokio::task::spawn_blocking(move || checkpoints.save()).await;
         }
     }
 

@@ -2,6 +2,8 @@
 
 mod cluster;
 mod fake;
+mod kept;
+mod kept_replay;
 mod leading;
 mod replay;
 mod retention;

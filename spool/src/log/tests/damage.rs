@@ -238,7 +238,8 @@ fn segments_are_recycled_and_few_are_kept() {
     }
     wait(|done| log.save_vote(1, Bytes::new(), done)).unwrap();
     drop(log);
-    let names = disk.list(Path::new("/log")).unwrap();
+    let mut names = disk.list(Path::new("/log")).unwrap();
+    names.retain(|name| name != "identity");
     assert!(names.len() <= 6, "{names:?}");
     assert!(names.iter().any(|name| segment::free_generation_of(name).is_some()), "{names:?}");
     let log = open(&disk).unwrap();

@@ -172,7 +172,9 @@ fn low_is_what_the_limits_say() {
     let log = open(&disk).unwrap();
     until("a measurement", || log.space().headroom() <= 98 * SEGMENT);
     log.limit_space(SpaceLimits { bytes: 90 * SEGMENT, inodes: 1 });
-    assert_eq!(log.space().headroom(), 8 * SEGMENT);
+    // The log's number takes some bytes, too.
+    let headroom = log.space().headroom();
+    assert!((8 * SEGMENT - 100..=8 * SEGMENT).contains(&headroom), "{headroom}");
     disk.limit(91 * SEGMENT);
     until("the disk to be low", || log.space().headroom() == 0);
     assert!(!log.space().short && log.takes_entries(), "low is not short");

@@ -12,11 +12,11 @@ use crate::{
     },
 };
 
-pub(super) fn write_id(id: MessageId) -> pb::MessageId {
+pub(in crate::queue) fn write_id(id: MessageId) -> pb::MessageId {
     pb::MessageId { second: id.second, counter: id.counter, node: u32::from(id.node) }
 }
 
-pub(super) fn read_id(id: Option<pb::MessageId>) -> Result<MessageId, String> {
+pub(in crate::queue) fn read_id(id: Option<pb::MessageId>) -> Result<MessageId, String> {
     let id = id.ok_or("an entry without a message id")?;
     let node = u16::try_from(id.node).map_err(|_| format!("no node has number {}", id.node))?;
     let id = MessageId { second: id.second, counter: id.counter, node };

@@ -24,6 +24,7 @@ impl Index {
         bytes: u64,
         change: Change,
     ) -> Result<Effects, Refusal> {
+        self.term = at.term;
         self.pass(at.index, bytes);
         match change {
             Change::Chunk { id, number, bytes } => {

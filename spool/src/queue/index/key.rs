@@ -49,6 +49,18 @@ impl Key {
     }
 }
 
+impl Key {
+    /// The key in a checkpoint; `None` if it is none.
+    pub(super) fn read(bytes: [u8; 16]) -> Option<Self> {
+        let key = Self(u128::from_be_bytes(bytes));
+        (key <= Self::MAX && key.id().is_writable()).then_some(key)
+    }
+
+    pub(super) fn write(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+}
+
 impl Due {
     pub(super) fn new(due: UnixMs, key: Key) -> Self {
         Self(u128::from(due.0.min(DUE_MAX)) << ID_BITS | key.0)

@@ -142,6 +142,17 @@ impl Slot {
         head.size.saturating_add(record as u64)
     }
 
+    /// Takes over encoded bytes from a checkpoint; `None` if they are not.
+    pub(super) fn read(bytes: &[u8]) -> Option<Self> {
+        let slot = Self { bytes: bytes.into() };
+        slot.open(MessageId { second: 0, counter: 0, node: 0 })?;
+        Some(slot)
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// What the index needs. `None` never comes: only what [`Self::new`] made is kept.
     pub(super) fn head(&self) -> Option<Head> {
         Head::read(&mut &*self.bytes)

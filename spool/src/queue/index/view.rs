@@ -23,6 +23,11 @@ pub(in crate::queue) struct View {
 }
 
 impl View {
+    /// How many messages there are.
+    pub(in crate::queue) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// All but where bytes lie.
     pub(in crate::queue) fn but_places(mut self) -> Self {
         self.uploads.clear();
@@ -36,6 +41,11 @@ impl View {
 impl Index {
     pub(in crate::queue) fn with_history(entries: u64) -> Self {
         Self { history: History::new(entries), ..Self::default() }
+    }
+
+    /// What was written of an index with a short history has one, too.
+    pub(in crate::queue) fn set_history(&mut self, entries: u64) {
+        self.history.set_entries(entries);
     }
 
     pub(in crate::queue) fn view(&self) -> View {

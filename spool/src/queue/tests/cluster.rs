@@ -35,34 +35,52 @@ impl Dial for Loopback {
     }
 }
 
-struct Node {
+pub(super) struct Node {
     groups: Groups,
-    spool: Spool,
-    partition: Partition,
+    pub(super) spool: Spool,
+    pub(super) partition: Partition,
     server: JoinHandle<()>,
 }
 
 impl Node {
     async fn start(node: NodeId, dir: &Path, dial: &Arc<Loopback>) -> Self {
+        Self::start_with(node, dir, None, dial).await
+    }
+
+    /// With local checkpoints in `kept`.
+    pub(super) async fn start_with(
+        node: NodeId,
+        dir: &Path,
+        kept: Option<&Path>,
+        dial: &Arc<Loopback>,
+    ) -> Self {
         let options =
             Options { dir: dir.to_owned(), segment_bytes: LOG_SEGMENT_BYTES, cache_bytes: 1 << 20 };
         let log = Log::open(Arc::new(SystemDisk), options).unwrap();
+        let checkpoints = kept.map(|kept| {
+            Checkpoints::open(Arc::new(SystemDisk), kept.to_owned(), node, &log).unwrap()
+        });
         let clock = Arc::new(SystemClock);
         let groups =
             Groups::new(node, log, clock.clone(), Arc::clone(dial) as _, Timing::default());
         let server = serve(node, &groups, dial).await;
-        let spool = Spool::new(node, groups.clone(), clock);
+        let spool = Spool::with_options(
+            node,
+            groups.clone(),
+            clock,
+            SpoolOptions { checkpoints, ..SpoolOptions::default() },
+        );
         let partition = spool.open(1).await.unwrap();
         Self { groups, spool, partition, server }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.groups.shutdown().await;
         self.server.abort();
         let _ = self.server.await;
     }
 
-    async fn accept(&self, recipients: usize, body: &[u8]) -> MessageId {
+    pub(super) async fn accept(&self, recipients: usize, body: &[u8]) -> MessageId {
         let mut writer = self.spool.begin(PATIENCE).await.unwrap();
         writer.write(body).await.unwrap();
         let received = SystemClock.now();
@@ -70,7 +88,7 @@ impl Node {
         writer.accept(envelope, PATIENCE).await.unwrap()
     }
 
-    async fn body(&self, id: MessageId) -> Vec<u8> {
+    pub(super) async fn body(&self, id: MessageId) -> Vec<u8> {
         let mut reader = self.partition.body(&self.partition.get(id).unwrap());
         let mut all = Vec::new();
         while let Some(bytes) = reader.next().await.unwrap() {
@@ -80,12 +98,12 @@ impl Node {
     }
 
     /// Waits until it leads, and may deliver.
-    async fn leads(&self) {
+    pub(super) async fn leads(&self) {
         wait(|| self.partition.may_deliver()).await;
     }
 
     /// The queue without what only the leader knows.
-    fn queue(&self) -> Vec<QueuedMessage> {
+    pub(super) fn queue(&self) -> Vec<QueuedMessage> {
         let message = |m: &Arc<QueuedMessage>| QueuedMessage {
             not_before: UnixMs(0),
             ..QueuedMessage::clone(m)

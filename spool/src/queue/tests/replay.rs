@@ -15,14 +15,14 @@ use crate::{
 };
 
 /// Window of the replicas in here: short, so that starts come to lie everywhere …
-const WINDOW: u64 = 5;
+pub(super) const WINDOW: u64 = 5;
 /// … or long enough that a `Settle` cuts it.
-const LONG_WINDOW: u64 = 24;
+pub(super) const LONG_WINDOW: u64 = 24;
 const CHUNK: &[u8] = b"ten bytes.";
 
 /// What may happen next; numbers choose messages, recipients and earlier entries.
 #[derive(Clone, Debug)]
-enum Step {
+pub(super) enum Step {
     /// An entry of Raft's own.
     Blank,
     Chunk(u64, u32),
@@ -54,7 +54,7 @@ enum Step {
     Again(usize),
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(super) fn step() -> impl Strategy<Value = Step> {
     let (id, recipient) = (0..6_u64, 0..3_u32);
     prop_oneof![
         1 => Just(Step::Blank),
@@ -81,19 +81,19 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// A log under construction, with the replica that has read all of it.
-struct Full {
+pub(super) struct Full {
     window: u64,
-    log: Vec<Option<Bytes>>,
-    index: Index,
+    pub(super) log: Vec<Option<Bytes>>,
+    pub(super) index: Index,
     /// The queue after each entry.
-    views: Vec<View>,
+    pub(super) views: Vec<View>,
     /// Where a replay may start that is ordered after each entry.
-    starts: Vec<Option<u64>>,
+    pub(super) starts: Vec<Option<u64>>,
     records: Vec<Bytes>,
 }
 
 impl Full {
-    fn new(window: u64) -> Self {
+    pub(super) fn new(window: u64) -> Self {
         let index = Index::with_history(window);
         Self { window, log: vec![], index, views: vec![], starts: vec![], records: vec![] }
     }
@@ -106,7 +106,7 @@ impl Full {
         self.starts.push(self.index.checkpoint(at));
     }
 
-    fn step(&mut self, step: Step) {
+    pub(super) fn step(&mut self, step: Step) {
         let due = UnixMs(self.log.len() as u64);
         let payload = match step {
             Step::Blank => None,
@@ -187,7 +187,7 @@ impl Full {
     }
 }
 
-fn apply(index: &mut Index, at: u64, payload: Option<&Bytes>) {
+pub(super) fn apply(index: &mut Index, at: u64, payload: Option<&Bytes>) {
     if let Some(payload) = payload {
         let change = entry::decode(payload).unwrap();
         let _ = index.apply(Position { term: 1, index: at }, payload.len() as u64, change);
