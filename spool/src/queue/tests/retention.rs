@@ -57,7 +57,9 @@ impl Node {
         let log = Log::open(Arc::new(SystemDisk), options).unwrap();
         let clock = Arc::new(FastClock(SystemClock.instant()));
         let dialer = Arc::clone(dial) as _;
-        let groups = Groups::new(number, log.clone(), clock.clone(), dialer, Timing::default());
+        // Not the groups: what they have heard of each other would be too old to be true.
+        let groups =
+            Groups::new(number, log.clone(), Arc::new(SystemClock), dialer, Timing::default());
         let server = serve(number, &groups, dial).await;
         let spool = Spool::new(number, groups.clone(), clock);
         spool.set_log_floor(FLOOR);
