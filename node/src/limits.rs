@@ -286,6 +286,10 @@ pub const WAITING_PER_DESTINATION_MAX: usize = 100;
 /// How long a message whose destination is full is left alone, unless the destination has a place before.
 pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(60);
 
+/// What was delivered waits so long for other destinations of its message before it is recorded without them: most
+/// messages get one outcome, and a crash repeats little.
+pub const OUTCOME_GATHER: Duration = Duration::from_millis(100);
+
 /// When recipients are due again whose destination was full while others of their message were tried.
 pub const DESTINATION_FULL_RETRY: Duration = Duration::from_secs(5);
 

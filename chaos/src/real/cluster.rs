@@ -375,12 +375,14 @@ fn get(number: u16, path: &str) -> std::io::Result<(u16, String)> {
     Ok((status, body.to_owned()))
 }
 
-/// `ppswd.toml` of a node: small segments, so that there are old ones; short waits, so that rounds are short.
+/// `ppswd.toml` of a node: small segments, so that there are old ones; short waits, so that rounds are short; little room
+/// kept free, as its disk is small.
 fn configuration(number: u16, dir: &Path) -> String {
     format!(
         "name = \"node-{number}\"\ndata = \"data\"\nlog = \"log\"\nconfig = \"{dir}/config\"\n\
          certificates = \"{dir}/certs\"\ncontrol = \"{}\"\nhttp = \"{}\"\ndns = [\"{names}\"]\n\
-         segment_bytes = 8388608\ncache_bytes = 16777216\ntakeover_grace = \"3s\"\nretry = \"F,4h,2s\"\n\
+         segment_bytes = 8388608\ncache_bytes = 16777216\nlog_floor = 134217728\n\
+         check_spool_space = \"64M\"\ntakeover_grace = \"3s\"\nretry = \"F,4h,2s\"\n\
          [[listener]]\nservice = \"smtp\"\naddress = \"{}\"\n",
         network::node(number, CONTROL),
         network::node(number, HTTP),

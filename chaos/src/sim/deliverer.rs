@@ -85,6 +85,7 @@ impl Account {
             finished: self.finished(),
             creates: self.bounces.iter().map(bounce).collect::<Option<_>>()?,
             warned: false,
+            goes_on: false,
         })
     }
 }

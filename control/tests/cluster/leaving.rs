@@ -59,6 +59,7 @@ async fn a_node_leaves_and_its_queue_stays_until_it_is_empty() {
         finished: vec![0],
         creates: Vec::new(),
         warned: false,
+        goes_on: false,
     };
     cluster.nodes[0].plane.forward_outcome(3, outcome, PATIENCE).await.unwrap();
     until("the partition is retired", async || {

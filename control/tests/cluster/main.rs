@@ -93,6 +93,7 @@ async fn a_drain_survives_a_restart_and_mail_stays() {
         finished: vec![0],
         creates: Vec::new(),
         warned: false,
+        goes_on: false,
     };
     cluster.nodes[2].plane.forward_outcome(3, outcome, PATIENCE).await.unwrap();
     assert!(cluster.listed(pb::QueueFilter::default()).await.is_empty());

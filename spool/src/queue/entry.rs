@@ -234,6 +234,7 @@ pub(super) fn outcome(outcome: &Outcome) -> Bytes {
         finished: outcome.finished.clone(),
         creates: creates.collect(),
         warned: outcome.warned,
+        goes_on: outcome.goes_on,
     }))
 }
 

@@ -115,6 +115,7 @@ mod tests {
                     finished: finished.then_some(recipient).into_iter().collect(),
                     creates: vec![(id(number + 10), Envelope::default(), Bytes::new())],
                     warned: false,
+                    goes_on: false,
                 })
             },
         );

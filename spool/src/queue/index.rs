@@ -356,6 +356,11 @@ impl Index {
         }
     }
 
+    /// Whether a message waits because of an unplanned takeover.
+    fn is_waiting(&self, key: Key, head: &Head) -> bool {
+        head.due().is_some_and(|due| self.grace.waiting.contains(&Due::new(due, key)))
+    }
+
     /// Replaces a message by what became of it, or removes it when every recipient is finished now; true then.
     fn replace(&mut self, old: &Head, message: &QueuedMessage, tried: Tried) -> bool {
         if !message.recipients.iter().any(Attempt::is_open) {
@@ -363,10 +368,13 @@ impl Index {
             return true;
         }
         let Some(key) = Key::of(message.id) else { return false };
+        // What is still to come of an attempt of a former leader is still waited for.
+        let waits = tried.begun && self.is_waiting(key, old);
         self.leave(key, old);
         let head = Head::new(message, old.pin, old.record, tried);
         self.held += usize::from(head.held);
-        self.due.extend(head.due().map(|due| Due::new(due, key)));
+        let queue = if waits { &mut self.grace.waiting } else { &mut self.due };
+        queue.extend(head.due().map(|due| Due::new(due, key)));
         self.changed.note(key);
         if !tried.begun {
             self.begun.remove(&key);

@@ -195,19 +195,22 @@ pub struct Outcome {
     pub creates: Vec<(MessageId, Envelope, Bytes)>,
     /// A delay warning is among `creates`.
     pub warned: bool,
+    /// More will come of this attempt: its mark in the log stays.
+    pub goes_on: bool,
 }
 
 impl Outcome {
     /// The same in several parts, for when one entry cannot hold it. What it creates comes first, so that still no
     /// failure is recorded without its bounce; a crash between two parts may create a message again.
     pub(super) fn split(self) -> Vec<Self> {
-        let Self { message, results, finished, creates, warned } = self;
+        let Self { message, results, finished, creates, warned, goes_on } = self;
         let empty = || Self {
             message,
             results: Vec::new(),
             finished: Vec::new(),
             creates: Vec::new(),
             warned: false,
+            goes_on: true,
         };
         let mut parts = Vec::new();
         for some in creates.chunks(OUTCOME_PART_CREATES) {
@@ -234,6 +237,9 @@ impl Outcome {
         }
         if !finished.is_empty() || warned {
             parts.push(Self { finished: finished.into_iter().collect(), warned, ..empty() });
+        }
+        if let Some(last) = parts.last_mut() {
+            last.goes_on = goes_on;
         }
         parts
     }

@@ -40,5 +40,6 @@ fn outcome(message: MessageId, recipient: u32, verdict: Verdict, finish: bool) -
         finished: finish.then_some(recipient).into_iter().collect(),
         creates: Vec::new(),
         warned: false,
+        goes_on: false,
     }
 }

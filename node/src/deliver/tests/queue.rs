@@ -11,6 +11,7 @@ use ppsw_spool::{
     group::ProposeError,
     queue::{Envelope, Recipient, RecipientState, Verdict},
 };
+use tokio::sync::Notify;
 
 use super::{
     dialogue::destination,
@@ -54,6 +55,35 @@ async fn a_message_is_delivered_to_all_its_destinations_in_one_outcome() {
     let log = setting.mainlog();
     assert_eq!(log.matches(&format!("{id} => ")).count(), 2, "{log}");
     assert_eq!(log.matches(&format!("{id} -> b@one")).count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn what_is_delivered_is_recorded_while_another_destination_stalls() {
+    let greets = Arc::new(Notify::new());
+    let script = Script { greets: Some(Arc::clone(&greets)), ..Script::default() };
+    let (one, two) = (good().await, Server::start(script).await);
+    let (to_one, to_two) =
+        (destination(&[&one], Protocol::Smtp), destination(&[&two], Protocol::Smtp));
+    let setting = Setting::new(table(&[
+        ("a@one", vec![deliver_to("a@one", &to_one)]),
+        ("b@two", vec![deliver_to("b@two", &to_two)]),
+        ("c@both", vec![deliver_to("c@one", &to_one), deliver_to("c@two", &to_two)]),
+    ]));
+    let id = setting.put(1, "s@x", &["a@one", "b@two", "c@both"]);
+    setting.until("recorded early", || setting.outcomes().len() == 1).await;
+    let early = setting.outcomes().remove(0);
+    assert!(early.goes_on && early.finished == [0], "{early:?}");
+    assert_eq!(early.results.len(), 2);
+    greets.notify_one();
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    let last = setting.outcomes().remove(1);
+    assert!(!last.goes_on && last.finished == [1, 2] && last.results.len() == 2, "{last:?}");
+    assert_eq!((one.complete().len(), two.complete().len()), (1, 1));
+    setting.finish().await;
+    setting.until("logged", || setting.mainlog().contains("Completed")).await;
+    let log = setting.mainlog();
+    assert_eq!(log.matches(&format!("{id} => ")).count(), 2, "{log}");
+    assert_eq!(log.matches(&format!("{id} -> ")).count(), 2, "{log}");
 }
 
 #[tokio::test]

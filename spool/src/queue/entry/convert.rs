@@ -132,6 +132,7 @@ pub(super) fn read_outcome(outcome: pb::Outcome) -> Result<Outcome, String> {
         finished: outcome.finished,
         creates,
         warned: outcome.warned,
+        goes_on: outcome.goes_on,
     })
 }
 

@@ -166,7 +166,8 @@ impl Index {
             }
         }
         record(&mut message, &outcome);
-        let tried = Tried { recorded: true, begun: false };
+        let begun = head.tried.begun && outcome.goes_on;
+        let tried = Tried { recorded: true, begun };
         effects.completed += u64::from(self.replace(&head, &message, tried));
         Ok(effects)
     }
