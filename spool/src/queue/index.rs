@@ -357,8 +357,18 @@ impl Index {
     }
 
     /// Whether a message waits because of an unplanned takeover.
-    fn is_waiting(&self, key: Key, head: &Head) -> bool {
-        head.due().is_some_and(|due| self.grace.waiting.contains(&Due::new(due, key)))
+    fn is_waiting(&self, id: MessageId, head: &Head) -> bool {
+        let due = Key::of(id).zip(head.due()).map(|(key, due)| Due::new(due, key));
+        due.is_some_and(|due| self.grace.waiting.contains(&due))
+    }
+
+    /// Lets a message wait as those that may be in flight do.
+    fn wait(&mut self, id: MessageId) {
+        let due = self.head(id).and_then(|head| head.due());
+        let due = Key::of(id).zip(due).map(|(key, due)| Due::new(due, key));
+        if let Some(due) = due.filter(|due| self.due.remove(due)) {
+            self.grace.waiting.insert(due);
+        }
     }
 
     /// Replaces a message by what became of it, or removes it when every recipient is finished now; true then.
@@ -368,13 +378,10 @@ impl Index {
             return true;
         }
         let Some(key) = Key::of(message.id) else { return false };
-        // What is still to come of an attempt of a former leader is still waited for.
-        let waits = tried.begun && self.is_waiting(key, old);
         self.leave(key, old);
         let head = Head::new(message, old.pin, old.record, tried);
         self.held += usize::from(head.held);
-        let queue = if waits { &mut self.grace.waiting } else { &mut self.due };
-        queue.extend(head.due().map(|due| Due::new(due, key)));
+        self.due.extend(head.due().map(|due| Due::new(due, key)));
         self.changed.note(key);
         if !tried.begun {
             self.begun.remove(&key);

@@ -168,7 +168,12 @@ impl Index {
         record(&mut message, &outcome);
         let begun = head.tried.begun && outcome.goes_on;
         let tried = Tried { recorded: true, begun };
+        let waits = begun && self.is_waiting(id, &head);
         effects.completed += u64::from(self.replace(&head, &message, tried));
+        if waits {
+            // More is to come of the attempt of a former leader.
+            self.wait(id);
+        }
         Ok(effects)
     }
 

@@ -99,6 +99,27 @@ async fn the_outcome_of_the_former_leader_ends_the_wait() {
 }
 
 #[tokio::test]
+async fn an_early_outcome_leaves_the_mark_and_the_wait() {
+    let world = world();
+    let (message, body) = (id(1), BodyBytes::Inline(bytes::Bytes::from_static(b"hello")));
+    world.fake.append(entry::accept(message, &envelope(2), body));
+    begin(&world, &[message]);
+    let early = |recipient| Outcome {
+        goes_on: true,
+        ..outcome(message, recipient, Verdict::Delivered, true)
+    };
+    world.replica.record(early(0), SECOND).await.unwrap();
+    world.fake.elect();
+    assert_eq!(world.due(), [], "the other recipient may be in flight");
+    // One that the former leader sends: still something is to come.
+    let later = outcome(message, 1, Verdict::Deferred { next_due: UnixMs(2_000_000) }, false);
+    world.replica.record(Outcome { goes_on: true, ..later.clone() }, SECOND).await.unwrap();
+    assert_eq!(world.due(), []);
+    world.replica.record(later, SECOND).await.unwrap();
+    assert_eq!(world.due(), [message]);
+}
+
+#[tokio::test]
 async fn a_planned_takeover_has_no_delay() {
     let world = world();
     let old = accept(&world, 1, 1_000_000);

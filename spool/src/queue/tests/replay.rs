@@ -120,13 +120,14 @@ impl Full {
                 Some(entry::accept(id(n), &envelope(2), body))
             }
             Step::Abort(n, only) => Some(entry::abort(id(n), only)),
-            Step::Outcome { id: n, recipient, verdict, finish, creates } => {
-                let verdict = match verdict {
+            Step::Outcome { id: n, recipient, verdict: verdict_number, finish, creates } => {
+                let verdict = match verdict_number {
                     0 => Verdict::Delivered,
                     1 => Verdict::Failed,
                     _ => Verdict::Deferred { next_due: due },
                 };
                 let mut made = outcome(id(n), recipient, verdict, finish);
+                made.goes_on = verdict_number == 0 && !finish;
                 made.creates
                     .extend(creates.map(|n| (id(n), envelope(1), Bytes::from_static(b"sorry"))));
                 Some(entry::outcome(&made))
