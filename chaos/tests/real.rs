@@ -19,7 +19,6 @@ fn chaos(arguments: &[&str]) -> (Output, String) {
 }
 
 #[test]
-#[ignore = "takes minutes: cargo test --release -p ppsw-chaos --test real -- --ignored"]
 fn three_rounds_lose_nothing() {
     let (output, text) = chaos(&["--rounds", "3", "--seed", "1"]);
     assert!(output.status.success(), "{text}");
