@@ -87,7 +87,7 @@ pub async fn rejoin(data: &Path, listen: SocketAddr) -> Result<NodeId, PlaneErro
         ca: reply.ca,
         certificate: reply.certificate,
         key,
-        ca_key: old.ca_key,
+        ca_key: old.ca_key.or(Some(reply.ca_key)).filter(|key| !key.is_empty()),
     };
     identity.store_as(&data.join(NEXT), data, &AddressBook::new(members))?;
     finish_rejoin(data)?;

@@ -136,8 +136,10 @@ impl Disk {
         let mut segments: Vec<(std::time::SystemTime, PathBuf, u64)> = Vec::new();
         for entry in fs::read_dir(&dir).map_err(failed)?.flatten() {
             let about = entry.metadata().map_err(failed)?;
-            if about.is_file() && about.blocks() > 0 {
-                segments.push((about.modified().map_err(failed)?, entry.path(), about.len()));
+            let path = entry.path();
+            let is_segment = path.extension().is_some_and(|extension| extension == "seg");
+            if is_segment && about.is_file() && about.blocks() > 0 {
+                segments.push((about.modified().map_err(failed)?, path, about.len()));
             }
         }
         segments.sort();
@@ -161,6 +163,8 @@ impl Disk {
             if byte[0] != 0 {
                 byte[0] ^= 1 << rng.random_range(0..8);
                 file.write_all_at(&byte, at).map_err(failed)?;
+                // Without its index file it is read at the next start, not at the next scrub.
+                let _ = fs::remove_file(path.with_extension("idx"));
                 return Ok(Some(format!("{} at {at}", path.display())));
             }
         }

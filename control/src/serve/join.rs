@@ -80,17 +80,23 @@ async fn enrolled(shared: &Shared, admitted: Bytes, csr: String) -> Result<pb::E
     let node = pb::Admitted::decode(admitted)
         .map_err(|error| Status::internal(format!("a damaged answer: {error}")))?
         .node;
+    let signed = sign_somewhere(shared, node, csr).await?;
     Ok(pb::EnrolReply {
         node,
         cluster: shared.identity.cluster.clone(),
-        certificate: sign_somewhere(shared, node, csr).await?,
+        certificate: signed.certificate,
+        ca_key: signed.ca_key,
         ca: shared.identity.ca.clone(),
         members: shared.state().members.values().cloned().collect(),
     })
 }
 
 /// Here if this node has the CA's key, else on a node that has it.
-async fn sign_somewhere(shared: &Shared, node: NodeId, csr: String) -> Result<String, Status> {
+async fn sign_somewhere(
+    shared: &Shared,
+    node: NodeId,
+    csr: String,
+) -> Result<pb::SignReply, Status> {
     if shared.identity.ca_key.is_some() {
         return sign(shared, node, &csr);
     }
@@ -105,19 +111,20 @@ async fn sign_somewhere(shared: &Shared, node: NodeId, csr: String) -> Result<St
         };
         let asked = client.sign(pb::SignRequest { node, csr: csr.clone() });
         match tokio::time::timeout(limits::SIGN_PATIENCE, asked).await {
-            Ok(Ok(reply)) => return Ok(reply.into_inner().certificate),
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status)) => troubles.push(format!("node {authority}: {}", status.message())),
             Err(_) => troubles.push(format!("node {authority} does not answer")),
         }
     }
     Err(Status::unavailable(format!(
-        "no node that has the CA's key can sign ({}): start one, then join again",
+        "no node that has the CA's key answers ({}): start one, then join again",
         troubles.join("; ")
     )))
 }
 
-/// Signs a certificate for a member that was admitted with this key, and for nobody else.
-pub(crate) fn sign(shared: &Shared, node: NodeId, csr: &str) -> Result<String, Status> {
+/// Signs a certificate for a member that was admitted with this key, and for nobody else. With it goes the CA's key, so
+/// that no node is the only one that can let machines in: whoever dies, the others replace.
+pub(crate) fn sign(shared: &Shared, node: NodeId, csr: &str) -> Result<pb::SignReply, Status> {
     let Some(key) = &shared.identity.ca_key else {
         return Err(Status::failed_precondition("this node does not have the CA's key"));
     };
@@ -135,7 +142,10 @@ pub(crate) fn sign(shared: &Shared, node: NodeId, csr: &str) -> Result<String, S
     }
     let authority = Authority::load(&shared.identity.ca, key, &shared.identity.cluster)
         .map_err(|error| Status::internal(error.to_string()))?;
-    authority.sign_node(csr, node, shared.now()).map_err(|e| Status::internal(e.to_string()))
+    let certificate = authority
+        .sign_node(csr, node, shared.now())
+        .map_err(|e| Status::internal(e.to_string()))?;
+    Ok(pb::SignReply { certificate, ca_key: key.clone() })
 }
 
 fn refuse(error: pki::PkiError) -> Status {

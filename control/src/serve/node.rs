@@ -81,8 +81,7 @@ impl Node for Service {
         request: Request<pb::SignRequest>,
     ) -> Result<Response<pb::SignReply>, Status> {
         let pb::SignRequest { node, csr } = request.into_inner();
-        let certificate = join::sign(&self.0, node, &csr)?;
-        Ok(Response::new(pb::SignReply { certificate }))
+        Ok(Response::new(join::sign(&self.0, node, &csr)?))
     }
 
     async fn rejoin(

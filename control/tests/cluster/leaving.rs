@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use ppsw_control::{finish_rejoin, rejoin};
+use ppsw_control::{
+    client::{Credentials, Operator},
+    finish_rejoin, join, rejoin,
+};
 use ppsw_proto::control as pb;
 use ppsw_spool::queue::Outcome;
 
-use crate::support::{Cluster, PATIENCE, start, try_start, until};
+use crate::support::{Cluster, PATIENCE, free_address, start, try_start, until};
 
 /// Voters of a group, sorted; 0 is the control group.
 async fn voters(cluster: &Cluster, id: u32) -> Vec<u64> {
@@ -150,5 +153,32 @@ async fn a_node_without_its_log_comes_back_under_a_new_number() {
     let queued = cluster.listed(pb::QueueFilter::default()).await;
     assert_eq!((queued.len(), queued[0].id.as_str(), queued[0].partition), (1, id.as_str(), 2));
     tokio::time::sleep(Duration::from_millis(100)).await;
+    cluster.stop().await;
+}
+
+/// The founder is no special node: the others let it in again, and anybody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_node_can_be_lost_like_any_other() {
+    let mut cluster = Cluster::start(3).await;
+    let id = cluster.enqueue(1).await;
+    cluster.nodes[0].plane.shutdown().await;
+    let credentials = Credentials::load(&cluster.dir.path().join("admin")).unwrap();
+    let second = cluster.addresses[1].to_string();
+    cluster.operator = Operator::connect(&second, &credentials).await.unwrap();
+    let data = cluster.dir.path().join("node-1").join("data");
+    std::fs::remove_dir_all(data.join("log")).unwrap();
+    let new =
+        until("let in again", async || rejoin(&data, cluster.addresses[0]).await.ok()).await;
+    assert_eq!(new, 4);
+
+    let token = cluster.operator.create_token(Duration::from_secs(600)).await.unwrap();
+    let other = cluster.dir.path().join("node-5").join("data");
+    assert_eq!(join(&other, free_address(), &token, &second).await.unwrap(), 5);
+
+    cluster.nodes[0] = start(&data, cluster.addresses[0]).await;
+    cluster.until_gone(1).await;
+    until("ready", async || cluster.nodes[0].plane.not_ready().is_empty().then_some(())).await;
+    let queued = cluster.listed(pb::QueueFilter::default()).await;
+    assert_eq!((queued.len(), queued[0].id.as_str(), queued[0].partition), (1, id.as_str(), 1));
     cluster.stop().await;
 }
