@@ -98,7 +98,6 @@ fn all_arrived(cluster: &Cluster, load: Load) -> usize {
 }
 
 #[test]
-#[ignore = "takes minutes: cargo test --release -p ppsw-tests --test membership -- --ignored"]
 fn it_grows_to_five_and_shrinks_to_one_under_load() {
     let mut cluster = Cluster::start_with(3_300, &["--nodes", "1"]);
     let first = [cluster.node(1).smart];
@@ -146,7 +145,6 @@ fn it_grows_to_five_and_shrinks_to_one_under_load() {
 }
 
 #[test]
-#[ignore = "takes minutes: cargo test --release -p ppsw-tests --test membership -- --ignored"]
 fn machines_that_die_are_replaced_under_load() {
     let mut cluster = Cluster::start(3_400);
     cluster.ctl_json(&["placement", "set", "--replace-after", "10s"]);

@@ -34,8 +34,6 @@ async fn a_node_leaves_and_its_queue_stays_until_it_is_empty() {
     let refused = cluster.remove(3, true).await.unwrap_err();
     assert!(refused.message().contains("node 3 answers"), "{refused}");
     assert!(cluster.remove(9, false).await.unwrap_err().message().contains("no node 9"));
-    let refused = cluster.remove(1, false).await.unwrap_err();
-    assert!(refused.message().contains("CA's key"), "{refused}");
 
     cluster.remove(3, false).await.unwrap();
     let told = tokio::time::timeout(PATIENCE, cluster.nodes[2].plane.removed()).await.unwrap();
@@ -167,18 +165,17 @@ async fn the_first_node_can_be_lost_like_any_other() {
     cluster.operator = Operator::connect(&second, &credentials).await.unwrap();
     let data = cluster.dir.path().join("node-1").join("data");
     std::fs::remove_dir_all(data.join("log")).unwrap();
-    let new =
-        until("let in again", async || rejoin(&data, cluster.addresses[0]).await.ok()).await;
+    let new = until("let in again", async || rejoin(&data, cluster.addresses[0]).await.ok()).await;
     assert_eq!(new, 4);
-
-    let token = cluster.operator.create_token(Duration::from_secs(600)).await.unwrap();
-    let other = cluster.dir.path().join("node-5").join("data");
-    assert_eq!(join(&other, free_address(), &token, &second).await.unwrap(), 5);
 
     cluster.nodes[0] = start(&data, cluster.addresses[0]).await;
     cluster.until_gone(1).await;
     until("ready", async || cluster.nodes[0].plane.not_ready().is_empty().then_some(())).await;
     let queued = cluster.listed(pb::QueueFilter::default()).await;
     assert_eq!((queued.len(), queued[0].id.as_str(), queued[0].partition), (1, id.as_str(), 1));
+
+    let token = cluster.operator.create_token(Duration::from_secs(600)).await.unwrap();
+    let other = cluster.dir.path().join("node-5").join("data");
+    assert_eq!(join(&other, free_address(), &token, &second).await.unwrap(), 5);
     cluster.stop().await;
 }
