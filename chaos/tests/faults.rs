@@ -7,7 +7,7 @@
 use std::process::Command;
 
 /// Seeds in which a bug has to be found.
-const SEEDS: &str = "12";
+const SEEDS: &str = "40";
 
 /// Runs seeds with a bug until one fails. Gives what was violated.
 fn found(fault: &str) -> String {

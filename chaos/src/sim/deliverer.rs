@@ -133,9 +133,12 @@ async fn attempt(process: &Process, partition: &Partition, message: &Arc<QueuedM
             return;
         }
     };
+    // The mark of the attempt, the dialogue, then the lease: as ppswd does.
+    if !partition.begin(message.id).await {
+        return;
+    }
     pause(if rand::rng().random_ratio(1, 50) { 200..1500 } else { 1..30 }).await;
-    // The mark of the attempt first, then the lease: as ppswd does.
-    if !partition.begin(message.id).await || !partition.may_deliver() {
+    if !partition.may_deliver() {
         return;
     }
     let Some(account) = dot(process, partition, message, &bytes) else { return };
