@@ -10,13 +10,18 @@ use axum::{
 use tokio::sync::watch;
 use tonic::{
     Status,
+    metadata::MetadataValue,
     transport::server::{TcpConnectInfo, TlsConnectInfo},
 };
 
 use crate::{
+    NodeId,
     pki::{self, Peer, Role},
     state::State,
 };
+
+/// Marks the answer to a node that was removed.
+const REMOVED: &str = "ppsw-removed";
 
 /// What the check needs to know.
 pub(crate) struct Guard {
@@ -71,7 +76,7 @@ impl Guard {
         let fits = match (service, caller.role) {
             ("ppsw.control.v1.Admin", Role::Admin) => true,
             ("ppsw.control.v1.Admin", Role::Viewer) => {
-                matches!(method, "Status" | "Queue" | "Summarise")
+                matches!(method, "Status" | "Queue" | "Summarise" | "Log")
             }
             ("ppsw.control.v1.Admin", Role::Node) => false,
             // Nodes talk to nodes: control, and every Raft group.
@@ -83,24 +88,42 @@ impl Guard {
                 caller.role.as_str()
             )));
         }
+        if method == "Rejoin" {
+            // Asked again after a lost answer, when the old number may have left: the key decides.
+            return Ok(());
+        }
         self.still_member(caller)
     }
 
     /// A node that was removed keeps a valid certificate, but nobody listens to it any more.
     fn still_member(&self, caller: &Peer) -> Result<(), Status> {
         let state = self.state.borrow();
-        match caller.node {
-            // Numbers only grow: one above all that we know belongs to a node that has joined since.
-            Some(node)
-                if state.known()
-                    && !state.members.contains_key(&node)
-                    && state.members.keys().next_back().is_some_and(|last| node < *last) =>
-            {
-                Err(Status::permission_denied(format!("node {node} is no member any more")))
-            }
-            _ => Ok(()),
+        // Numbers only grow: one above all that we know belongs to a node that has joined since.
+        match caller.node.filter(|node| state.has_left(*node)) {
+            Some(node) => Err(has_left(node, &state)),
+            None => Ok(()),
         }
     }
+}
+
+/// The answer to a node that was removed.
+pub(crate) fn has_left(node: NodeId, state: &State) -> Status {
+    let why = state.removed.get(&node).map_or_else(
+        || format!("node {node} is no member any more"),
+        |removal| {
+            let (by, reason) = (&removal.by, &removal.reason);
+            format!("node {node} was removed from the cluster by {by}: {reason}")
+        },
+    );
+    let mut status = Status::permission_denied(why);
+    status.metadata_mut().insert(REMOVED, MetadataValue::from_static("1"));
+    status
+}
+
+/// Why the caller is no member any more, if that is what a node has answered. Only a member of the cluster can have said
+/// it, and nobody says it of a node that has joined later than it knows.
+pub(crate) fn removed(status: &Status) -> Option<String> {
+    status.metadata().contains_key(REMOVED).then(|| status.message().to_owned())
 }
 
 /// The certificate of the request's connection; `None` without one.
@@ -155,8 +178,12 @@ mod tests {
         assert!(guard.admit(ADMIN, "Status", Some(&stranger)).is_err());
         let mut state = cluster(3);
         state.members.remove(&2);
+        state.members.remove(&3);
         guard.state = watch::channel(Arc::new(state)).1;
         assert!(guard.admit(NODE, "Report", Some(&peer(Role::Node, Some(2)))).is_err());
+        let refused = guard.admit("ppsw.raft.v1.Raft", "Append", Some(&peer(Role::Node, Some(3))));
+        let refused = refused.expect_err("the newest number is refused like any other");
+        assert!(removed(&refused).is_some_and(|why| why.contains("node 3")));
         assert!(
             guard.admit(NODE, "Report", Some(&peer(Role::Node, Some(9)))).is_ok(),
             "just joined"

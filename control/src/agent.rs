@@ -2,25 +2,25 @@
 //! second, and takes the next safe step. Everything here may be repeated or cut short at any point.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
+    time::Instant,
 };
 
 use ppsw_proto::control::{self as pb, command::Change};
-use ppsw_spool::{NodeId, PartitionId, group::Group, queue::Partition};
+use ppsw_spool::{NodeId, PartitionId, queue::Partition};
 use tokio::{
     task::JoinHandle,
     time::{sleep, timeout},
 };
 
 use crate::{
-    drain,
+    access, drain,
     identity::AddressBook,
-    limits,
-    placement::{self, Step},
+    limits, placement,
     plane::{CONTROL, Shared},
     state::State,
+    tend::{forget, retire, same, step_towards, tend},
 };
 
 /// The loop and what it remembers.
@@ -32,9 +32,10 @@ pub(crate) struct Agent {
     drain: Option<JoinHandle<()>>,
     /// What the node was told last of its being drained.
     told: bool,
-    /// Home partition has been initialised, or was before.
-    initialised: HashSet<PartitionId>,
     book: AddressBook,
+    /// Asks another node for its state, although there is an own one.
+    asking: Option<JoinHandle<Option<State>>>,
+    asked: Instant,
     /// Replay of the control group's log has reached what was there when a leader was first seen.
     settled: bool,
     goal: Option<u64>,
@@ -43,13 +44,15 @@ pub(crate) struct Agent {
 
 impl Agent {
     pub(crate) fn new(shared: Arc<Shared>, book: AddressBook) -> Self {
+        let asked = shared.clock.instant();
         Self {
+            asked,
+            asking: None,
             shared,
             tending: HashMap::new(),
             announcing: None,
             drain: None,
             told: book.drained,
-            initialised: HashSet::new(),
             book,
             settled: false,
             goal: None,
@@ -73,6 +76,7 @@ impl Agent {
             }
         }
         let tasks = self.tending.into_values().chain(self.announcing).chain(self.drain);
+        self.asking.iter().for_each(JoinHandle::abort);
         tasks.for_each(|task| task.abort());
     }
 
@@ -102,11 +106,16 @@ impl Agent {
         self.settled |= self.shared.control.leads()
             || self.goal.is_some_and(|goal| status.applied_index.is_some_and(|at| at >= goal));
         let fresh = if self.settled && status.voters.contains(&self.shared.node) {
-            Some(self.shared.machine.watch().borrow().clone())
+            let own = self.shared.machine.watch().borrow().clone();
+            // Nobody tells a voter that it is none any more: its own replica may stand still.
+            let other = self.second_opinion().await.filter(|other| other.revision > own.revision);
+            Some(other.map_or(own, Arc::new))
         } else {
-            self.borrow_state().await.map(Arc::new)
+            borrow_state(&self.shared, self.round).await.map(Arc::new)
         };
-        let Some(fresh) = fresh.filter(|state| state.known()) else { return };
+        let known = self.shared.state().revision.max(self.book.revision);
+        let newer = |state: &Arc<State>| state.known() && state.revision >= known;
+        let Some(fresh) = fresh.filter(newer) else { return };
         if *self.shared.state() != *fresh {
             self.shared.view.send_replace(Arc::clone(&fresh));
         }
@@ -114,32 +123,34 @@ impl Agent {
         self.keep_book(&fresh).await;
     }
 
-    async fn borrow_state(&self) -> Option<State> {
-        for node in self.shared.dialer.known() {
-            if node == self.shared.node {
-                continue;
-            }
-            let Some(mut client) = self.shared.dialer.node(node) else { continue };
-            let asked = timeout(limits::REPORT_PATIENCE, client.state(pb::StateRequest {})).await;
-            if let Ok(Ok(reply)) = asked
-                && let Some(state) = reply.into_inner().state
-                && let Ok(state) = State::from_proto(state)
-                && state.known()
-            {
-                return Some(state);
-            }
+    /// What another node says, now and then, and unless this one leads the control group.
+    async fn second_opinion(&mut self) -> Option<State> {
+        if self.asking.as_ref().is_some_and(JoinHandle::is_finished) {
+            return self.asking.take()?.await.ok()?;
+        }
+        let now = self.shared.clock.instant();
+        let due = now.saturating_duration_since(self.asked) >= limits::MEMBERSHIP_CHECK;
+        if due && self.asking.is_none() && !self.shared.control.leads() {
+            self.asked = now;
+            let (shared, round) = (Arc::clone(&self.shared), self.round);
+            self.asking = Some(tokio::spawn(async move { borrow_state(&shared, round).await }));
         }
         None
     }
 
     /// Addresses for dialling, now and at the next start.
     async fn keep_book(&mut self, state: &State) {
-        let book = AddressBook::of(state, self.shared.node);
+        let mut book = AddressBook::of(state, self.shared.node);
+        book.home_made = self.book.home_made;
         if book == self.book {
             return;
         }
         let addresses = book.members.iter().map(|m| (m.id, m.control.clone())).collect();
         self.shared.dialer.update(addresses);
+        self.store_book(book).await;
+    }
+
+    async fn store_book(&mut self, book: AddressBook) {
         let (data, copy) = (self.shared.options.data.clone(), book.clone());
         let stored = tokio::task::spawn_blocking(move || copy.store(&data)).await;
         match stored {
@@ -173,13 +184,15 @@ impl Agent {
         let options = &self.shared.options;
         let control = options.listen.to_string();
         let http = options.http.map(|address| address.to_string()).unwrap_or_default();
+        let signs = self.shared.identity.ca_key.is_some();
         let running = self.announcing.as_ref().is_some_and(|task| !task.is_finished());
-        if running || (member.control == control && member.http == http) {
+        let told = member.started && member.signs == signs;
+        if running || (told && member.control == control && member.http == http) {
             return;
         }
         let shared = Arc::clone(&self.shared);
         self.announcing = Some(tokio::spawn(async move {
-            let change = Change::Announce(pb::Announce { node: shared.node, control, http });
+            let change = Change::Announce(pb::Announce { node: shared.node, control, http, signs });
             if let Err(error) = shared.command(change).await {
                 tracing::warn!(%error, "cannot announce this node's addresses");
             }
@@ -199,15 +212,25 @@ impl Agent {
                     continue;
                 }
             };
-            if *id == self.shared.home() && !self.initialised.contains(id) {
-                match partition.group().initialise(&[node]).await {
-                    Ok(()) => {
-                        self.initialised.insert(*id);
-                    }
-                    Err(error) => tracing::warn!(partition = id, %error, "cannot initialise"),
-                }
+            if *id == self.shared.home() && !self.book.home_made {
+                self.make_home(&partition).await;
             }
         }
+        for partition in self.shared.spool.partitions() {
+            // One without a home is to get empty.
+            partition.set_open(!state.is_orphan(partition.id()));
+        }
+    }
+
+    /// Once in the life of a node: later, its partition may live on others while this node has no replica of it.
+    async fn make_home(&mut self, partition: &Partition) {
+        if let Err(error) = partition.group().initialise(&[self.shared.node]).await {
+            tracing::warn!(partition = partition.id(), %error, "cannot initialise");
+            return;
+        }
+        let mut book = self.book.clone();
+        book.home_made = true;
+        self.store_book(book).await;
     }
 
     /// The control leader founds the cluster's record, keeps the wanted placement right, and gives votes.
@@ -216,16 +239,15 @@ impl Agent {
         if !shared.control.leads() || self.tending.contains_key(&CONTROL) {
             return;
         }
-        let members = state.members.keys().copied().collect();
         let voters = shared.control.status().voters;
-        let wanted = placement::control_voters(&members);
-        let step = placement::next_step(&voters, &wanted, shared.node, self.round);
+        let wanted = placement::control_voters(&state.present());
+        let differs = !wanted.is_empty() && !same(&voters, &wanted);
         let misplaced = placement::misplaced(state);
         let found = !state.known() && self.settled;
-        if !(found || (state.known() && (step.is_some() || !misplaced.is_empty()))) {
+        if !(found || (state.known() && (differs || !misplaced.is_empty()))) {
             return;
         }
-        let shared = Arc::clone(shared);
+        let (shared, round) = (Arc::clone(shared), self.round);
         let task = tokio::spawn(async move {
             if found {
                 return found_cluster(&shared).await;
@@ -237,18 +259,16 @@ impl Agent {
                     tracing::warn!(partition, %error, "cannot place a partition");
                 }
             }
-            if let Some(step) = step {
-                take_step(&shared.control, step).await;
+            if differs {
+                step_towards(&shared, &shared.control, &wanted, round).await;
             }
         });
         self.tending.insert(CONTROL, task);
     }
 
     fn tend_partitions(&mut self, state: &Arc<State>) {
-        if state.drained(self.shared.node) {
-            // The drain hands over; a change of voters would be in its way.
-            return;
-        }
+        let node = self.shared.node;
+        let drained = state.drained(node);
         for partition in self.shared.spool.partitions() {
             let id = partition.id();
             if self.tending.contains_key(&id) {
@@ -256,9 +276,17 @@ impl Agent {
             }
             let (shared, state, round) = (Arc::clone(&self.shared), Arc::clone(state), self.round);
             let wanted = state.partitions.get(&id).cloned().unwrap_or_default();
-            let task = if partition.group().leads() {
+            // A drain hands over; a change of voters would be in its way. What an absent node has will be of use when it
+            // gets its votes back.
+            let unwanted = !wanted.is_empty() && !wanted.contains(&node);
+            let task = if state.is_retired(id) {
+                tokio::spawn(async move { forget(&shared, id, "the partition is retired").await })
+            } else if partition.group().leads() {
+                if drained {
+                    continue;
+                }
                 tokio::spawn(tend(shared, partition, state, wanted, round))
-            } else if !wanted.is_empty() && !wanted.contains(&shared.node) {
+            } else if unwanted && !state.away.contains_key(&node) {
                 tokio::spawn(retire(shared, id, wanted))
             } else {
                 continue;
@@ -292,7 +320,7 @@ async fn found_cluster(shared: &Shared) {
         control: options.listen.to_string(),
         http: options.http.map(|address| address.to_string()).unwrap_or_default(),
         joined_ms: shared.now().0,
-        key_hash: bytes::Bytes::new(),
+        ..pb::Member::default()
     };
     let found = pb::Found { cluster: shared.identity.cluster.clone(), first: Some(first) };
     if let Err(error) = shared.command(Change::Found(found)).await {
@@ -300,85 +328,34 @@ async fn found_cluster(shared: &Shared) {
     }
 }
 
-/// One change of a group's voters.
-async fn take_step(group: &Group, step: Step) {
-    let changed = match step {
-        Step::Add(node) => group.add_voter(node, limits::VOTER_CHANGE_DEADLINE).await,
-        Step::Remove(node) => group.remove_voter(node, limits::VOTER_CHANGE_DEADLINE).await,
-    };
-    match changed {
-        Ok(()) => tracing::info!(group = group.id(), ?step, "voters changed"),
-        Err(error) => tracing::warn!(group = group.id(), ?step, %error, "voters not changed"),
+/// The state as another node has it: the first that answers, beginning with another one each time.
+async fn borrow_state(shared: &Shared, round: usize) -> Option<State> {
+    let mut others: Vec<NodeId> = shared.dialer.known();
+    others.retain(|node| *node != shared.node);
+    if !others.is_empty() {
+        let first = round % others.len();
+        others.rotate_left(first);
     }
-}
-
-/// The next step for a partition that this node leads.
-async fn tend(
-    shared: Arc<Shared>,
-    partition: Partition,
-    state: Arc<State>,
-    wanted: Vec<NodeId>,
-    round: usize,
-) {
-    let group = partition.group();
-    let status = group.status();
-    if wanted.is_empty() {
-        return;
-    }
-    if let Some(step) = placement::next_step(&status.voters, &wanted, shared.node, round) {
-        return take_step(&group, step).await;
-    }
-    if let Some(stray) = status.learners.iter().find(|node| !wanted.contains(node)) {
-        return take_step(&group, Step::Remove(*stray)).await;
-    }
-    let to = if wanted.contains(&shared.node) {
-        home_to_go_to(&shared, &partition, &state).await
-    } else {
-        group.best_successor()
-    };
-    if let Some(to) = to
-        && let Err(error) = drain::give(&shared, &partition, to).await
-    {
-        tracing::warn!(partition = partition.id(), to, %error, "not handed over");
-        // Keeps this partition's turn, and so the next try, for a while.
-        sleep(limits::HANDOVER_RETRY).await;
-    }
-}
-
-/// The home node of a partition that is led away from home, if it is fit to take it.
-async fn home_to_go_to(shared: &Shared, partition: &Partition, state: &State) -> Option<NodeId> {
-    let home = NodeId::from(partition.id());
-    if home == shared.node || !state.members.contains_key(&home) || state.drained(home) {
-        return None;
-    }
-    let status = partition.group().status();
-    let matched = status.matched.get(&home).copied().flatten()?;
-    let last = status.last_index.unwrap_or(0);
-    if !status.voters.contains(&home) || matched + limits::HOME_LAG_ENTRIES < last {
-        return None;
-    }
-    // Not if the node has just gone away again, or is about to be drained.
-    let report = shared.ask(home).await?;
-    let there = report.groups.iter().find(|group| group.id == partition.id())?;
-    let willing = report.drain.is_none_or(|drain| drain.phase() == pb::drain_progress::Phase::None);
-    let applied = there.applied_index.unwrap_or(0) + limits::HOME_LAG_ENTRIES >= last;
-    (willing && applied).then_some(home)
-}
-
-/// Forgets a replica that is not wanted here any more, once the group's leader says that it has no part in it.
-async fn retire(shared: Arc<Shared>, partition: PartitionId, wanted: Vec<NodeId>) {
-    for node in wanted {
-        let Some(report) = shared.ask(node).await else { continue };
-        let led = report.groups.iter().find(|group| group.id == partition && group.leads);
-        let Some(group) = led else { continue };
-        if group.voters.contains(&shared.node) || group.learners.contains(&shared.node) {
-            break;
+    for node in others {
+        let Some(mut client) = shared.dialer.node(node) else { continue };
+        match timeout(limits::REPORT_PATIENCE, client.state(pb::StateRequest {})).await {
+            Ok(Ok(reply)) => {
+                let state = reply.into_inner().state.map(State::from_proto);
+                if let Some(Ok(state)) = state
+                    && state.known()
+                {
+                    return Some(state);
+                }
+            }
+            Ok(Err(status)) => {
+                if let Some(why) = access::removed(&status) {
+                    tracing::warn!(why, "this node is no member any more");
+                    shared.removed.send_replace(Some(why));
+                    return None;
+                }
+            }
+            Err(_) => {}
         }
-        match shared.spool.close(partition).await {
-            Ok(()) => tracing::info!(partition, "a replica that is not wanted here is gone"),
-            Err(error) => tracing::error!(partition, %error, "cannot close a replica"),
-        }
-        return;
     }
-    sleep(Duration::from_secs(5)).await;
+    None
 }

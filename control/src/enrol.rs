@@ -106,7 +106,7 @@ pub async fn join(
         ca: reply.ca,
         certificate: reply.certificate,
         key,
-        ca_key: None,
+        ca_key: Some(reply.ca_key).filter(|key| !key.is_empty()),
     };
     identity.store(data, &AddressBook::new(members))?;
     files::remove(&data.join(PENDING_KEY))?;

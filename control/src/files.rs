@@ -91,6 +91,25 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
+/// Names in a directory that begin with `prefix`; none if there is no such directory.
+///
+/// # Errors
+/// With the directory's name in the text.
+pub(crate) fn names(dir: &Path, prefix: &str) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(named(dir, &error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(|error| named(dir, &error))?.file_name();
+        found.extend(name.into_string().ok().filter(|name| name.starts_with(prefix)));
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// Whether something has this name.
 #[must_use]
 pub(crate) fn exists(path: &Path) -> bool {

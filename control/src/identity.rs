@@ -43,6 +43,12 @@ pub struct AddressBook {
     pub drained: bool,
     /// This node has had replicas: without its log it must not come back under its number.
     pub started: bool,
+    /// This node has made its home partition. It never does so again, also when others carry it meanwhile.
+    #[serde(default)]
+    pub home_made: bool,
+    /// Of the newest control state that this node has seen: an older one is not believed.
+    #[serde(default)]
+    pub revision: u64,
 }
 
 /// Where a member serves the control plane.
@@ -102,6 +108,11 @@ impl Identity {
     /// # Errors
     /// If there is an identity already.
     pub fn store(&self, data: &Path, book: &AddressBook) -> io::Result<()> {
+        self.store_as(&dir(data), data, book)
+    }
+
+    /// Like [`Identity::store`], under another name.
+    pub(crate) fn store_as(&self, name: &Path, data: &Path, book: &AddressBook) -> io::Result<()> {
         let fresh = data.join("identity.new");
         files::make_private_dir(&fresh)?;
         let put = |name: &str, text: &str, access| files::write(&fresh.join(name), text, access);
@@ -119,7 +130,7 @@ impl Identity {
         };
         put("members.json", &json(book)?, Access::Public)?;
         put("identity.json", &json(&record)?, Access::Public)?;
-        files::rename(&fresh, &dir(data))
+        files::rename(&fresh, name)
     }
 }
 
@@ -132,13 +143,25 @@ impl AddressBook {
             .values()
             .map(|member| Address { id: member.id, control: member.control.clone() })
             .collect();
-        Self { drained: state.drained(node), started: true, ..Self::new(members) }
+        Self {
+            drained: state.drained(node),
+            started: true,
+            revision: state.revision,
+            ..Self::new(members)
+        }
     }
 
     /// That of a node which has not been started yet.
     #[must_use]
     pub const fn new(members: Vec<Address>) -> Self {
-        Self { version: VERSION, members, drained: false, started: false }
+        Self {
+            version: VERSION,
+            members,
+            drained: false,
+            started: false,
+            home_made: false,
+            revision: 0,
+        }
     }
 
     /// Reads the copy of an earlier run; empty if there is none.

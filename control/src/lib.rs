@@ -7,13 +7,14 @@
 //! * [`pki`], [`token`] and [`identity`] are certificates, join tokens, and what a node has on disk of them;
 //! * [`client`] is for operators.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use ppsw_spool::{NodeId, PartitionId, group::Timing, log::LogError};
 
 mod access;
 mod agent;
+mod census;
 pub mod client;
 mod dial;
 mod drain;
@@ -21,15 +22,19 @@ mod enrol;
 mod files;
 pub mod identity;
 pub mod limits;
+mod overview;
 pub mod pki;
 pub mod placement;
 mod plane;
+mod rejoin;
 mod serve;
 pub mod state;
+mod tend;
 pub mod token;
 
 pub use enrol::{init, join};
 pub use plane::Plane;
+pub use rejoin::{Aside, finish_rejoin, rejoin, set_aside};
 
 /// What the control plane asks of the node that it runs in.
 #[async_trait]
@@ -52,6 +57,8 @@ pub struct PlaneOptions {
     /// For `status`: where this node serves HTTP.
     pub http: Option<SocketAddr>,
     pub timing: Timing,
+    /// After an unplanned takeover, messages that may have been in flight wait this long.
+    pub takeover_grace: Duration,
     pub segment_bytes: u64,
     pub cache_bytes: usize,
 }
@@ -69,6 +76,9 @@ pub enum PlaneError {
     /// This machine's log.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The log is gone, though this node had replicas in it.
+    #[error("{0}")]
+    LogLost(String),
     /// The address to serve at.
     #[error("cannot serve the control plane at {address}: {why}")]
     Listen { address: SocketAddr, why: String },
@@ -78,4 +88,12 @@ pub enum PlaneError {
     /// Another node does not do its part (now).
     #[error("{0}")]
     Peer(String),
+}
+
+impl PlaneError {
+    /// Whether this machine's log is damaged or gone: it must not be started again before it was re-seeded.
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        matches!(self, Self::Log(LogError::Damaged { .. }) | Self::LogLost(_))
+    }
 }

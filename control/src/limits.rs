@@ -8,6 +8,39 @@ pub const CONTROL_VOTERS_MAX: usize = 5;
 /// Voters of a partition: survives the loss of one (design §4).
 pub const PARTITION_VOTERS: usize = 3;
 
+/// What an operator may set instead: an even number would survive no more losses than the odd one below it.
+pub const PARTITION_VOTERS_ALLOWED: [u32; 2] = [3, 5];
+
+/// A node that is silent for so long loses its votes: longer than a restart of the machine, much shorter than the time
+/// in which a second one is likely to fail. Copying its replicas elsewhere is work that a reboot is not worth.
+pub const REPLACE_AFTER: Duration = Duration::from_secs(10 * 60);
+
+/// Shorter, and every restart of a node would move replicas.
+pub const REPLACE_AFTER_MIN: Duration = Duration::from_secs(5);
+
+/// Longer, and nobody meant it; the logs of the others would be full before.
+pub const REPLACE_AFTER_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A silent node is replaced sooner when a leader has to keep more log than this for it (openraft's leader cannot purge
+/// what a follower has not got): the size at which a log is to be shortened even if all is well (design §4), twice.
+pub const PINNED_BYTES_MAX: u64 = 2 << 30;
+
+/// ... but not before it has been silent for so long: a restart must not count.
+pub const PINNED_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Lags above this are reported: replicas that follow lack some milliseconds of entries.
+pub const LAG_REPORTED_BYTES: u64 = 64 << 20;
+
+/// A node that was away has to answer so often in a row, one question a round, before it gets votes again.
+pub const ANSWERS_TO_RETURN: u32 = 3;
+
+/// How often the control leader looks who answers, and what of a removal is done.
+pub const CENSUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often a node that does not lead the control group asks another whether it is still a member: its own replica
+/// of the state is not told when it loses its vote.
+pub const MEMBERSHIP_CHECK: Duration = Duration::from_secs(3);
+
 /// Members of a cluster: the node's number has two base-62 digits in a message id.
 pub const NODE_ID_MAX: u64 = 62 * 62 - 1;
 
@@ -43,6 +76,12 @@ pub const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Opening a connection to a peer, TLS included.
 pub const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waiting for a signature of a node that has the CA's key, before the next is asked.
+pub const SIGN_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Between two rounds of asking all members to come back.
+pub const REJOIN_RETRY: Duration = Duration::from_millis(500);
 
 /// A whole join, the election of a control leader included.
 pub const JOIN_PATIENCE: Duration = Duration::from_secs(30);

@@ -1,7 +1,7 @@
 //! The control plane of one node: what its parts share, and the public handle.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -16,8 +16,8 @@ use ppsw_spool::{
     NodeId, PartitionId,
     env::{Clock, Disk, UnixMs},
     group::{Group, Groups},
-    log::{Log, Options},
-    queue::{Outcome, Partition, Spool},
+    log::{Log, LogError, Options, Space, SpaceLimits},
+    queue::{Checkpoints, Outcome, Partition, Spool, SpoolOptions},
 };
 use tokio::{
     sync::watch,
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     NodeHooks, PlaneError, PlaneOptions,
     agent::Agent,
+    census,
     dial::Dialer,
     identity::{AddressBook, Identity},
     limits, serve,
@@ -67,6 +68,8 @@ pub(crate) struct Shared {
     /// This node was drained when it stopped, and has heard nothing else since.
     pub(crate) was_drained: AtomicBool,
     pub(crate) progress: watch::Sender<pb::DrainProgress>,
+    /// Why this node is no member any more.
+    pub(crate) removed: watch::Sender<Option<String>>,
     /// The agent and drains end.
     pub(crate) stop: CancellationToken,
     /// The server ends.
@@ -89,28 +92,36 @@ impl Plane {
         let book = AddressBook::load(&options.data)?;
         let dialer = Arc::new(Dialer::new(&identity));
         dialer.update(book.members.iter().map(|m| (m.id, m.control.clone())).collect());
+        let disk_of_checkpoints = Arc::clone(&disk);
         let log = open_log(&options, disk).await?;
         let carried = log.groups();
         if book.started && carried.is_empty() {
-            return Err(PlaneError::Refused(format!(
+            return Err(PlaneError::LogLost(format!(
                 "the log in {} is gone, but node {} had replicas in it. With an empty log it could vote twice and \
-                 lose mail: empty {} as a whole and join again, under a new number",
+                 lose mail: run `ppswd rejoin`, which makes this machine join again under a new number",
                 options.data.join("log").display(),
                 identity.node,
-                options.data.display()
             )));
         }
         let node = identity.node;
+        let checkpoints = open_checkpoints(&options, disk_of_checkpoints, node, &log);
         let groups =
             Groups::new(node, log, Arc::clone(&clock), Arc::clone(&dialer) as _, options.timing);
         // Bound before any group runs: a node that nobody can answer must not stand for election.
         let listener = serve::listen(options.listen)?;
         let machine = Arc::new(ControlMachine::default());
         let control = groups.open(CONTROL, Arc::clone(&machine) as _).await?;
-        let spool = Spool::new(node, groups.clone(), Arc::clone(&clock));
+        let spool = Spool::with_options(
+            node,
+            groups.clone(),
+            Arc::clone(&clock),
+            SpoolOptions { takeover_grace: options.takeover_grace, checkpoints },
+        );
         // At once, so that the partitions have their majority although the control group is not heard yet.
         for id in carried.into_iter().filter(|id| *id != CONTROL) {
-            spool.open(id).await?;
+            let partition = spool.open(id).await?;
+            // Nothing new, before it is known that the partition's home is still a member.
+            partition.set_open(NodeId::from(id) == node && !book.drained);
         }
         if book.drained {
             hooks.set_draining(true);
@@ -129,6 +140,7 @@ impl Plane {
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
             progress: watch::Sender::default(),
+            removed: watch::Sender::default(),
             stop: CancellationToken::new(),
             closed: CancellationToken::new(),
         });
@@ -139,7 +151,8 @@ impl Plane {
             return Err(PlaneError::Refused(format!("the control group cannot start: {error}")));
         }
         let agent = tokio::spawn(Agent::new(Arc::clone(&shared), book).run());
-        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, served])) })
+        let census = tokio::spawn(census::run(Arc::clone(&shared)));
+        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, census, served])) })
     }
 
     /// This node's number.
@@ -185,15 +198,51 @@ impl Plane {
         })
     }
 
+    /// Resolves when this node has been removed from the cluster, with who did it and why. The process should end: its
+    /// replicas are with others, and nobody listens to it any more.
+    pub async fn removed(&self) -> String {
+        let mut removed = self.shared.removed.subscribe();
+        let seen = removed.wait_for(Option::is_some).await;
+        // The sender lives in `self`, so waiting cannot end otherwise.
+        seen.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+
+    /// Sets below which free space the disk of this node counts as low: it is not ready then, and partitions with
+    /// fewer than a majority of voters that are not low take no mail.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.shared.groups.log().limit_space(limits);
+    }
+
+    /// The disk of the log has failed, and how; `None` as long as it has not.
+    #[must_use]
+    pub fn disk_failure(&self) -> Option<LogError> {
+        self.shared.groups.log().failure()
+    }
+
     /// Resolves when the process must end, with the reason.
     pub async fn failed(&self) -> String {
         self.shared.groups.failed().await
+    }
+
+    /// Whether it must end because its log is damaged: then it must not be started again before it was re-seeded.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        self.shared.groups.is_damaged()
+    }
+
+    /// Reads the log through once in `period`, in the background, to find damage while other replicas are whole.
+    ///
+    /// # Errors
+    /// If there can be no thread for it.
+    pub fn start_scrub(&self, period: Duration) -> Result<(), PlaneError> {
+        Ok(self.shared.groups.start_scrub(period)?)
     }
 
     /// Gives leadership away if that is quick, stops serving and closes the groups.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.give_away().await;
+        self.shared.spool.save().await;
         self.shared.groups.shutdown().await;
         self.shared.closed.cancel();
         let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
@@ -247,7 +296,14 @@ impl Shared {
             Some(group) if !group.has_lease() => {
                 reasons.push(format!("partition {home} has no majority"));
             }
+            Some(group) if group.headroom() == 0 => reasons.push(format!(
+                "disk low: fewer than a majority of the voters of partition {home} have space for mail"
+            )),
             Some(_) => {}
+        }
+        let space = self.groups.log().space();
+        if space.headroom() == 0 {
+            reasons.push(low(&space));
         }
         reasons
     }
@@ -256,7 +312,7 @@ impl Shared {
     pub(crate) fn report(&self) -> pb::NodeReport {
         let partitions = self.spool.partitions();
         let groups = std::iter::once(group_report(&self.control, 0))
-            .chain(partitions.iter().map(|p| group_report(&p.group(), p.len())))
+            .chain(partitions.iter().map(partition_report))
             .collect();
         pb::NodeReport {
             node: self.node,
@@ -275,6 +331,15 @@ impl Shared {
         let mut client = self.dialer.node(node)?;
         let answer = timeout(limits::REPORT_PATIENCE, client.report(pb::ReportRequest {})).await;
         answer.ok()?.ok().map(tonic::Response::into_inner)
+    }
+
+    /// Which of these nodes answer now.
+    pub(crate) async fn answering(
+        &self,
+        nodes: impl IntoIterator<Item = NodeId>,
+    ) -> BTreeSet<NodeId> {
+        let asked = nodes.into_iter().map(|node| async move { self.ask(node).await.map(|_| node) });
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Asks all members at once.
@@ -306,6 +371,25 @@ impl Shared {
     }
 }
 
+/// Why a disk is low, in words.
+fn low(space: &Space) -> String {
+    const M: u64 = 1 << 20;
+    let Space { free_bytes, free_inodes, limits, short } = *space;
+    if short {
+        return format!(
+            "disk low: {}M are free, no space for another segment of the log",
+            free_bytes / M
+        );
+    }
+    if free_inodes < limits.inodes {
+        return format!(
+            "disk low: {free_inodes} inodes are free, check_spool_inodes is {}",
+            limits.inodes
+        );
+    }
+    format!("disk low: {}M are free, check_spool_space is {}M", free_bytes / M, limits.bytes / M)
+}
+
 fn group_report(group: &Group, messages: usize) -> pb::GroupReport {
     let status = group.status();
     pb::GroupReport {
@@ -319,7 +403,38 @@ fn group_report(group: &Group, messages: usize) -> pb::GroupReport {
         applied_index: status.applied_index,
         messages: messages as u64,
         quorum_age_ms: status.quorum_age_ms,
+        ..pb::GroupReport::default()
     }
+}
+
+fn partition_report(partition: &Partition) -> pb::GroupReport {
+    let group = partition.group();
+    // What the leader keeps for replicas that lack it.
+    let lags = if group.leads() { group.status().matched } else { BTreeMap::new() };
+    let lags = lags
+        .into_iter()
+        .map(|(node, matched)| pb::Lag { node, bytes: partition.bytes_behind(matched) })
+        .filter(|lag| lag.bytes > limits::LAG_REPORTED_BYTES)
+        .collect();
+    pb::GroupReport {
+        accepts: partition.is_open(),
+        idle: partition.is_idle(),
+        lags,
+        ..group_report(&group, partition.len())
+    }
+}
+
+/// The local checkpoints of the queues. A node that cannot have them starts more slowly, and that is all.
+fn open_checkpoints(
+    options: &PlaneOptions,
+    disk: Arc<dyn Disk>,
+    node: NodeId,
+    log: &Log,
+) -> Option<Checkpoints> {
+    let dir = options.data.join("sled");
+    Checkpoints::open(disk, dir.clone(), node, log)
+        .inspect_err(|error| tracing::warn!(dir = %dir.display(), "no local checkpoints: {error}"))
+        .ok()
 }
 
 async fn open_log(options: &PlaneOptions, disk: Arc<dyn Disk>) -> Result<Log, PlaneError> {

@@ -3,12 +3,13 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{files, limits, policy::Service};
+use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 
 /// The configuration file of one node. Every option is written in the example of `docs/operations.md`.
 #[derive(Clone, Debug, Deserialize)]
@@ -39,9 +40,41 @@ pub struct NodeConfig {
     /// Size of one file of the spool's log, bytes.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
+    /// How long the log may get, in bytes, before what is old in it is carried, however little is alive.
+    #[serde(default = "default_log_floor")]
+    pub log_floor: u64,
     /// Memory for log entries that were appended lately, bytes.
     #[serde(default = "default_cache_bytes")]
     pub cache_bytes: usize,
+    /// After an unplanned takeover, messages that may have been in flight wait this long.
+    #[serde(default = "default_takeover_grace", deserialize_with = "period")]
+    pub takeover_grace: Duration,
+    /// A retry rule for all addresses, as `F,2h,15m; F,5d,8h`; without it, those of the paper.
+    #[serde(default, deserialize_with = "retry_rule")]
+    pub retry: Option<RetryRule>,
+    /// What a node does that cannot read its log any more.
+    #[serde(default)]
+    pub on_damage: OnDamage,
+    /// How often the spool's log is read through in the background; zero: never.
+    #[serde(default = "default_scrub_period", deserialize_with = "period")]
+    scrub_period: Duration,
+    /// The disk of `data` is low when fewer bytes are free there: `1000M`, or a number. `M` is 2^20.
+    #[serde(default = "default_check_spool_space", deserialize_with = "bytes")]
+    pub check_spool_space: u64,
+    /// The disk of `data` is low when fewer files can be made there.
+    #[serde(default = "default_check_spool_inodes")]
+    pub check_spool_inodes: u64,
+}
+
+/// What a node does whose log is damaged or gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDamage {
+    /// Moves the log aside and comes back under a new number, once: while a log lies aside, it stops instead.
+    #[default]
+    Rejoin,
+    /// Stops, and waits for `ppswd rejoin`.
+    Stop,
 }
 
 /// One SMTP listener.
@@ -91,6 +124,12 @@ impl NodeConfig {
         Ok(config)
     }
 
+    /// How often the spool's log is to be read through; `None`: never.
+    #[must_use]
+    pub fn scrub_period(&self) -> Option<Duration> {
+        (!self.scrub_period.is_zero()).then_some(self.scrub_period)
+    }
+
     fn check(&self) -> Result<(), String> {
         let name_is_sane = !self.name.is_empty()
             && self.name.len() <= 255
@@ -117,6 +156,24 @@ impl NodeConfig {
                 limits::PROXY_NETWORKS_MAX
             ));
         }
+        if let Some(period) = self.scrub_period()
+            && !(limits::SCRUB_PERIOD_MIN..=limits::SCRUB_PERIOD_MAX).contains(&period)
+        {
+            return Err(format!(
+                "scrub_period = \"{}\": expected \"{}\" to \"{}\", or \"0s\" for never",
+                humantime::format_duration(period),
+                humantime::format_duration(limits::SCRUB_PERIOD_MIN),
+                humantime::format_duration(limits::SCRUB_PERIOD_MAX)
+            ));
+        }
+        // Segments that are just begun, and those that wait for their checkpoint, are no reason to carry.
+        let floor_min = self.segment_bytes.saturating_mul(4);
+        if self.log_floor < floor_min {
+            return Err(format!(
+                "log_floor = {}: expected at least {floor_min}, four times segment_bytes",
+                self.log_floor
+            ));
+        }
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
         for address in self.listeners.iter().map(|l| l.address).chain(own) {
@@ -132,8 +189,71 @@ const fn default_segment_bytes() -> u64 {
     64 * 1024 * 1024
 }
 
+const fn default_log_floor() -> u64 {
+    ppsw_spool::limits::LOG_FLOOR_BYTES
+}
+
 const fn default_cache_bytes() -> usize {
     64 * 1024 * 1024
+}
+
+const fn default_takeover_grace() -> Duration {
+    ppsw_spool::limits::TAKEOVER_GRACE
+}
+
+fn retry_rule<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RetryRule>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+const fn default_scrub_period() -> Duration {
+    ppsw_spool::limits::SCRUB_PERIOD
+}
+
+fn period<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|e| {
+        serde::de::Error::custom(format!("{text:?} is no period: {e}; expected one like \"7days\""))
+    })
+}
+
+const fn default_check_spool_space() -> u64 {
+    1000 << 20
+}
+
+const fn default_check_spool_inodes() -> u64 {
+    1000
+}
+
+/// A number of bytes, or a text of a number and `K`, `M` or `G` (2^10, 2^20, 2^30).
+fn bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Bytes {
+        Number(u64),
+        Text(String),
+    }
+    let text = match Bytes::deserialize(deserializer)? {
+        Bytes::Number(bytes) => return Ok(bytes),
+        Bytes::Text(text) => text,
+    };
+    let digits = text.trim_end_matches(['K', 'M', 'G']);
+    let shift = match &text[digits.len()..] {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok().zip(shift);
+    let bytes = number.and_then(|(number, shift)| number.checked_mul(1 << shift));
+    bytes.ok_or_else(|| {
+        serde::de::Error::custom(format!(
+            "{text:?}: expected a number of bytes, or one with K, M or G behind it, as in \"1000M\""
+        ))
+    })
 }
 
 fn service<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Service, D::Error> {
@@ -168,6 +288,60 @@ address = "127.10.1.1:2525"
         let error = toml::from_str::<NodeConfig>(&GOOD.replace("http =", "htp =")).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("line 8") && text.contains("htp"), "{text}");
+    }
+
+    #[test]
+    fn a_retry_rule_is_read_and_a_bad_one_refused() {
+        let with =
+            |rule: &str| toml::from_str::<NodeConfig>(&format!("retry = \"{rule}\"\n{GOOD}"));
+        let config = with("F,1h,2s").unwrap();
+        let wait = config.retry.unwrap().next(Duration::ZERO);
+        assert_eq!(wait, Some(Duration::from_secs(2)));
+        assert_eq!(config.takeover_grace, ppsw_spool::limits::TAKEOVER_GRACE);
+        assert!(with("F,1h").is_err());
+    }
+
+    #[test]
+    fn the_scrub_is_switched_off_only_on_purpose() {
+        let parsed = |line: &str| {
+            let text = GOOD.replace("[[listener]]", &format!("{line}\n[[listener]]"));
+            toml::from_str::<NodeConfig>(&text)
+        };
+        assert_eq!(parsed("").unwrap().scrub_period(), Some(ppsw_spool::limits::SCRUB_PERIOD));
+        let daily = parsed("scrub_period = \"1day\"").unwrap();
+        assert_eq!(daily.scrub_period(), Some(Duration::from_secs(86_400)));
+        assert_eq!(parsed("scrub_period = \"0s\"").unwrap().scrub_period(), None);
+        assert_eq!(parsed("scrub_period = \"0\"").unwrap().scrub_period(), None);
+        let often = parsed("scrub_period = \"1s\"").unwrap().check().unwrap_err();
+        assert!(often.contains("1s") && often.contains("never"), "{often}");
+        let text = parsed("scrub_period = \"weekly\"").unwrap_err().to_string();
+        assert!(text.contains("weekly") && text.contains("7days"), "{text}");
+    }
+
+    #[test]
+    fn sizes_are_numbers_with_or_without_a_unit() {
+        let with = |value: &str| {
+            let text = format!("check_spool_space = {value}\n{GOOD}");
+            toml::from_str::<NodeConfig>(&text).map(|config| config.check_spool_space)
+        };
+        assert_eq!(with("\"1000M\"").unwrap(), 1_048_576_000);
+        assert_eq!(with("\"3G\"").unwrap(), 3 << 30);
+        assert_eq!(with("\"0\"").unwrap(), 0);
+        assert_eq!(with("123456").unwrap(), 123_456);
+        for bad in [
+            "\"1000MB\"",
+            "\"MM\"",
+            "\"1MM\"",
+            "\"\"",
+            "\"-1\"",
+            "-1",
+            "\"99999999999999999999\"",
+            "\"99999999999G\"",
+        ] {
+            assert!(with(bad).is_err(), "{bad}");
+        }
+        let default: NodeConfig = toml::from_str(GOOD).unwrap();
+        assert_eq!((default.check_spool_space, default.check_spool_inodes), (1000 << 20, 1000));
     }
 
     #[test]

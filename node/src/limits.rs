@@ -286,8 +286,15 @@ pub const WAITING_PER_DESTINATION_MAX: usize = 100;
 /// How long a message whose destination is full is left alone, unless the destination has a place before.
 pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(60);
 
+/// What was delivered waits so long for other destinations of its message before it is recorded without them: most
+/// messages get one outcome, and a crash repeats little.
+pub const OUTCOME_GATHER: Duration = Duration::from_millis(100);
+
 /// When recipients are due again whose destination was full while others of their message were tried.
 pub const DESTINATION_FULL_RETRY: Duration = Duration::from_secs(5);
+
+/// When a message that could not be read here is tried again although its retry rules have come to their end.
+pub const UNREAD_RETRY: Duration = Duration::from_secs(15 * 60);
 
 /// Messages remembered as left alone, 50 bytes each: beyond, none is taken until some of the delays are over.
 pub const POSTPONED_MAX: usize = 1_000_000;
@@ -402,3 +409,9 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Longest `ppswd.toml`: a page or two of text.
 pub const NODE_CONFIG_BYTES_MAX: u64 = 256 * 1024;
+
+/// The shortest period of the log's scrub: an hour of reading at its rate is more than a log has between two.
+pub const SCRUB_PERIOD_MIN: Duration = Duration::from_secs(3600);
+
+/// The longest: by then a second disk has rotted.
+pub const SCRUB_PERIOD_MAX: Duration = Duration::from_secs(366 * 24 * 3600);

@@ -1,6 +1,6 @@
 //! `ppswd`: one program for a node, a development cluster and its helpers. See `ppswd --help`.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use ppsw_node::{allocator, config::NodeConfig, dev, policy::Configuration, run};
@@ -12,7 +12,9 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage."
+    after_help = "Exit codes: 0 done, 1 failed (the reason is on standard error), 2 usage, 65 the log is damaged or gone: \
+                  do not start this node again before `ppswd rejoin`, 74 the disk has failed, \
+                  77 this node was removed from the cluster."
 )]
 struct Args {
     #[command(subcommand)]
@@ -50,6 +52,11 @@ enum Verb {
         /// Control address of any node of the cluster.
         #[arg(long)]
         peer: String,
+    },
+    /// Bring a node back whose log is damaged or gone: moves it aside and gets a new number.
+    Rejoin {
+        #[arg(long)]
+        config: PathBuf,
     },
     /// Check a configuration file, the policy and the tables; every error is reported.
     Check {
@@ -99,6 +106,12 @@ fn main() -> ExitCode {
             println!("joined; this is node {node}");
             Ok(())
         }),
+        Verb::Rejoin { config } => run::blocking(async {
+            let config = read(&config)?;
+            let node = run::rejoin(&config).await?;
+            println!("this is node {node} now; start it with `ppswd run`");
+            Ok(())
+        }),
         Verb::Check { config } => check(&config),
         Verb::Dev(args) => run::blocking(async { dev::dev(args).await }),
         Verb::Sink { smtp, lmtp, maildir, die_with_parent } => {
@@ -109,8 +122,10 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ppswd: {error}");
-            ExitCode::FAILURE
+            // Not `eprintln`: it panics when standard error is a file on a full disk.
+            let _ = writeln!(std::io::stderr(), "ppswd: {error}");
+            let stop = error.downcast_ref::<run::Stop>();
+            stop.map_or(ExitCode::FAILURE, |stop| ExitCode::from(stop.exit_code()))
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    io::IsTerminal,
+    io::{self, IsTerminal},
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
@@ -11,11 +11,12 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneOptions};
+use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions};
 use ppsw_spool::{
-    PartitionId,
+    NodeId, PartitionId,
     env::{SystemClock, SystemDisk},
     group::Timing,
+    log::SpaceLimits,
     queue::Spool,
 };
 use tokio::{
@@ -26,7 +27,7 @@ use tokio::{
 
 use crate::{
     agent_check,
-    config::NodeConfig,
+    config::{NodeConfig, OnDamage},
     deliver::{Deliverer, seams::ConfiguredRouter},
     dns::Resolver,
     files, http, limits,
@@ -34,6 +35,10 @@ use crate::{
     policy::{Configuration, NodeFacts},
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
+
+mod stop;
+
+pub use stop::Stop;
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -46,8 +51,10 @@ pub fn prepare_process() {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,h2=warn"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        // Standard error may lead to a file on a full disk: what it does not take is lost, and nothing else happens.
+        .log_internal_errors(false)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(io::stderr);
     // A second call (tests) keeps the first one's.
     let _ = lines.try_init();
 }
@@ -77,7 +84,7 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 /// What could not be read, opened or bound; or why the node had to stop.
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
-    let _lock = files::lock(&config.data)?;
+    let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
     let configuration = load(&config)?;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
@@ -86,11 +93,17 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         servers => Resolver::new(servers)?,
     });
     let hooks = Arc::new(Hooks::default());
-    let plane = start_plane(&config, hooks.clone()).await?;
+    let plane = start_or_rejoin(&config, &hooks).await?;
+    plane.limit_space(SpaceLimits {
+        bytes: config.check_spool_space,
+        inodes: config.check_spool_inodes,
+    });
     let spool = plane.spool();
+    spool.set_log_floor(config.log_floor);
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
-    let router = ConfiguredRouter::new(current.clone(), dns.clone());
+    let router =
+        ConfiguredRouter::new(current.clone(), dns.clone()).with_retry(config.retry.as_ref());
     let deliverer = Deliverer::start(
         config.name.clone(),
         Arc::new(spool.clone()),
@@ -148,7 +161,24 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // The last lines; a disk that hangs must not keep the process.
     let written = tokio::task::spawn_blocking(|| log_thread.join());
     let _ = tokio::time::timeout(limits::STOP_PATIENCE, written).await;
-    ended
+    drop(plane);
+    match ended {
+        Err(failure) if matches!(failure.downcast_ref(), Some(Stop::Damaged { .. })) => {
+            let node = come_back(&config, failure.to_string()).await?;
+            Err(format!("the log was damaged; this is node {node} from now on: start it again")
+                .into())
+        }
+        other => other,
+    }
+}
+
+/// Brings the node of a data directory back under a new number; gives that.
+///
+/// # Errors
+/// If it runs, or the cluster does not let it in.
+pub async fn rejoin(config: &NodeConfig) -> Result<NodeId, Failure> {
+    let _lock = files::lock(&config.data)?;
+    Ok(ppsw_control::rejoin(&config.data, config.control).await?)
 }
 
 fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
@@ -158,16 +188,62 @@ fn load(config: &NodeConfig) -> Result<Arc<Configuration>, Failure> {
     })
 }
 
-async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Failure> {
+/// Starts the control plane; if the log is damaged or gone, once more under a new number, as the configuration says.
+async fn start_or_rejoin(config: &NodeConfig, hooks: &Arc<Hooks>) -> Result<Plane, Failure> {
+    // A rejoin that was cut off has given up the old number already.
+    ppsw_control::finish_rejoin(&config.data)?;
+    let start = || start_plane(config, hooks.clone());
+    let started = match start().await {
+        Err(error) if error.is_damage() => {
+            let node = come_back(config, error.to_string()).await?;
+            tracing::warn!(node, "rejoined; the old log is kept beside the new one");
+            start().await
+        }
+        other => other,
+    };
+    started.map_err(|error| Stop::of_start(config, error))
+}
+
+/// Gives a node whose log cannot be used a new number, if the configuration lets it, and only once: a disk that damages
+/// logs again and again needs somebody to look at it.
+async fn come_back(config: &NodeConfig, why: String) -> Result<NodeId, Failure> {
+    if config.on_damage == OnDamage::Stop {
+        return Err(Stop::Damaged { why }.into());
+    }
+    if let Some(before) = ppsw_control::set_aside(&config.data)?.0.first() {
+        let why = format!(
+            "{why}\nThis is the second time: {} is from the first. Is the disk failing? Look at it, and remove that \
+             directory when it is not needed any more",
+            before.display()
+        );
+        return Err(Stop::Damaged { why }.into());
+    }
+    tracing::error!(why, "the log cannot be used: this node comes back under a new number");
+    let back = ppsw_control::rejoin(&config.data, config.control).await;
+    Ok(back.map_err(|error| Stop::Damaged {
+        why: format!("{why}\nIt was not let in again: {error}"),
+    })?)
+}
+
+async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, PlaneError> {
     let options = PlaneOptions {
         data: config.data.clone(),
         listen: config.control,
         http: Some(config.http),
         timing: Timing::default(),
+        takeover_grace: config.takeover_grace,
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };
-    Ok(Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?)
+    let plane = Plane::start(options, Arc::new(SystemDisk), Arc::new(SystemClock), hooks).await?;
+    match config.scrub_period() {
+        Some(period) => plane.start_scrub(period)?,
+        None => tracing::warn!(
+            "scrub_period = \"0\": the log is not read through in the background; damage is found when the record \
+             is needed, perhaps when no other node has a whole one any longer"
+        ),
+    }
+    Ok(plane)
 }
 
 /// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
@@ -189,7 +265,8 @@ async fn serve(
                 log.reopen();
                 reload(config, switch);
             }
-            why = plane.failed() => return Err(format!("this node must stop: {why}").into()),
+            why = plane.removed() => return Err(Stop::Removed(why).into()),
+            why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
             Some(ended) = tasks.join_next() => {
                 ended.map_err(|e| format!("a part of the node has ended: {e}"))??;
             }

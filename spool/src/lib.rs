@@ -11,6 +11,17 @@
 //! Nothing here knows SMTP.
 
 pub mod env;
+mod faults;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing {
+    //! Entry points of the targets in `fuzz/`. No part of the API.
+    pub use crate::{
+        group::fuzzing::raft_wire,
+        log::fuzzing::log_record,
+        queue::fuzzing::{queue_entry, queue_entry_input},
+    };
+}
 pub mod group;
 pub mod limits;
 pub mod log;

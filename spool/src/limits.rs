@@ -46,8 +46,49 @@ pub const LOG_RECORD_OVERHEAD: usize = 96;
 /// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space.
 pub const LOG_FREE_SEGMENTS_MAX: usize = 4;
 
+/// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.
+/// A segment with more records has none and is read whole when the log is opened. Bounds the writer's memory.
+pub const LOG_SIDECAR_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// How long the log must be idle before the last flush is confirmed by an empty one (docs/log-format.md).
 pub const LOG_CONFIRM_AFTER: Duration = Duration::from_secs(1);
+
+/// How often bytes that must be there are read, from the medium, before the log is given up as damaged: a bad page
+/// in memory or a path to the disk that comes back costs no replica.
+pub const LOG_READ_TRIES: u32 = 3;
+
+/// Between two tries.
+pub const LOG_READ_PAUSE: Duration = Duration::from_millis(200);
+
+/// What is read of the mark of a damaged log: a path and a sentence.
+pub const LOG_MARK_BYTES_MAX: usize = 8 * 1024;
+
+/// How often the log is read through, unless the configuration says otherwise: a bit that rots meets a second one on
+/// another node within a week rarely enough.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What the scrub reads in a second: one twentieth of what a slow disk reads, and 4 TiB in a week.
+pub const SCRUB_BYTES_PER_SECOND: u64 = 8 * 1024 * 1024;
+
+/// What the scrub reads at once: others wait a few milliseconds for it on a disk that turns.
+pub const SCRUB_READ_BYTES: usize = 256 * 1024;
+
+/// A scrub that is overdue at a start begins within this time: starting is work enough, and nodes are started together.
+pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
+
+/// How often free space is measured, and how often a spare segment that could not be made is tried again: others have
+/// to know within two seconds that a disk is low.
+pub const SPACE_POLL: Duration = Duration::from_millis(500);
+
+/// The first wait of the log when its disk is full; most waits end when a purge has freed a file …
+pub const LOG_FULL_RETRY_MIN: Duration = Duration::from_millis(10);
+
+/// … and the longest: an operator has to make room.
+pub const LOG_FULL_RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Part of a segment that a log without a spare keeps for votes, purges and checkpoints: entries of other leaders are
+/// not taken when less than one in so many bytes is left.
+pub const LOG_LAST_RESERVE: u64 = 4;
 
 // ---- queue ----
 
@@ -76,6 +117,15 @@ pub const CHUNK_COMMIT_MAX: Duration = Duration::from_secs(60);
 /// How long an abort, or another entry that can be proposed again, may wait for a majority.
 pub const ABORT_COMMIT_MAX: Duration = Duration::from_secs(10);
 
+/// How long the mark of an attempt may wait for a majority; the other server waits with its dialogue meanwhile.
+pub const MARK_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Marks are gathered for so long: at most 500 entries a second, and the dialogue that they run beside takes longer.
+pub const MARKS_GATHER: Duration = Duration::from_millis(2);
+
+/// Messages marked by one entry: some 15 bytes each.
+pub const MARKS_PER_ENTRY_MAX: usize = 2_000;
+
 /// Messages that wait for their abort to be committed: one per session that failed. More are left to the sweep of
 /// unfinished uploads, or are delivered although their client got `451`, which RFC 5321 §6.1 allows.
 pub const DOOMED_MAX: usize = 10_000;
@@ -90,11 +140,85 @@ pub const TRIM_ENTRIES_MIN: u64 = 20_000;
 /// … or so many bytes: a segment's worth.
 pub const TRIM_BYTES_MIN: u64 = 64 * 1024 * 1024;
 
+/// Until its log has grown to this, a node does nothing about what is old in it (design §4): most mail is gone before.
+pub const LOG_FLOOR_BYTES: u64 = 1024 * 1024 * 1024;
+
+/// How often a node looks whether its log has grown too long. Between two looks a busy log grows by a segment or two.
+pub const RETENTION_PERIOD: Duration = Duration::from_secs(2);
+
+/// The same while it is too long: what is carried can go at once.
+pub const RETENTION_PERIOD_LONG_LOG: Duration = Duration::from_millis(500);
+
+/// How often a leader that has been asked to give up the beginning of its log looks whether it can go on.
+pub const CARRY_RETRY: Duration = Duration::from_secs(5);
+
+/// Bytes a second that a leader carries: a fifth of what the slowest disk in use here takes, so that live mail keeps
+/// its latency; a log of 1 GiB of which half is alive is tidied in half a minute.
+pub const CARRY_BYTES_PER_SECOND: u64 = 16 * 1024 * 1024;
+
+/// Messages that are carried at a time, one entry of each in flight.
+pub const CARRY_IN_FLIGHT: usize = 4;
+
+/// How long an entry of a carry may wait for a majority.
+pub const CARRY_COMMIT_MAX: Duration = Duration::from_secs(10);
+
+/// Messages that are looked at under one lock, for those that are to be carried: some milliseconds.
+pub const CARRY_LOOK: usize = 10_000;
+
+/// Messages of one round of carrying; bounds what is remembered of them.
+pub const CARRY_ROUND: usize = 100_000;
+
+/// Entries that were applied so long ago need not be remembered to judge others by: nothing of their time is still on
+/// its way, as every proposal has its deadline (`CHUNK_COMMIT_MAX`). Twice that.
+pub const SETTLE_AGE: Duration = Duration::from_secs(120);
+
+/// A message that has been coming in for so long is aborted when the log is too long because of it: a client that
+/// sends a byte now and then must not hold the log of all voters. No honest one needs as long.
+pub const UPLOAD_PINS_MAX: Duration = Duration::from_secs(3600);
+
+/// How often a replica notes how far it has applied, to know later how old entries are.
+pub const AGE_MARK_PERIOD: Duration = Duration::from_secs(10);
+
+/// What an entry of the log has besides what the index keeps of its message, about: the log's own record, field numbers.
+pub const ENTRY_OVERHEAD_BYTES: usize = 128;
+
 /// Entries between two marks of how long the log has become, from which the bytes to trim are estimated.
 pub const VOLUME_MARK_ENTRIES: u64 = 256;
 
 /// Marks that are kept: for 16 million entries; above that, the oldest are merged into one.
 pub const VOLUME_MARKS_MAX: usize = 64 * 1024;
+
+/// Marks that a local checkpoint keeps: enough to trim by, and few enough to be written every few seconds.
+pub const VOLUME_MARKS_KEPT: usize = 512;
+
+/// Messages whose change is remembered until they are written to the local checkpoint: more than change between two
+/// rounds. Above that, all messages are written anew. Some 15 MiB.
+pub const CHANGED_MAX: usize = 400_000;
+
+/// Messages that are copied at a time for a local checkpoint: under a millisecond of a lock that delivery needs, too.
+pub const KEPT_PIECE_MESSAGES: usize = 1000;
+
+/// … or bytes of messages.
+pub const KEPT_PIECE_BYTES: usize = 1024 * 1024;
+
+/// The longest piece of a local checkpoint: one message, as long as it can become by expansion of its recipients, or
+/// what is known of all uploads. A queue with a longer one has no local checkpoint.
+pub const KEPT_FRAME_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How often changes are written to the local checkpoints: what is applied between is replayed after a crash, some
+/// seconds' worth of mail.
+pub const KEEP_PERIOD: Duration = Duration::from_secs(2);
+
+/// Pieces of changes in one round before the rest is taken at once: changes that come faster than they are written
+/// must not keep a round from ending.
+pub const KEPT_PIECES_MAX: usize = 64;
+
+/// A local checkpoint is written anew when it has grown to twice its messages, and by this: small ones are not
+/// written all the time.
+pub const KEPT_GROWTH_MIN: u64 = 16 * 1024 * 1024;
+
+/// Bytes of a local checkpoint between two syncs: a sync of the log has to wait for no more of them.
+pub const KEPT_SYNC_BYTES: u64 = 4 * 1024 * 1024;
 
 /// The highest node number that fits the two base 62 digits of a message id.
 pub const NODE_IN_ID_MAX: u64 = 62 * 62 - 1;
@@ -105,6 +229,10 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
+
+/// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
+/// needs, too.
+pub const LIST_PAGE_MESSAGES: usize = 1000;
 
 /// How often a message that waits for a partition looks whether a lease has been renewed.
 pub const LEASE_POLL: Duration = Duration::from_millis(50);
@@ -135,6 +263,9 @@ pub const TRANSFER_STUCK: Duration = Duration::from_millis(300);
 /// message between nodes, would end or stop the group on every replica.
 pub const PROPOSAL_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How long a proposal that another node has forwarded may wait for a majority, whatever that node says.
+pub const FORWARDED_PROPOSAL_MAX: Duration = Duration::from_secs(60);
+
 /// Longest state of a checkpoint: it has to fit into one record and one message, as an entry has.
 pub const CHECKPOINT_BYTES_MAX: usize = 6 * 1024 * 1024;
 
@@ -153,8 +284,22 @@ pub const CHECKPOINT_TAKE_MAX: Duration = Duration::from_secs(30);
 /// How long a checkpoint that was asked for is waited for before asking again; taking one is a matter of milliseconds.
 pub const CHECKPOINT_ASK_AGAIN: Duration = Duration::from_millis(200);
 
+/// Bytes a second that a node sends to all replicas that lag together, while mail is taken: half of a gigabit link, and a
+/// fraction of what a disk of these years reads. A replica of 10 GB is complete after three minutes.
+pub const CATCH_UP_BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
+
+/// A replica lags when it lacks so many entries that a majority has: one that merely follows lacks those of some
+/// milliseconds, at 40,000 a second.
+pub const CATCH_UP_LAG: u64 = 1_000;
+
+/// When nothing has been committed for so long, catching up disturbs nobody.
+pub const CATCH_UP_QUIET: Duration = Duration::from_secs(1);
+
 /// Entries that a learner may lack when it becomes a voter: from then on commits may have to wait for it.
 pub const LEARNER_LAG_MAX: u64 = 2_000;
+
+/// A peer's free space that was not told again for so long is not known any more: heartbeats are answered every 150 ms.
+pub const SPACE_KNOWN_MAX: Duration = Duration::from_secs(2);
 
 /// What is taken off a lease for the time between looking at it and acting, and for clocks that run unequally.
 pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

@@ -1,6 +1,7 @@
 //! A cluster of real processes, started by `ppswd dev`.
 
 use std::{
+    collections::HashMap,
     fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -75,6 +76,8 @@ pub struct Cluster {
     dev: Guard,
     /// Nodes and sinks that were started again by the test.
     again: Vec<Guard>,
+    /// Directories of nodes whose number is another.
+    places: HashMap<u64, u64>,
     /// Clusters share loopback addresses: one at a time on a machine.
     _lock: File,
 }
@@ -92,7 +95,7 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("ppswitch-test-").tempdir().unwrap();
         let base_port = base_port.to_string();
         let (dev, file) = dev(&dir, &[&["--base-port", &base_port], arguments].concat());
-        Self { file, dir: Some(dir), dev, again: Vec::new(), _lock: lock }
+        Self { file, dir: Some(dir), dev, again: Vec::new(), places: HashMap::new(), _lock: lock }
     }
 
     /// Stops everything as Ctrl-C does, and starts the cluster again with `--resume`.
@@ -133,15 +136,114 @@ impl Cluster {
 
     /// Starts a node of the cluster again, as an operator would. Doesn't wait.
     pub fn restart(&mut self, id: u64) {
-        let config = self.dir().join(format!("node-{id}/ppswd.toml"));
-        let log = self.dir().join(format!("node-{id}/log/process.log"));
+        self.restart_with(id, &[]);
+    }
+
+    /// The same, with more in its environment.
+    pub fn restart_with(&mut self, id: u64, environment: &[(&'static str, PathBuf)]) {
+        let config = self.node_dir(id).join("ppswd.toml");
         let guard = Guard::spawn(
-            Command::new(program("ppswd")).arg("run").arg("--config").arg(config),
-            &log,
+            Command::new(program("ppswd"))
+                .arg("run")
+                .arg("--config")
+                .arg(config)
+                .envs(environment.iter().cloned()),
+            &self.process_log(id),
         );
         let pid = guard.pid();
         self.again.push(guard);
         self.file.nodes.iter_mut().find(|node| node.id == id).unwrap().pid = pid;
+    }
+
+    /// Makes the next machine a node, as an operator would: a token, `ppswd join`, `ppswd run`. Doesn't wait until it
+    /// is ready. `place` is its directory's and addresses' number.
+    pub fn join(&mut self, place: u64) -> u64 {
+        let dir = self.dir();
+        let first = std::fs::read_to_string(dir.join("node-1/ppswd.toml")).unwrap();
+        let here = |text: &str| {
+            text.replace("127.10.1.", &format!("127.10.{place}."))
+                .replace("node-1", &format!("node-{place}"))
+        };
+        let home = dir.join(format!("node-{place}"));
+        std::fs::create_dir_all(home.join("log")).unwrap();
+        let config = home.join("ppswd.toml");
+        std::fs::write(&config, here(&first)).unwrap();
+        // Its addresses have the personalities that those of node 1 have.
+        let params = dir.join("config/tables/addrparams");
+        let lines = std::fs::read_to_string(&params).unwrap();
+        let new: Vec<String> =
+            lines.lines().filter(|line| line.starts_with("127.10.1.")).map(here).collect();
+        if !lines.contains(&new[0]) {
+            std::fs::write(&params, format!("{lines}{}\n", new.join("\n"))).unwrap();
+        }
+        let token = self.ctl_json(&["token", "create"])["token"].as_str().unwrap().to_owned();
+        let peer = self.file.nodes[0].control.to_string();
+        let output = Command::new(program("ppswd"))
+            .args(["join", "--config"])
+            .arg(&config)
+            .args(["--token", &token, "--peer", &peer])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert!(output.status.success(), "{text}");
+        let id = text.trim().rsplit(' ').next().unwrap().parse().unwrap();
+        let at = |text: SocketAddr| here(&text.to_string()).parse().unwrap();
+        let model = self.file.nodes[0].clone();
+        let node = Node {
+            id,
+            pid: 0,
+            control: at(model.control),
+            http: at(model.http),
+            mx: at(model.mx),
+            smart: at(model.smart),
+            submission: at(model.submission),
+            submissions: at(model.submissions),
+            proxy: Services {
+                mx: at(model.proxy.mx),
+                smart: at(model.proxy.smart),
+                submission: at(model.proxy.submission),
+            },
+            agent: at(model.agent),
+        };
+        self.places.insert(id, place);
+        self.file.nodes.push(node);
+        self.restart(id);
+        id
+    }
+
+    /// The directory of a node.
+    pub fn node_dir(&self, id: u64) -> PathBuf {
+        let place = self.places.get(&id).copied().unwrap_or(id);
+        self.dir().join(format!("node-{place}"))
+    }
+
+    /// A node has a new number.
+    pub fn renumber(&mut self, old: u64, new: u64) {
+        let place = self.places.get(&old).copied().unwrap_or(old);
+        self.places.insert(new, place);
+        self.file.nodes.iter_mut().find(|node| node.id == old).unwrap().id = new;
+    }
+
+    /// Where a node's standard error goes.
+    pub fn process_log(&self, id: u64) -> PathBuf {
+        self.node_dir(id).join("log/process.log")
+    }
+
+    /// Puts lines in front of a node's configuration; they hold when it is started again.
+    pub fn configure(&self, id: u64, lines: &str) {
+        let path = self.node_dir(id).join("ppswd.toml");
+        let old = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, format!("{lines}\n{old}")).unwrap();
+    }
+
+    /// Waits for the end of a node that the test has started, and gives its exit code; `None` after a signal.
+    pub fn wait_end(&mut self, id: u64) -> Option<i32> {
+        let pid = self.node(id).pid;
+        let guard = self.again.iter_mut().find(|guard| guard.pid() == pid).unwrap();
+        let status =
+            wait_for(&format!("node {id} to end"), PATIENCE, || guard.0.try_wait().unwrap());
+        self.again.retain(|guard| guard.pid() != pid);
+        status.code()
     }
 
     /// Waits until `/readyz` of a node says 200.
@@ -150,6 +252,26 @@ impl Cluster {
         wait_for(&format!("node {id} to be ready"), PATIENCE, || {
             (http_status(address, "/readyz") == Some(200)).then_some(())
         });
+    }
+
+    /// SIGSTOP: the node does nothing any more, and nobody is told.
+    pub fn stop_node(&self, id: u64) {
+        process::signal(self.node(id).pid, Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn continue_node(&self, id: u64) {
+        process::signal(self.node(id).pid, Signal::CONT);
+    }
+
+    /// A figure of a node: the sum over all labels that contain `label`. `None`: no answer.
+    pub fn figure(&self, id: u64, name: &str, label: &str) -> Option<f64> {
+        let (_, text) = http_get(self.node(id).http, "/metrics")?;
+        let lines = text.lines().filter(|line| {
+            let rest = line.strip_prefix(name);
+            rest.is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+        });
+        Some(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }
 
     /// kill -9 of the sink: its two addresses are free then.
@@ -257,11 +379,18 @@ fn read(path: &Path) -> ClusterFile {
 
 /// Status of `GET path`; `None`: no answer.
 pub fn http_status(address: SocketAddr, path: &str) -> Option<u16> {
+    http_get(address, path).map(|(status, _)| status)
+}
+
+/// Status and body of `GET path`; `None`: no answer.
+pub fn http_get(address: SocketAddr, path: &str) -> Option<(u16, String)> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(2)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).ok()?;
-    std::str::from_utf8(answer.get(9..12)?).ok()?.parse().ok()
+    let answer = String::from_utf8_lossy(&answer);
+    let status = answer.get(9..12)?.parse().ok()?;
+    Some((status, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }

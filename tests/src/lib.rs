@@ -14,10 +14,13 @@ pub mod client;
 pub mod cluster;
 pub mod corpus;
 pub mod dialogue;
+pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod shim;
 pub mod sink;
 pub mod stores;
+pub mod tmpfs;
 
 use std::time::{Duration, Instant};
 

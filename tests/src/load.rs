@@ -44,6 +44,8 @@ pub struct Load {
 
 struct Shared {
     stop: AtomicBool,
+    /// Beginning of the ids.
+    name: String,
     next: AtomicU64,
     pause: Duration,
     recipients: Vec<String>,
@@ -51,9 +53,20 @@ struct Shared {
 }
 
 impl Load {
+    /// As [`Load::start_named`], under the name `load`.
+    pub fn start(
+        addresses: &[SocketAddr],
+        clients: usize,
+        pause: Duration,
+        recipients: &[&str],
+    ) -> Self {
+        Self::start_named("load", addresses, clients, pause, recipients)
+    }
+
     /// Starts `clients` threads for each address. Each sends small messages to one of `recipients` in turn and
     /// pauses after each.
-    pub fn start(
+    pub fn start_named(
+        name: &str,
         addresses: &[SocketAddr],
         clients: usize,
         pause: Duration,
@@ -61,6 +74,7 @@ impl Load {
     ) -> Self {
         let shared = Arc::new(Shared {
             stop: AtomicBool::new(false),
+            name: name.to_owned(),
             next: AtomicU64::new(0),
             pause,
             recipients: recipients.iter().map(|&recipient| recipient.to_owned()).collect(),
@@ -120,7 +134,7 @@ impl Shared {
 
     fn message(&self, client: &mut Client) -> std::io::Result<()> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let id = format!("load-{number}");
+        let id = format!("{}-{number}", self.name);
         let recipient = &self.recipients[usize::try_from(number).unwrap() % self.recipients.len()];
         let content = format!(
             "{ID_FIELD}: {id}\r\nFrom: sender@example.org\r\nTo: {recipient}\r\nSubject: {number}\r\n\r\n{}",

@@ -8,10 +8,13 @@ use std::{
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
-/// A program that was built with these tests: `target/release/NAME` beside `target/release/deps/TEST`.
+/// A program that was built with these tests: `target/release/NAME` beside `target/release/deps/TEST`, or beside the
+/// program that asks.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    let path = test.parent().and_then(Path::parent).unwrap().join(name);
+    let dir = test.parent().unwrap();
+    let dir = if dir.ends_with("deps") { dir.parent().unwrap() } else { dir };
+    let path = dir.join(name);
     assert!(
         path.exists(),
         "{} is missing: run tests/run, or `cargo build --release --workspace --bins` before `cargo test --release`",

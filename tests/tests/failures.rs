@@ -16,7 +16,8 @@ use std::{
 use ppsw_tests::{
     client::Client,
     cluster::Cluster,
-    load::{Load, Tally},
+    ledger::{ARRIVAL, all_arrived, check_duplicates, harm},
+    load::Load,
     sink::{ID_FIELD, Maildir},
     wait_for,
 };
@@ -24,11 +25,6 @@ use serde_json::Value;
 
 const RECIPIENTS: &[&str] =
     &["one@example.org", "spqr1@hermes.cam.ac.uk", "two@example.org", "spqr2@hermes.cam.ac.uk"];
-/// Time for everything that was taken to arrive: failover, and 30 s of grace for what may have been in flight.
-const ARRIVAL: Duration = Duration::from_secs(180);
-/// What is filed so short before a kill may not have been recorded as delivered.
-const RECORDING: Duration = Duration::from_millis(500);
-
 /// Kills a node under load. Gives an upper bound of what was in flight then.
 fn kill_under_load(
     cluster: &mut Cluster,
@@ -36,10 +32,7 @@ fn kill_under_load(
     maildir: &mut Maildir,
     node: u64,
 ) -> HashSet<String> {
-    let filed: HashSet<String> = maildir.counts().into_keys().collect();
-    std::thread::sleep(RECORDING);
-    cluster.kill(node);
-    let in_flight: HashSet<String> = load.tally().sent().difference(&filed).cloned().collect();
+    let in_flight = harm(load, maildir, || cluster.kill(node));
     println!(
         "node {node} killed after {} messages, at most {} in flight",
         load.taken(),
@@ -53,26 +46,6 @@ fn wait_taken(load: &Load, count: usize) {
     wait_for(&format!("{count} messages to be taken"), Duration::from_secs(300), || {
         (load.taken() >= count).then_some(())
     });
-}
-
-/// Everything that was answered 250 is at the sink. Gives how often each id came that came more than once.
-fn all_arrived(tally: &Tally, maildir: &mut Maildir) -> BTreeMap<String, usize> {
-    let start = Instant::now();
-    loop {
-        let counts = maildir.counts();
-        let missing: Vec<&String> =
-            tally.taken.keys().filter(|id| !counts.contains_key(*id)).collect();
-        if missing.is_empty() {
-            return counts.into_iter().filter(|(_, count)| *count > 1).collect();
-        }
-        assert!(
-            start.elapsed() < ARRIVAL,
-            "{} of {} did not arrive: {missing:?}",
-            missing.len(),
-            tally.taken.len()
-        );
-        std::thread::sleep(Duration::from_millis(500));
-    }
 }
 
 #[test]
@@ -110,8 +83,7 @@ fn nothing_is_lost_when_nodes_are_killed_under_load() {
         duplicates.len(),
         in_flight.len()
     );
-    let strange: Vec<_> = duplicates.keys().filter(|id| !in_flight.contains(*id)).collect();
-    assert!(strange.is_empty(), "duplicates of messages that were not in flight: {strange:?}");
+    check_duplicates(&duplicates, &in_flight);
 }
 
 #[test]

@@ -94,6 +94,7 @@ pub(crate) fn from_proto(outcome: pb::Outcome) -> Result<Outcome, String> {
         finished: outcome.finished,
         creates,
         warned: outcome.warned,
+        goes_on: outcome.goes_on,
     })
 }
 
@@ -112,6 +113,7 @@ fn to_proto(outcome: &Outcome) -> pb::Outcome {
             })
             .collect(),
         warned: outcome.warned,
+        goes_on: outcome.goes_on,
     }
 }
 
@@ -278,6 +280,7 @@ mod tests {
             finished: vec![0, 2],
             creates: vec![(id, envelope, Bytes::from_static(b"body"))],
             warned: true,
+            goes_on: true,
         };
         assert_eq!(from_proto(to_proto(&outcome)), Ok(outcome));
     }

@@ -1,19 +1,17 @@
 //! What operators ask: `ppswctl` calls any node, which asks the others.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
-use ppsw_proto::control::{
-    self as pb, admin_server::Admin, command::Change, drain_progress::Phase,
-};
+use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status};
 
-use super::queue;
+use super::{log, queue};
 use crate::{
     NodeId, limits,
+    overview::{drain_is_safe, group_status, node_status, removal_is_safe},
     pki::{self, Peer},
     plane::{CONTROL, Shared},
-    state::State,
     token::{self, Token},
 };
 
@@ -28,19 +26,26 @@ impl Admin for Service {
         let shared = &self.0;
         let state = shared.state();
         let reports = shared.ask_all(&state).await;
-        let partitions = state
-            .partitions
-            .iter()
-            .map(|(id, wanted)| group_status(*id, wanted, &reports))
-            .collect();
+        let partitions =
+            state.partitions.keys().map(|id| group_status(*id, &state, &reports)).collect();
         let nodes = state.members.values().map(|m| node_status(m, &state, &reports)).collect();
         Ok(Response::new(pb::StatusReply {
             cluster: shared.identity.cluster.clone(),
             asked: shared.node,
             nodes,
             partitions,
-            control: Some(group_status(CONTROL, &[], &reports)),
+            control: Some(group_status(CONTROL, &state, &reports)),
+            settings: Some(pb::Settings {
+                voters: u32::try_from(state.voters()).unwrap_or(u32::MAX),
+                replace_after_ms: u64::try_from(state.replace_after().as_millis())
+                    .unwrap_or(u64::MAX),
+            }),
+            removed: state.removed.values().cloned().collect(),
         }))
+    }
+
+    async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::LogReply>, Status> {
+        Ok(Response::new(log::everywhere(&self.0).await))
     }
 
     type QueueStream = BoxStream<'static, Result<pb::QueuePage, Status>>;
@@ -104,6 +109,42 @@ impl Admin for Service {
         tracing::info!(node, by, "undrain asked for");
         self.0.command(Change::EndDrain(pb::EndDrain { node })).await?;
         Ok(Response::new(pb::UndrainReply {}))
+    }
+
+    async fn remove_node(
+        &self,
+        request: Request<pb::RemoveNodeRequest>,
+    ) -> Result<Response<pb::RemoveNodeReply>, Status> {
+        let by = caller(&request);
+        let pb::RemoveNodeRequest { node, reason, force } = request.into_inner();
+        let shared = &self.0;
+        let state = shared.state();
+        if !state.members.contains_key(&node) {
+            return Err(unknown(node));
+        }
+        if reason.trim().is_empty() {
+            return Err(Status::invalid_argument("expected a --reason, for the records"));
+        }
+        if !state.removals.contains_key(&node) {
+            let reports = shared.ask_all(&state).await;
+            removal_is_safe(node, force, &state, &reports).map_err(Status::failed_precondition)?;
+        }
+        tracing::warn!(node, by, force, reason, "removal asked for");
+        let removal = pb::StartRemoval { node, by, reason, at_ms: shared.now().0, forced: force };
+        shared.command(Change::StartRemoval(removal)).await?;
+        Ok(Response::new(pb::RemoveNodeReply {}))
+    }
+
+    async fn set_placement(
+        &self,
+        request: Request<pb::SetPlacementRequest>,
+    ) -> Result<Response<pb::SetPlacementReply>, Status> {
+        let by = caller(&request);
+        let pb::SetPlacementRequest { voters, replace_after_ms } = request.into_inner();
+        tracing::info!(voters, replace_after_ms, by, "placement settings");
+        self.0.command(Change::Configure(pb::Configure { voters, replace_after_ms })).await?;
+        let settings = pb::Settings { voters, replace_after_ms };
+        Ok(Response::new(pb::SetPlacementReply { settings: Some(settings) }))
     }
 
     async fn make_token(
@@ -224,147 +265,10 @@ async fn summary(
     asked.await.unwrap_or_else(silent)
 }
 
-/// Whether each partition that the node carries, and the control group, keeps a majority and a possible leader.
-fn drain_is_safe(
-    node: NodeId,
-    state: &State,
-    reports: &BTreeMap<NodeId, pb::NodeReport>,
-) -> Result<(), String> {
-    if !reports.contains_key(&node) {
-        return Err(format!(
-            "node {node} does not answer, so it cannot hand anything over; other nodes take over what it led by \
-             themselves. To keep it from coming back into service, use --force"
-        ));
-    }
-    for (partition, wanted) in &state.partitions {
-        let now = group_status(*partition, wanted, reports);
-        if !now.voters.contains(&node) {
-            continue;
-        }
-        let heirs = now
-            .voters
-            .iter()
-            .filter(|other| **other != node && reports.contains_key(*other))
-            .filter(|other| !state.drained(**other));
-        if heirs.count() == 0 {
-            return Err(format!(
-                "no other node can take partition {partition}: of its voters {:?} only node {node} is up and not \
-                 drained. Start another one, or join one and wait until `ppswctl status` shows it as a voter",
-                now.voters
-            ));
-        }
-    }
-    Ok(())
-}
-
-fn node_status(
-    member: &pb::Member,
-    state: &State,
-    reports: &BTreeMap<NodeId, pb::NodeReport>,
-) -> pb::NodeStatus {
-    let report = reports.get(&member.id).cloned();
-    let drain = state.drains.get(&member.id).cloned();
-    let phase = report.as_ref().and_then(|r| r.drain.as_ref()).map(pb::DrainProgress::phase);
-    let word = match (&report, &drain) {
-        (None, _) => "down",
-        (Some(_), None) => "up",
-        (Some(_), Some(_)) if phase == Some(Phase::Safe) => "drained",
-        (Some(_), Some(_)) => "draining",
-    };
-    pb::NodeStatus { member: Some(member.clone()), state: word.to_owned(), drain, report }
-}
-
-/// A group as its leader of the highest term tells, else as its most advanced replica does.
-fn group_status(
-    id: u32,
-    wanted: &[NodeId],
-    reports: &BTreeMap<NodeId, pb::NodeReport>,
-) -> pb::GroupStatus {
-    let told = reports.iter().flat_map(|(node, report)| {
-        report.groups.iter().filter(move |group| group.id == id).map(move |group| (*node, group))
-    });
-    let best = told.max_by_key(|(_, group)| (group.leads, group.term, group.applied_index));
-    let Some((node, group)) = best else {
-        return pb::GroupStatus { id, wanted: wanted.to_vec(), ..pb::GroupStatus::default() };
-    };
-    pb::GroupStatus {
-        id,
-        // A follower's belief may be old: only a node that says itself that it leads counts.
-        leader: if group.leads { node } else { 0 },
-        voters: group.voters.clone(),
-        learners: group.learners.clone(),
-        wanted: wanted.to_vec(),
-        term: group.term,
-        messages: group.messages,
-    }
-}
-
 fn caller<T>(request: &Request<T>) -> String {
     request.extensions().get::<Peer>().map(|peer| peer.name.clone()).unwrap_or_default()
 }
 
 fn unknown(node: NodeId) -> Status {
     Status::not_found(format!("there is no node {node}: `ppswctl node list` shows all"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::state::tests::cluster;
-
-    fn report(node: NodeId, leads: &[u32], term: u64) -> (NodeId, pb::NodeReport) {
-        let groups = (0..4)
-            .map(|id| pb::GroupReport {
-                id,
-                term,
-                leads: leads.contains(&id),
-                voters: vec![1, 2, 3],
-                ..pb::GroupReport::default()
-            })
-            .collect();
-        (node, pb::NodeReport { node, groups, ..pb::NodeReport::default() })
-    }
-
-    fn placed() -> State {
-        let mut state = cluster(3);
-        state.partitions = (1..=3).map(|id| (id, vec![1, 2, 3])).collect();
-        state
-    }
-
-    #[test]
-    fn the_leader_of_the_highest_term_counts() {
-        let reports = [report(1, &[1], 4), report(2, &[1, 2], 5), report(3, &[], 5)].into();
-        assert_eq!(group_status(1, &[], &reports).leader, 2);
-        assert_eq!(group_status(3, &[], &reports).leader, 0, "nobody says that it leads");
-    }
-
-    #[test]
-    fn a_drain_needs_an_heir_that_is_up_and_not_drained() {
-        let mut state = placed();
-        let all = [report(1, &[1], 1), report(2, &[2], 1), report(3, &[3], 1)].into();
-        assert_eq!(drain_is_safe(1, &state, &all), Ok(()));
-        let alone: BTreeMap<_, _> = [report(1, &[1], 1)].into();
-        assert!(drain_is_safe(1, &state, &alone).is_err());
-        assert!(drain_is_safe(2, &state, &alone).unwrap_err().contains("does not answer"));
-        for other in [2, 3] {
-            state.drains.insert(other, pb::Drain::default());
-        }
-        assert!(drain_is_safe(1, &state, &all).is_err());
-    }
-
-    #[test]
-    fn a_node_is_up_down_draining_or_drained() {
-        let mut state = placed();
-        let mut reports: BTreeMap<_, _> = [report(1, &[], 1), report(2, &[], 1)].into();
-        let word = |state: &State, reports: &BTreeMap<_, _>, node: NodeId| {
-            node_status(&state.members[&node], state, reports).state
-        };
-        assert_eq!(word(&state, &reports, 1), "up");
-        assert_eq!(word(&state, &reports, 3), "down");
-        state.drains.insert(2, pb::Drain::default());
-        assert_eq!(word(&state, &reports, 2), "draining");
-        let safe = pb::DrainProgress { phase: Phase::Safe.into(), ..pb::DrainProgress::default() };
-        reports.get_mut(&2).unwrap().drain = Some(safe);
-        assert_eq!(word(&state, &reports, 2), "drained");
-    }
 }

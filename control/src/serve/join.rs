@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use ppsw_proto::control::{self as pb, command::Change, join_server::Join};
 use prost::Message;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    NodeId, limits,
+    NodeId, access, limits, overview,
     pki::{self, Authority},
     plane::Shared,
     token,
@@ -29,8 +30,10 @@ impl Join for Service {
         if !state.known() {
             return Err(Status::unavailable("this node has not heard the control group yet"));
         }
-        // The control group decides; this spares it strangers.
-        if state.token(&token_hash, now_ms).is_none() {
+        // The control group decides; this spares it strangers. What this node acts on may lag behind its own replica by
+        // a moment.
+        let newest = shared.machine.watch().borrow().clone();
+        if [&state, &newest].iter().all(|state| state.token(&token_hash, now_ms).is_none()) {
             metrics::counter!("ppsw_control_refused_joins_total").increment(1);
             return Err(Status::permission_denied(
                 "the token is unknown, revoked or expired: get a new one with `ppswctl token create`",
@@ -39,44 +42,89 @@ impl Join for Service {
         let key_hash = pki::request_key_hash(&csr).map_err(refuse)?.into();
         let admit = pb::Admit { token_hash: token_hash.into(), now_ms, key_hash, control };
         let admitted = shared.command(Change::Admit(admit)).await?;
-        let node = pb::Admitted::decode(admitted)
-            .map_err(|error| Status::internal(format!("a damaged answer: {error}")))?
-            .node;
-        let certificate = sign_somewhere(shared, node, csr).await?;
-        tracing::info!(node, "a node joined");
-        Ok(Response::new(pb::EnrolReply {
-            node,
-            cluster: shared.identity.cluster.clone(),
-            certificate,
-            ca: shared.identity.ca.clone(),
-            members: shared.state().members.values().cloned().collect(),
-        }))
+        let reply = enrolled(shared, admitted, csr).await?;
+        tracing::info!(node = reply.node, "a node joined");
+        Ok(Response::new(reply))
     }
 }
 
-/// Here if this node has the CA's key, else on the node that has it.
-async fn sign_somewhere(shared: &Shared, node: NodeId, csr: String) -> Result<String, Status> {
+/// Gives a member that has lost its log a new number. Refused where the loss leaves a group without a majority: the
+/// operator then has to bring other voters back first, because what they have may be the last copy.
+pub(crate) async fn readmit(
+    shared: &Shared,
+    old: NodeId,
+    csr: String,
+    control: String,
+) -> Result<pb::EnrolReply, Status> {
+    let key_hash: Bytes = pki::request_key_hash(&csr).map_err(refuse)?.into();
+    let state = shared.state();
+    if !state.known() {
+        return Err(Status::unavailable("this node has not heard the control group yet"));
+    }
+    if !state.members.values().any(|member| member.key_hash == key_hash) {
+        if state.has_left(old) {
+            return Err(access::has_left(old, &state));
+        }
+        let reports = shared.ask_all(&state).await;
+        overview::loss_is_safe(old, true, &state, &reports).map_err(Status::failed_precondition)?;
+    }
+    let readmit = pb::Readmit { old, now_ms: shared.now().0, key_hash, control };
+    let admitted = shared.command(Change::Readmit(readmit)).await?;
+    let reply = enrolled(shared, admitted, csr).await?;
+    tracing::warn!(old, new = reply.node, "a node has lost its log and comes back");
+    Ok(reply)
+}
+
+/// What a machine needs that was admitted.
+async fn enrolled(shared: &Shared, admitted: Bytes, csr: String) -> Result<pb::EnrolReply, Status> {
+    let node = pb::Admitted::decode(admitted)
+        .map_err(|error| Status::internal(format!("a damaged answer: {error}")))?
+        .node;
+    let signed = sign_somewhere(shared, node, csr).await?;
+    Ok(pb::EnrolReply {
+        node,
+        cluster: shared.identity.cluster.clone(),
+        certificate: signed.certificate,
+        ca_key: signed.ca_key,
+        ca: shared.identity.ca.clone(),
+        members: shared.state().members.values().cloned().collect(),
+    })
+}
+
+/// Here if this node has the CA's key, else on a node that has it.
+async fn sign_somewhere(
+    shared: &Shared,
+    node: NodeId,
+    csr: String,
+) -> Result<pb::SignReply, Status> {
     if shared.identity.ca_key.is_some() {
         return sign(shared, node, &csr);
     }
-    let authority = shared.state().authority;
-    let unavailable = |why: &str| {
-        Status::unavailable(format!(
-            "node {authority}, which has the CA's key, cannot sign ({why}): start it, then join again"
-        ))
-    };
-    let mut client =
-        shared.dialer.node(authority).ok_or_else(|| unavailable("its address is not known"))?;
-    let asked = client.sign(pb::SignRequest { node, csr });
-    match tokio::time::timeout(limits::COMMAND_DEADLINE, asked).await {
-        Ok(Ok(reply)) => Ok(reply.into_inner().certificate),
-        Ok(Err(status)) => Err(unavailable(status.message())),
-        Err(_) => Err(unavailable("it does not answer")),
+    let state = shared.state();
+    let signs = state.members.values().filter(|member| member.signs).map(|member| member.id);
+    let mut troubles = Vec::new();
+    for authority in std::iter::once(state.authority).chain(signs.filter(|n| *n != state.authority))
+    {
+        let Some(mut client) = shared.dialer.node(authority) else {
+            troubles.push(format!("node {authority} is not known"));
+            continue;
+        };
+        let asked = client.sign(pb::SignRequest { node, csr: csr.clone() });
+        match tokio::time::timeout(limits::SIGN_PATIENCE, asked).await {
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
+            Ok(Err(status)) => troubles.push(format!("node {authority}: {}", status.message())),
+            Err(_) => troubles.push(format!("node {authority} does not answer")),
+        }
     }
+    Err(Status::unavailable(format!(
+        "no node that has the CA's key answers ({}): start one, then join again",
+        troubles.join("; ")
+    )))
 }
 
-/// Signs a certificate for a member that was admitted with this key, and for nobody else.
-pub(crate) fn sign(shared: &Shared, node: NodeId, csr: &str) -> Result<String, Status> {
+/// Signs a certificate for a member that was admitted with this key, and for nobody else. With it goes the CA's key, so
+/// that no node is the only one that can let machines in: whoever dies, the others replace.
+pub(crate) fn sign(shared: &Shared, node: NodeId, csr: &str) -> Result<pb::SignReply, Status> {
     let Some(key) = &shared.identity.ca_key else {
         return Err(Status::failed_precondition("this node does not have the CA's key"));
     };
@@ -94,7 +142,10 @@ pub(crate) fn sign(shared: &Shared, node: NodeId, csr: &str) -> Result<String, S
     }
     let authority = Authority::load(&shared.identity.ca, key, &shared.identity.cluster)
         .map_err(|error| Status::internal(error.to_string()))?;
-    authority.sign_node(csr, node, shared.now()).map_err(|e| Status::internal(e.to_string()))
+    let certificate = authority
+        .sign_node(csr, node, shared.now())
+        .map_err(|e| Status::internal(e.to_string()))?;
+    Ok(pb::SignReply { certificate, ca_key: key.clone() })
 }
 
 fn refuse(error: pki::PkiError) -> Status {

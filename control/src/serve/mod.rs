@@ -2,6 +2,7 @@
 
 mod admin;
 mod join;
+mod log;
 mod node;
 mod queue;
 

@@ -7,9 +7,10 @@ use ppsw_proto::control::{self as pb, node_server::Node};
 use ppsw_spool::{group::ProposeError, queue::Outcome};
 use tonic::{Request, Response, Status};
 
-use super::{join, queue};
+use super::{join, log, queue};
 use crate::{
     limits,
+    pki::Peer,
     plane::{Shared, outcome_from_proto},
 };
 
@@ -80,8 +81,17 @@ impl Node for Service {
         request: Request<pb::SignRequest>,
     ) -> Result<Response<pb::SignReply>, Status> {
         let pb::SignRequest { node, csr } = request.into_inner();
-        let certificate = join::sign(&self.0, node, &csr)?;
-        Ok(Response::new(pb::SignReply { certificate }))
+        Ok(Response::new(join::sign(&self.0, node, &csr)?))
+    }
+
+    async fn rejoin(
+        &self,
+        request: Request<pb::RejoinRequest>,
+    ) -> Result<Response<pb::EnrolReply>, Status> {
+        let caller = request.extensions().get::<Peer>().and_then(|peer| peer.node);
+        let old = caller.ok_or_else(|| Status::unauthenticated("only a node can rejoin"))?;
+        let pb::RejoinRequest { csr, control } = request.into_inner();
+        join::readmit(&self.0, old, csr, control).await.map(Response::new)
     }
 
     async fn state(
@@ -89,6 +99,10 @@ impl Node for Service {
         _: Request<pb::StateRequest>,
     ) -> Result<Response<pb::StateReply>, Status> {
         Ok(Response::new(pb::StateReply { state: Some(self.0.state().to_proto()) }))
+    }
+
+    async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::NodeLog>, Status> {
+        Ok(Response::new(log::here(&self.0)))
     }
 }
 

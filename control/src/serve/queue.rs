@@ -136,7 +136,7 @@ pub(crate) fn pages_here(
         .into_iter()
         .flat_map(|partition| {
             let id = partition.id();
-            partition.list().into_iter().map(move |message| (id, message))
+            partition.messages().map(move |message| (id, message))
         })
         .filter(move |(_, message)| filter.matches(message))
         .map(move |(partition, message)| item(&message, partition, node));
@@ -156,7 +156,7 @@ pub(crate) fn pages_here(
 /// Figures of the matching messages of the partitions that this node leads.
 pub(crate) fn summary_here(shared: &Shared, filter: &Filter) -> pb::QueueSummary {
     let mut sum = Sum::default();
-    let messages = shared.led().into_iter().flat_map(|partition: Partition| partition.list());
+    let messages = shared.led().into_iter().flat_map(|partition: Partition| partition.messages());
     for message in messages.filter(|message| filter.matches(message)) {
         sum.add(&message);
     }

@@ -1,6 +1,6 @@
 //! The control state as a Raft state machine, and how the rest of the node sees it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use ppsw_proto::control as pb;
@@ -14,6 +14,8 @@ use super::State;
 pub struct ControlMachine {
     state: watch::Sender<Arc<State>>,
     leadership: watch::Sender<Leadership>,
+    /// Why this program is too old for what it was given.
+    outdated: OnceLock<String>,
 }
 
 impl Default for ControlMachine {
@@ -21,6 +23,7 @@ impl Default for ControlMachine {
         Self {
             state: watch::Sender::default(),
             leadership: watch::Sender::new(Leadership::Following { leader: None }),
+            outdated: OnceLock::new(),
         }
     }
 }
@@ -41,6 +44,11 @@ impl ControlMachine {
 
 impl Machine for ControlMachine {
     fn apply(&self, _at: Position, payload: &Bytes) -> Reply {
+        if let Some(why) = State::outdated_for(payload) {
+            // The first reason counts.
+            let _ = self.outdated.set(why.clone());
+            return Reply::Refused(why);
+        }
         let mut next = State::clone(&self.state.borrow());
         let reply = next.apply(payload);
         if !matches!(reply, Reply::Refused(_)) {
@@ -66,9 +74,16 @@ impl Machine for ControlMachine {
             Ok(state) => {
                 self.state.send_replace(Arc::new(state));
             }
-            // The log's CRC was right, so another version wrote this. Without the state the node stays not ready.
-            Err(error) => tracing::error!(%error, "cannot take the control state of a checkpoint"),
+            // The log's CRC was right, so another version wrote this.
+            Err(error) => {
+                tracing::error!(%error, "cannot take the control state of a checkpoint");
+                let _ = self.outdated.set(error.to_string());
+            }
         }
+    }
+
+    fn outdated(&self) -> Option<String> {
+        self.outdated.get().cloned()
     }
 
     fn leadership(&self, change: Leadership) {

@@ -2,6 +2,7 @@
 //! the state and the command alone, so every replica has the same.
 
 mod machine;
+mod members;
 
 use std::collections::BTreeMap;
 
@@ -30,6 +31,15 @@ pub struct State {
     pub drains: BTreeMap<NodeId, pb::Drain>,
     /// By id, see [`token::id`].
     pub tokens: BTreeMap<String, pb::Token>,
+    pub settings: pb::Settings,
+    /// Nodes that are leaving for good.
+    pub removals: BTreeMap<NodeId, pb::Removal>,
+    /// Nodes that have left.
+    pub removed: BTreeMap<NodeId, pb::Removal>,
+    /// Nodes that have been silent for too long.
+    pub away: BTreeMap<NodeId, pb::Away>,
+    /// Counts the changes: of two states, the one with more is newer.
+    pub revision: u64,
     /// The next number for a node. Never goes back, so no number is used twice.
     next_node: NodeId,
 }
@@ -62,10 +72,10 @@ impl State {
         !self.members.is_empty()
     }
 
-    /// Whether a node is being drained, or is drained.
+    /// Whether a node is being drained, or is drained. One that is leaving is.
     #[must_use]
     pub fn drained(&self, node: NodeId) -> bool {
-        self.drains.contains_key(&node)
+        self.drains.contains_key(&node) || self.removals.contains_key(&node)
     }
 
     /// The member that an operator means by number or name.
@@ -83,6 +93,20 @@ impl State {
         self.tokens.get(&token::id(hash)).filter(|t| t.hash == hash && now_ms < t.expires_ms)
     }
 
+    /// Why this program is too old for an entry: a newer one wrote it. `None`: it is not.
+    #[must_use]
+    pub fn outdated_for(payload: &Bytes) -> Option<String> {
+        let command = pb::Command::decode(payload.clone()).ok()?;
+        let newer = command.version > VERSION || command.change.is_none();
+        newer.then(|| {
+            format!(
+                "a control command of format {} or of an unknown kind, this program reads up to {VERSION}: use a \
+                 newer ppswd",
+                command.version
+            )
+        })
+    }
+
     /// Applies one entry.
     pub fn apply(&mut self, payload: &Bytes) -> Reply {
         let command = match pb::Command::decode(payload.clone()) {
@@ -95,9 +119,23 @@ impl State {
                 command.version
             ));
         }
-        let applied = match command.change {
+        let reply = self.change(command.change);
+        if !matches!(reply, Reply::Refused(_)) {
+            self.revision += 1;
+        }
+        reply
+    }
+
+    fn change(&mut self, change: Option<Change>) -> Reply {
+        let applied = match change {
             Some(Change::Found(found)) => self.found(found),
             Some(Change::Admit(admit)) => return self.admit(admit),
+            Some(Change::Readmit(readmit)) => return self.readmit(readmit),
+            Some(Change::StartRemoval(removal)) => self.start_removal(removal),
+            Some(Change::FinishRemoval(finish)) => self.finish_removal(&finish),
+            Some(Change::RetirePartition(retire)) => self.retire_partition(&retire),
+            Some(Change::SetAway(away)) => self.set_away(&away),
+            Some(Change::Configure(settings)) => self.configure(&settings),
             Some(Change::Announce(announce)) => self.announce(announce),
             Some(Change::Place(place)) => self.place(place),
             Some(Change::StartDrain(drain)) => self.start_drain(drain),
@@ -127,6 +165,11 @@ impl State {
                 .collect(),
             drains: self.drains.values().cloned().collect(),
             tokens: self.tokens.values().cloned().collect(),
+            revision: self.revision,
+            settings: Some(self.settings),
+            removals: self.removals.values().cloned().collect(),
+            removed: self.removed.values().cloned().collect(),
+            away: self.away.values().copied().collect(),
         }
     }
 
@@ -146,6 +189,11 @@ impl State {
             drains: state.drains.into_iter().map(|d| (d.node, d)).collect(),
             tokens: state.tokens.into_iter().map(|t| (token::id(&t.hash), t)).collect(),
             next_node: state.next_node,
+            settings: state.settings.unwrap_or_default(),
+            removals: state.removals.into_iter().map(|r| (r.node, r)).collect(),
+            removed: state.removed.into_iter().map(|r| (r.node, r)).collect(),
+            away: state.away.into_iter().map(|a| (a.node, a)).collect(),
+            revision: state.revision,
         })
     }
 
@@ -159,6 +207,8 @@ impl State {
         self.cluster = found.cluster;
         self.authority = first.id;
         self.next_node = first.id + 1;
+        // It has the CA's key, and its partition from the beginning.
+        let first = pb::Member { started: true, signs: true, ..first };
         self.members.insert(first.id, first);
         Ok(())
     }
@@ -175,27 +225,25 @@ impl State {
             member.control = admit.control;
             return answer(member.id);
         }
-        if let Err(reason) = check_text("address", &admit.control) {
-            return Reply::Refused(reason);
-        }
-        let id = self.next_node;
-        if id > limits::NODE_ID_MAX {
-            return Reply::Refused(format!(
-                "all {} node numbers have been used",
-                limits::NODE_ID_MAX
-            ));
-        }
-        self.next_node += 1;
         let member = pb::Member {
-            id,
-            name: format!("node-{id}"),
             control: admit.control,
-            http: String::new(),
             joined_ms: admit.now_ms,
             key_hash: admit.key_hash,
+            ..pb::Member::default()
         };
-        self.members.insert(id, member);
-        answer(id)
+        self.new_member(member).map_or_else(Reply::Refused, answer)
+    }
+
+    /// Gives a member its number.
+    fn new_member(&mut self, member: pb::Member) -> Result<NodeId, String> {
+        check_text("address", &member.control)?;
+        let id = self.next_node;
+        if id > limits::NODE_ID_MAX {
+            return Err(format!("all {} node numbers have been used", limits::NODE_ID_MAX));
+        }
+        self.next_node += 1;
+        self.members.insert(id, pb::Member { id, name: format!("node-{id}"), ..member });
+        Ok(id)
     }
 
     fn announce(&mut self, announce: pb::Announce) -> Result<(), String> {
@@ -204,6 +252,8 @@ impl State {
         let member = self.members.get_mut(&announce.node).ok_or_else(|| no_node(announce.node))?;
         member.control = announce.control;
         member.http = announce.http;
+        member.signs = announce.signs;
+        member.started = true;
         Ok(())
     }
 
@@ -212,8 +262,12 @@ impl State {
             return Err(no_node(*stranger));
         }
         let home = NodeId::from(place.partition);
-        if !place.voters.contains(&home) {
+        let needed = self.is_present(home) && !place.voters.contains(&home);
+        if needed || place.voters.is_empty() {
             return Err(format!("partition {home} needs a replica on its home node {home}"));
+        }
+        if !self.members.contains_key(&home) && !self.partitions.contains_key(&place.partition) {
+            return Err(format!("partition {home} has been retired"));
         }
         self.partitions.insert(place.partition, place.voters);
         Ok(())
@@ -243,6 +297,9 @@ impl State {
     fn end_drain(&mut self, end: &pb::EndDrain) -> Result<(), String> {
         if !self.members.contains_key(&end.node) {
             return Err(no_node(end.node));
+        }
+        if self.removals.contains_key(&end.node) {
+            return Err(format!("node {} is being removed, which cannot be undone", end.node));
         }
         self.drains.remove(&end.node);
         Ok(())

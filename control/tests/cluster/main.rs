@@ -7,6 +7,7 @@
     reason = "a test"
 )]
 
+mod leaving;
 mod ppswctl;
 mod support;
 
@@ -92,6 +93,7 @@ async fn a_drain_survives_a_restart_and_mail_stays() {
         finished: vec![0],
         creates: Vec::new(),
         warned: false,
+        goes_on: false,
     };
     cluster.nodes[2].plane.forward_outcome(3, outcome, PATIENCE).await.unwrap();
     assert!(cluster.listed(pb::QueueFilter::default()).await.is_empty());
@@ -162,7 +164,7 @@ async fn a_whole_cluster_starts_again_but_not_without_its_log() {
     let data = cluster.dir.path().join("node-2").join("data");
     std::fs::remove_dir_all(data.join("log")).unwrap();
     let error = try_start(&data, cluster.addresses[1]).await.err().unwrap().to_string();
-    assert!(error.contains("join again"), "{error}");
+    assert!(error.contains("ppswd rejoin"), "{error}");
     cluster.stop().await;
 }
 

@@ -62,6 +62,18 @@ async fn an_operator_looks_drains_and_lists() {
     assert_eq!(status["partitions"][1]["leader"], 2);
     assert_eq!(status["partitions"][1]["voters"].as_array().unwrap().len(), 3);
 
+    let log = json(&cluster, "status --log --json --viewer").await;
+    let nodes = log["nodes"].as_array().unwrap();
+    assert!(nodes.len() == 3 && log["silent"] == Value::Array(Vec::new()), "{log}");
+    for node in nodes {
+        assert!(node["bytes"].as_u64() >= Some(8 << 20) && node["segments"] == 1, "{node}");
+        assert_eq!(node["bound_bytes"], 1 << 30);
+        let kept = node["kept"].as_array().unwrap().iter().find(|kept| kept["group"] == 1);
+        assert_eq!(kept.unwrap()["reason"]["id"], id.as_str(), "{node}");
+    }
+    let told = run(&cluster, "status --log").await;
+    assert!(String::from_utf8(told.stdout).unwrap().contains(&format!("message {id}, ")));
+
     let drained = run(&cluster, "drain node-1 --timeout 30s").await;
     let told = String::from_utf8(drained.stdout.clone()).unwrap();
     assert!(drained.status.success(), "{drained:?}");

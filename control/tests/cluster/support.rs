@@ -18,8 +18,9 @@ use ppsw_control::{
 use ppsw_proto::control as pb;
 use ppsw_spool::{
     PartitionId,
-    env::{SystemClock, SystemDisk},
+    env::{SystemClock, SystemDisk, UnixMs},
     group::Timing,
+    queue::{Envelope, Recipient},
 };
 
 /// Longer than anything here may take on a busy machine.
@@ -73,6 +74,7 @@ pub(crate) async fn try_start(data: &Path, listen: SocketAddr) -> Result<Node, P
         listen,
         http: Some(SocketAddr::from(([127, 0, 0, 1], 2580))),
         timing: Timing::default(),
+        takeover_grace: ppsw_spool::limits::TAKEOVER_GRACE,
         segment_bytes: 8 << 20,
         cache_bytes: 4 << 20,
     };
@@ -123,8 +125,12 @@ impl Cluster {
     }
 
     pub(crate) async fn until_home(&self, nodes: usize) {
+        let begun = Instant::now();
         until("every partition at home with all its voters", async || {
             let status = self.status().await;
+            if begun.elapsed() > PATIENCE - Duration::from_millis(500) {
+                eprintln!("{status:#?}");
+            }
             let control = status.control.unwrap();
             let home = status
                 .partitions
@@ -154,6 +160,44 @@ impl Cluster {
 
     pub(crate) async fn undrain(&self, node: u64) {
         self.operator.admin().undrain(pb::UndrainRequest { node }).await.unwrap();
+    }
+
+    pub(crate) async fn remove(&self, node: u64, force: bool) -> Result<(), tonic::Status> {
+        let reason = "it is old".to_owned();
+        let request = pb::RemoveNodeRequest { node, reason, force };
+        self.operator.admin().remove_node(request).await.map(|_| ())
+    }
+
+    /// Until a node is no member any more, and the others have what they should have.
+    pub(crate) async fn until_gone(&self, node: u64) {
+        until(&format!("node {node} has left"), async || {
+            let status = self.status().await;
+            let stays = status.nodes.iter().any(|n| n.member.as_ref().unwrap().id == node);
+            let on = |voters: &[u64], learners: &[u64]| {
+                voters.contains(&node) || learners.contains(&node)
+            };
+            let used = status
+                .partitions
+                .iter()
+                .chain(&status.control)
+                .any(|g| g.leader == 0 || on(&g.voters, &g.learners));
+            (!stays && !used).then_some(())
+        })
+        .await;
+    }
+
+    /// A message that stays in the queue of a node's own partition.
+    pub(crate) async fn enqueue(&self, node: u64) -> String {
+        let plane = &self.nodes[usize::try_from(node).unwrap() - 1].plane;
+        let writer = plane.spool().begin(PATIENCE).await.unwrap();
+        let to = Recipient { address: "a@example.org".to_owned(), ..Recipient::default() };
+        let envelope = Envelope {
+            sender: "spqr1@hermes.cam.ac.uk".to_owned(),
+            recipients: vec![to],
+            received: UnixMs(1_790_000_000_000),
+            ..Envelope::default()
+        };
+        writer.accept(envelope, PATIENCE).await.unwrap().to_string()
     }
 
     pub(crate) async fn listed(&self, filter: pb::QueueFilter) -> Vec<pb::QueueItem> {

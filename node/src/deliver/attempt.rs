@@ -1,6 +1,7 @@
 //! One attempt to deliver one message: route, transmit, judge, record.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,28 +10,26 @@ use std::{
 };
 
 use async_trait::async_trait;
-use metrics::{counter, gauge, histogram};
-use ppsw_spool::{
-    env::UnixMs,
-    queue::{Outcome, QueuedMessage, Verdict},
-};
+use metrics::{counter, gauge};
+use ppsw_spool::queue::{MessageId, Outcome, QueuedMessage, Verdict};
+use tokio::sync::OnceCell;
 use tracing::warn;
 
 use super::{
     Parts,
     lanes::Lanes,
     plan::{Leg, Plan, plan},
+    progress::Known,
     record::record,
-    result::{Attempted, Result, label},
+    result::{Attempted, Result},
     seams::{Fence, QueueSource, Routing},
     transaction::{Answer, Mail},
     transmit::{Sent, Transmission, Transmitter},
 };
 use crate::{
-    limits::{BOUNCE_RETURN_BYTES_MAX, DESTINATION_FULL_RETRY, FENCE_POLL},
+    limits::{BOUNCE_RETURN_BYTES_MAX, FENCE_POLL},
     maillog::{AddressEvent, ArrivalEvent},
     message::bounce::Excerpt,
-    route::Protocol,
 };
 
 /// What attempts of a node share.
@@ -52,21 +51,28 @@ pub(super) enum Ended {
 }
 
 /// What came of one leg.
-enum LegResult {
+pub(super) enum LegResult {
     Full,
     Sent(Vec<Sent>),
 }
 
-/// The lease of the partition, while this node is not to end.
-struct Lease<'a> {
+/// The lease of the partition, while this node is not to end; and the mark of the attempt in its log.
+pub(super) struct Lease<'a> {
     source: &'a dyn QueueSource,
     stopped: &'a AtomicBool,
+    message: MessageId,
+    /// One for all transactions of the attempt.
+    begun: OnceCell<bool>,
 }
 
 #[async_trait]
 impl Fence for Lease<'_> {
     fn holds(&self) -> bool {
         !self.stopped.load(Ordering::Acquire) && self.source.may_deliver()
+    }
+
+    async fn begun(&self) -> bool {
+        *self.begun.get_or_init(|| self.source.begin(self.message)).await
     }
 
     async fn broken(&self) {
@@ -85,7 +91,8 @@ impl Workshop {
         message: &Arc<QueuedMessage>,
     ) -> Ended {
         let routing = self.parts.router.current();
-        let fence = Lease { source, stopped: &self.stopped };
+        let begun = OnceCell::new();
+        let fence = Lease { source, stopped: &self.stopped, message: message.id, begun };
         let planned = tokio::select! {
             plan = plan(message, &*routing, self.parts.clock.now()) => plan,
             () = fence.broken() => return Ended::Done,
@@ -93,18 +100,16 @@ impl Workshop {
         if !fence.holds() {
             return Ended::Done;
         }
-        let legs = planned.legs.iter().map(|leg| self.leg(source, message, leg, &fence));
-        let legs = futures::future::join_all(legs).await;
-        let nothing_done = planned.decided.is_empty() && !planned.legs.is_empty();
-        if nothing_done && legs.iter().all(|leg| matches!(leg, LegResult::Full)) {
+        let known = self.transmit(source, message, &*routing, &planned, &fence).await;
+        if known.nothing_was_tried() {
             return Ended::Postponed;
         }
-        self.conclude(source, message, &*routing, &planned, legs).await;
+        self.conclude(source, message, &*routing, &planned, known).await;
         Ended::Done
     }
 
     /// One transaction, when its destination has a place for it.
-    async fn leg(
+    pub(super) async fn leg(
         &self,
         source: &dyn QueueSource,
         message: &QueuedMessage,
@@ -136,16 +141,19 @@ impl Workshop {
         };
         let recipients: Vec<_> = leg.addresses.iter().map(|a| a.rcpt.clone()).collect();
         let flight = InFlight::begin();
-        let sent = self
-            .transmitter
-            .transmit(&Transmission {
-                destination: &leg.destination,
-                mail: &mail,
-                recipients: &recipients,
-                body: &|| source.body(message),
-                fence,
-            })
-            .await;
+        let transmission = Transmission {
+            destination: &leg.destination,
+            mail: &mail,
+            recipients: &recipients,
+            body: &|| source.body(message),
+            fence,
+        };
+        let mut transmit = pin!(self.transmitter.transmit(&transmission));
+        // The mark is written beside the dialogue, which waits for it before the final dot.
+        let sent = tokio::select! {
+            sent = &mut transmit => sent,
+            _ = fence.begun() => transmit.await,
+        };
         drop(flight);
         LegResult::Sent(sent)
     }
@@ -157,13 +165,12 @@ impl Workshop {
         message: &Arc<QueuedMessage>,
         routing: &dyn Routing,
         plan: &Plan,
-        legs: Vec<LegResult>,
+        known: Known,
     ) {
-        let attempted =
-            Attempted { message, routing, now: self.parts.clock.now(), name: &self.parts.name };
-        let results = results(&attempted, plan, legs);
+        let (results, early) = known.end(plan, self.parts.clock.now());
+        let attempted = self.attempted(message, routing);
         self.log(&attempted, &results);
-        let mut outcome = attempted.outcome(plan, &results);
+        let mut outcome = attempted.outcome(plan, &results, &early);
         if outcome.results.is_empty() && outcome.finished.is_empty() {
             return;
         }
@@ -172,7 +179,7 @@ impl Workshop {
             let excerpt = self.excerpt(source, message, routing).await;
             attempted.attach(&mut outcome, wanted, &excerpt, &|| self.parts.queues.new_id());
         }
-        let (completes, created) = (attempted.completes(&outcome), created(&outcome));
+        let (completes, created) = (attempted.completes(&outcome, &early), created(&outcome));
         if let Err(why) = record(source, &*self.parts.forward, outcome).await {
             counter!("ppsw_outcomes_lost_total").increment(1);
             warn!(id = %message.id, "an outcome could not be recorded: {}", why.0);
@@ -197,8 +204,17 @@ impl Workshop {
         }
     }
 
+    pub(super) fn attempted<'a>(
+        &'a self,
+        message: &'a QueuedMessage,
+        routing: &'a dyn Routing,
+    ) -> Attempted<'a> {
+        let (now, name) = (self.parts.clock.now(), self.parts.name.as_str());
+        Attempted { message, routing, now, name }
+    }
+
     /// One line for each address.
-    fn log(&self, attempted: &Attempted<'_>, results: &[Result]) {
+    pub(super) fn log(&self, attempted: &Attempted<'_>, results: &[Result]) {
         let (message, log) = (attempted.message, &self.parts.log);
         for result in results {
             let peer = result.host.as_ref().map(|h| (h.name.as_str(), h.address.to_string()));
@@ -270,104 +286,10 @@ impl Workshop {
     }
 }
 
-/// All addresses of an attempt, judged.
-fn results(attempted: &Attempted<'_>, plan: &Plan, legs: Vec<LegResult>) -> Vec<Result> {
-    let mut out = Vec::new();
-    for decided in &plan.decided {
-        let text = decided.text.clone();
-        let answer = if decided.failed {
-            Answer::Failed(text)
-        } else {
-            Answer::Deferred { text, elsewhere: false }
-        };
-        let Some((verdict, text)) = attempted.judge(&decided.address.rcpt.address, answer) else {
-            continue;
-        };
-        count(&verdict, "none");
-        out.push(Result {
-            address: decided.address.clone(),
-            verdict,
-            text,
-            router: String::new(),
-            transport: String::new(),
-            host: None,
-            time: Duration::ZERO,
-            further: false,
-            relayed: false,
-        });
-    }
-    for (leg, result) in plan.legs.iter().zip(legs) {
-        match result {
-            LegResult::Sent(sent) => sent_results(attempted, leg, sent, &mut out),
-            LegResult::Full => full_results(attempted.now, leg, &mut out),
-        }
-    }
-    out
-}
-
-fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut Vec<Result>) {
-    let mut further = false;
-    for (address, sent) in leg.addresses.iter().zip(sent) {
-        let Some((verdict, text)) = attempted.judge(&address.rcpt.address, sent.answer) else {
-            continue;
-        };
-        let transport = match leg.destination.protocol {
-            Protocol::Smtp => "smtp",
-            Protocol::Lmtp => "lmtp",
-        };
-        count(&verdict, transport);
-        if sent.host.is_some() {
-            histogram!("ppsw_delivery_seconds", "transport" => transport)
-                .record(sent.time.as_secs_f64());
-        }
-        let delivered = verdict == Verdict::Delivered;
-        out.push(Result {
-            address: address.clone(),
-            verdict,
-            text,
-            router: leg.destination.router.clone(),
-            transport: leg.destination.transport.clone(),
-            host: sent.host,
-            time: sent.time,
-            further: delivered && further,
-            relayed: !sent.notifies,
-        });
-        further |= delivered;
-    }
-}
-
-/// Other addresses of the message were tried, these were not: again soon, without counting as a failure of theirs.
-fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
-    for address in &leg.addresses {
-        out.push(Result {
-            address: address.clone(),
-            verdict: Verdict::Deferred { next_due: now.plus(DESTINATION_FULL_RETRY) },
-            text: "many messages wait for this destination".to_owned(),
-            router: leg.destination.router.clone(),
-            transport: leg.destination.transport.clone(),
-            host: None,
-            time: Duration::ZERO,
-            further: false,
-            relayed: false,
-        });
-    }
-}
-
 /// What the log says of the messages that an outcome makes.
-fn created(
-    outcome: &Outcome,
-) -> Vec<(ppsw_spool::queue::MessageId, ppsw_spool::queue::Envelope, u64)> {
+fn created(outcome: &Outcome) -> Vec<(MessageId, ppsw_spool::queue::Envelope, u64)> {
     let size = |bytes: &bytes::Bytes| bytes.len() as u64;
     outcome.creates.iter().map(|(id, envelope, b)| (*id, envelope.clone(), size(b))).collect()
-}
-
-fn count(verdict: &Verdict, transport: &'static str) {
-    counter!(
-        "ppsw_delivery_attempts_total",
-        "result" => label(verdict),
-        "transport" => transport
-    )
-    .increment(1);
 }
 
 /// Counts a transmission while it lasts.

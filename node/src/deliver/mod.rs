@@ -2,7 +2,7 @@
 //! what happened.
 //!
 //! [`Deliverer`] takes messages (`schedule`); an `attempt` makes a `plan` (routing), waits for a place in each
-//! destination's queue (`lanes`), brings the message to one of its hosts (`transmit`, `session`, `transaction`),
+//! destination's queue (`lanes`), brings the message to one of its hosts (`transmit`, `session`, `transaction`, `progress`),
 //! makes one outcome of all answers (`result`), and records it (`record`). What it needs of the rest of the node are
 //! the traits in [`seams`].
 //!
@@ -16,6 +16,7 @@ mod hosts;
 mod lanes;
 mod plan;
 mod pool;
+mod progress;
 mod record;
 mod reply;
 mod result;

@@ -18,7 +18,10 @@ use super::{
     seams::Routing,
     transaction::Answer,
 };
-use crate::message::bounce::{Excerpt, Kind, Report, Reported, divide, wants_warning};
+use crate::{
+    limits::UNREAD_RETRY,
+    message::bounce::{Excerpt, Kind, Report, Reported, divide, wants_warning},
+};
 
 /// What became of one address.
 #[derive(Clone, Debug)]
@@ -43,6 +46,14 @@ pub(crate) struct Attempted<'a> {
     pub(crate) now: UnixMs,
     /// This machine's name.
     pub(crate) name: &'a str,
+}
+
+/// What was recorded of an attempt before its end.
+#[derive(Debug, Default)]
+pub(crate) struct Early {
+    /// By recipient: the addresses that are done.
+    pub(crate) done: BTreeMap<u32, BTreeSet<String>>,
+    pub(crate) finished: BTreeSet<u32>,
 }
 
 /// A report that is to be made.
@@ -71,6 +82,10 @@ impl Attempted<'_> {
             Answer::Fenced => return None,
             Answer::Delivered(text) => (Verdict::Delivered, text),
             Answer::Failed(text) => (Verdict::Failed, text),
+            Answer::Unread(text) => {
+                let wait = next.unwrap_or(UNREAD_RETRY);
+                (Verdict::Deferred { next_due: self.now.plus(wait) }, text)
+            }
             Answer::Deferred { text, .. } => match next {
                 Some(wait) => (Verdict::Deferred { next_due: self.now.plus(wait) }, text),
                 None => (Verdict::Failed, format!("retry timeout exceeded; last: {text}")),
@@ -88,7 +103,7 @@ impl Attempted<'_> {
     }
 
     /// The outcome, without reports. Empty if nothing became known.
-    pub(crate) fn outcome(&self, plan: &Plan, results: &[Result]) -> Outcome {
+    pub(crate) fn outcome(&self, plan: &Plan, results: &[Result], early: &Early) -> Outcome {
         let mut done: BTreeMap<u32, BTreeSet<&str>> = BTreeMap::new();
         let mut out = Vec::new();
         for result in results {
@@ -108,12 +123,15 @@ impl Attempted<'_> {
         let finished = plan
             .targets
             .iter()
+            .filter(|(number, _)| !early.finished.contains(number))
             .filter(|(number, targets)| {
                 let before = self.message.recipients.get(**number as usize).map(|r| &r.done);
                 let now = done.get(number);
+                let early = early.done.get(number);
                 targets.iter().all(|target| {
                     before.is_some_and(|done| done.contains(target))
                         || now.is_some_and(|done| done.contains(target.as_str()))
+                        || early.is_some_and(|done| done.contains(target))
                 })
             })
             .map(|(number, _)| *number)
@@ -124,14 +142,17 @@ impl Attempted<'_> {
             finished,
             creates: Vec::new(),
             warned: false,
+            goes_on: false,
         }
     }
 
     /// Whether every recipient is done after this outcome.
-    pub(crate) fn completes(&self, outcome: &Outcome) -> bool {
-        (0_u32..)
-            .zip(&self.message.recipients)
-            .all(|(number, attempt)| !attempt.is_open() || outcome.finished.contains(&number))
+    pub(crate) fn completes(&self, outcome: &Outcome, early: &Early) -> bool {
+        (0_u32..).zip(&self.message.recipients).all(|(number, attempt)| {
+            !attempt.is_open()
+                || outcome.finished.contains(&number)
+                || early.finished.contains(&number)
+        })
     }
 
     /// The reports that the results ask for (RFC 3461 §4.1 for `NOTIFY`), one for each who is to be told.

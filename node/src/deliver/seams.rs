@@ -44,6 +44,8 @@ pub trait QueueSource: Send + Sync + 'static {
     fn next_due(&self) -> Option<UnixMs>;
     /// See [`Partition::may_deliver`].
     fn may_deliver(&self) -> bool;
+    /// See [`Partition::begin`].
+    async fn begin(&self, id: MessageId) -> bool;
     /// See [`Partition::record`].
     async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError>;
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource>;
@@ -90,6 +92,9 @@ pub trait Forward: Send + Sync + 'static {
 pub trait Fence: Send + Sync {
     /// Asked directly before the final dot.
     fn holds(&self) -> bool;
+    /// Resolves when it is in the log that an attempt is under way: awaited before the final dot. False: it is not,
+    /// and nothing may be sent.
+    async fn begun(&self) -> bool;
     /// Resolves when the fence no longer holds.
     async fn broken(&self);
 }
@@ -125,6 +130,9 @@ impl QueueSource for Partition {
     }
     fn may_deliver(&self) -> bool {
         Self::may_deliver(self)
+    }
+    async fn begin(&self, id: MessageId) -> bool {
+        Self::begin(self, id).await
     }
     async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError> {
         Self::record(self, outcome, deadline).await
@@ -185,6 +193,14 @@ impl ConfiguredRouter {
         let parse = |text: &str| text.parse::<RetryRule>().expect("a constant rule");
         let rules = Arc::new(Rules { ours: parse(RULE_OURS), others: parse(RULE_OTHERS) });
         Self { configuration, dns, rules }
+    }
+
+    /// One rule for all addresses instead of those of the paper, if there is one.
+    #[must_use]
+    pub fn with_retry(self, rule: Option<&RetryRule>) -> Self {
+        let Some(rule) = rule else { return self };
+        let rules = Arc::new(Rules { ours: rule.clone(), others: rule.clone() });
+        Self { rules, ..self }
     }
 }
 

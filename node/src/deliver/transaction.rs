@@ -43,6 +43,8 @@ pub(crate) enum Answer {
         text: String,
         elsewhere: bool,
     },
+    /// This node cannot read the message now. Nobody is at fault but us: never a reason to give up.
+    Unread(String),
     /// Not known and not recorded: the partition moved before the final dot.
     Fenced,
 }
@@ -82,15 +84,23 @@ pub(crate) async fn send(
     };
     let ready = match prepared {
         Ok(ready) => ready,
+        // The log has ended, so the lease has: a successor with a whole copy delivers it.
+        Err(SessionError::Spool(_)) if !fence.holds() => {
+            return run.broken(&SessionError::Fenced);
+        }
         Err(error) => return run.broken(&error),
     };
     if !ready {
         return run.reset().await;
     }
-    if !fence.holds() {
+    let begun = tokio::select! {
+        begun = fence.begun() => begun,
+        () = fence.broken() => false,
+    };
+    if !begun || !fence.holds() {
         return run.broken(&SessionError::Fenced);
     }
-    run.finish().await
+    run.finish(fence).await
 }
 
 struct Run<'a> {
@@ -195,9 +205,19 @@ impl Run<'_> {
     }
 
     /// The final dot and the replies to it. From here on a lost connection leaves the result unknown.
-    async fn finish(mut self) -> Outcome {
+    async fn finish(mut self, fence: &dyn Fence) -> Outcome {
         let stage = "end of data";
-        let result = self.final_replies(stage).await;
+        // A server that reads slowly has the data wait here, and the dot behind it, for longer than any lease. What
+        // is not written in full when the fence breaks is no final dot.
+        let dot = tokio::select! {
+            biased;
+            written = self.session.write(stage, b".\r\n") => written,
+            () = fence.broken() => return self.broken(&SessionError::Fenced),
+        };
+        let result = match dot {
+            Ok(()) => self.final_replies(stage).await,
+            Err(error) => Err(error),
+        };
         if let Err(error) = result {
             let text = error.to_string();
             // No other host: this one may have taken the message (RFC 5321 §4.5.3.2.6, RFC 1047).
@@ -208,7 +228,6 @@ impl Run<'_> {
     }
 
     async fn final_replies(&mut self, stage: &'static str) -> Result<(), SessionError> {
-        self.session.write(stage, b".\r\n").await?;
         match self.session.protocol {
             Protocol::Smtp => {
                 let reply = self.reply(stage, FINAL_REPLY_TIMEOUT).await?;
@@ -242,9 +261,7 @@ impl Run<'_> {
             SessionError::Refused { stage: stage @ "DATA", reply } if reply.is_permanent() => {
                 answer(stage, reply)
             }
-            SessionError::Spool(_) => {
-                Answer::Deferred { text: error.to_string(), elsewhere: false }
-            }
+            SessionError::Spool(_) => Answer::Unread(error.to_string()),
             _ => Answer::Deferred { text: error.to_string(), elsewhere: true },
         };
         self.settle(&answer);

@@ -98,7 +98,7 @@ impl MailLog {
     /// Opens (and makes) `mainlog` and `events.jsonl` in `dir` and starts the writer.
     ///
     /// # Errors
-    /// If the directory or the files cannot be made.
+    /// If the directory or the files cannot be made for another reason than a disk that is full or fails.
     pub fn open(dir: &Path, node: u64, clock: Arc<dyn Clock>) -> io::Result<(Self, LogThread)> {
         std::fs::create_dir_all(dir)?;
         let (main, json) =
@@ -292,6 +292,34 @@ mod tests {
             elapsed: Duration::ZERO,
             discarded: false,
         });
+    }
+
+    #[test]
+    fn a_full_disk_costs_lines_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let lines =
+            |name: &str| std::fs::read_to_string(path(name)).unwrap_or_default().lines().count();
+        let wait = |what: &str, done: &dyn Fn() -> bool| {
+            for _ in 0..1000 {
+                if done() {
+                    return;
+                }
+                thread::sleep(Duration::from_millis(10));
+            }
+            panic!("{what}");
+        };
+        std::os::unix::fs::symlink("/dev/full", path("mainlog")).unwrap();
+        let (log, thread) = MailLog::open(dir.path(), 7, Arc::new(SystemClock)).unwrap();
+        arrival(&log, 1);
+        wait("the other file", &|| lines("events.jsonl") == 1);
+        std::fs::remove_file(path("mainlog")).unwrap();
+        log.reopen();
+        arrival(&log, 2);
+        wait("the disk that has space again", &|| lines("mainlog") == 1);
+        drop(log);
+        thread.join();
+        assert_eq!(lines("events.jsonl"), 2);
     }
 
     #[test]

@@ -105,42 +105,108 @@ fn render(record: &Record, main: &mut String, json: &mut Vec<u8>) {
 #[derive(Debug)]
 pub(super) struct LogFile {
     path: PathBuf,
+    /// `None`: its disk did not let it be opened. It is tried again from time to time.
+    open: Option<Open>,
+    /// The last write failed; said once.
+    failing: bool,
+    /// The file ends within a line: a disk that became full took only part of it.
+    torn: bool,
+}
+
+#[derive(Debug)]
+struct Open {
     file: File,
     inode: (u64, u64),
-    failing: bool,
 }
 
 impl LogFile {
+    /// Opens or makes a log file. One whose disk is in trouble is opened later: no reason not to take mail.
+    ///
+    /// # Errors
+    /// What an operator has set wrong: a directory that is missing, or not ours.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().create(true).append(true).open(path)?;
-        let inode = inode(&file.metadata()?);
-        Ok(Self { path: path.to_owned(), file, inode, failing: false })
+        let mut this = Self { path: path.to_owned(), open: None, failing: false, torn: false };
+        match Open::new(path) {
+            Ok(open) => this.open = Some(open),
+            Err(why) if is_trouble(&why) => this.complain(&why),
+            Err(why) => return Err(why),
+        }
+        Ok(this)
     }
 
-    /// Opens the file anew if it was renamed or removed.
+    /// Opens the file anew if it was renamed or removed, or could not be opened.
     fn follow(&mut self) {
         let there = std::fs::metadata(&self.path).map(|m| inode(&m)).ok();
-        if there == Some(self.inode) {
+        if there.is_some() && there == self.open.as_ref().map(|open| open.inode) {
             return;
         }
-        match Self::open(&self.path) {
-            Ok(new) => *self = new,
-            Err(why) => error!(path = %self.path.display(), "cannot open the log anew: {why}"),
+        match Open::new(&self.path) {
+            Ok(open) => {
+                self.open = Some(open);
+                self.torn = false;
+            }
+            Err(why) => self.complain(&why),
         }
     }
 
     /// A log that cannot be written must not stop mail: the loss is counted, and said once.
     fn append(&mut self, bytes: &[u8]) {
-        match self.file.write_all(bytes) {
-            Ok(()) => self.failing = false,
-            Err(why) => {
+        if bytes.is_empty() {
+            return;
+        }
+        let Some(open) = &mut self.open else {
+            counter!("ppsw_maillog_errors_total").increment(1);
+            return;
+        };
+        match write(&mut open.file, self.torn, bytes) {
+            Ok(()) => (self.failing, self.torn) = (false, false),
+            Err((written, why)) => {
+                self.torn |= written;
                 counter!("ppsw_maillog_errors_total").increment(1);
-                if !std::mem::replace(&mut self.failing, true) {
-                    error!(path = %self.path.display(), "cannot write the log: {why}");
-                }
+                self.complain(&why);
             }
         }
     }
+
+    fn complain(&mut self, why: &io::Error) {
+        if !std::mem::replace(&mut self.failing, true) {
+            error!(path = %self.path.display(), "cannot write the log, mail goes on without: {why}");
+        }
+    }
+}
+
+impl Open {
+    fn new(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).append(true).open(path)?;
+        let inode = inode(&file.metadata()?);
+        Ok(Self { file, inode })
+    }
+}
+
+/// Writes all, on a new line if the file ends within one. With an error: whether something was written before it.
+fn write(file: &mut File, torn: bool, bytes: &[u8]) -> Result<(), (bool, io::Error)> {
+    let mut written = false;
+    let pieces = if torn { [b"\n".as_slice(), bytes] } else { [b"".as_slice(), bytes] };
+    for mut rest in pieces {
+        while !rest.is_empty() {
+            match file.write(rest) {
+                Ok(0) => return Err((written, io::ErrorKind::WriteZero.into())),
+                Ok(some) => {
+                    written = true;
+                    rest = &rest[some..];
+                }
+                Err(why) if why.kind() == io::ErrorKind::Interrupted => {}
+                Err(why) => return Err((written, why)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether an error is a disk's, not an operator's.
+fn is_trouble(why: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, PermissionDenied};
+    !matches!(why.kind(), NotFound | PermissionDenied | io::ErrorKind::IsADirectory)
 }
 
 fn inode(metadata: &std::fs::Metadata) -> (u64, u64) {

@@ -10,6 +10,11 @@ use crate::limits::BEGIN_PATIENCE;
 /// Takes messages.
 #[async_trait]
 pub trait Intake: Send + Sync + 'static {
+    /// Whether a message of `bytes` (0 if nobody knows) would find space now.
+    fn check_space(&self, bytes: u64) -> Result<(), AcceptError> {
+        let _ = bytes;
+        Ok(())
+    }
     /// Begins a message.
     async fn begin(&self) -> Result<Box<dyn Incoming>, AcceptError>;
 }
@@ -33,6 +38,10 @@ pub trait Incoming: Send {
 
 #[async_trait]
 impl Intake for Spool {
+    fn check_space(&self, bytes: u64) -> Result<(), AcceptError> {
+        Self::check_space(self, bytes)
+    }
+
     async fn begin(&self) -> Result<Box<dyn Incoming>, AcceptError> {
         Ok(Box::new(Self::begin(self, BEGIN_PATIENCE).await?))
     }

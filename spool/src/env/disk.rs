@@ -5,12 +5,16 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, IoSlice},
+    num::NonZeroU64,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use rustix::{fs::FallocateFlags, io::Errno};
+use rustix::{
+    fs::{Advice, FallocateFlags},
+    io::Errno,
+};
 
 /// One open file. Positions are absolute; there is no cursor to share.
 #[allow(clippy::len_without_is_empty, reason = "a file is no collection")]
@@ -25,6 +29,10 @@ pub trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Reserves `bytes` of space, so that later writes cannot meet a full disk.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// The next read of this range is to ask the medium, as far as that can be had. What was not synced is kept.
+    fn uncache(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
+    }
 }
 
 /// A disk. A simulation has its own.
@@ -45,6 +53,17 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
     /// Free bytes for us on the file system of `dir`.
     fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
+    /// Files that can still be made on the file system of `dir`; `u64::MAX` if it has no such limit.
+    fn free_inodes(&self, dir: &Path) -> io::Result<u64> {
+        let _ = dir;
+        Ok(u64::MAX)
+    }
+}
+
+/// Whether an error says that there is no space (or no quota) left: the one trouble of a disk that passes by itself.
+#[must_use]
+pub fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// The machine's disk.
@@ -98,6 +117,11 @@ impl DiskFile for File {
             Err(Errno::OPNOTSUPP) => fill(self, bytes),
             other => Ok(other?),
         }
+    }
+
+    fn uncache(&self, offset: u64, len: u64) {
+        // Advice: where it is not taken, reads are as good as without.
+        let _ = rustix::fs::fadvise(self, offset, NonZeroU64::new(len), Advice::DontNeed);
     }
 }
 
@@ -168,6 +192,12 @@ impl Disk for SystemDisk {
         let stat = rustix::fs::statvfs(dir)?;
         Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
+
+    fn free_inodes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        // Some file systems make inodes as they need them, and say that there are none at all.
+        Ok(if stat.f_files == 0 { u64::MAX } else { stat.f_favail })
+    }
 }
 
 #[cfg(test)]
@@ -199,6 +229,7 @@ mod tests {
         disk.open(&sub.join("two")).unwrap();
         disk.remove(&sub.join("two")).unwrap();
         assert!(disk.free_bytes(&sub).unwrap() > 0);
+        assert!(disk.free_inodes(&sub).unwrap() > 0);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 mod clock;
 mod disk;
+#[cfg(any(test, feature = "simulation"))]
+pub mod sim;
 
 pub use clock::{Clock, SystemClock, UnixMs};
-pub use disk::{Disk, DiskFile, SystemDisk};
+pub use disk::{Disk, DiskFile, SystemDisk, is_full};

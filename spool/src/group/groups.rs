@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use super::{
     Dial, Group, GroupId, Machine, Timing, handle::Parts, leadership, lease::Probation,
-    machine::Adapter, network::Factory, service::Service, store::Store, types::Raft,
+    machine::Adapter, network::Factory, pace::Pace, service::Service, space::Neighbours,
+    store::Store, types::Raft,
 };
 use crate::{
     NodeId,
@@ -31,10 +32,13 @@ struct Inner {
     clock: Arc<dyn Clock>,
     dial: Arc<dyn Dial>,
     timing: Timing,
+    /// Replicas that lag are sent what they lack at a bounded rate, all together.
+    pace: Arc<Pace>,
     groups: Mutex<BTreeMap<GroupId, Group>>,
     /// One group at a time is opened or closed.
     changing: tokio::sync::Mutex<()>,
     failure: watch::Sender<Option<String>>,
+    neighbours: Arc<Neighbours>,
 }
 
 impl Groups {
@@ -52,7 +56,10 @@ impl Groups {
         log.on_failure(Box::new(move |why| fail(&tell, why)));
         let groups = Mutex::default();
         let changing = tokio::sync::Mutex::new(());
-        let inner = Inner { node, log, clock, dial, timing, groups, changing, failure };
+        let pace = Arc::new(Pace::new(clock.clone()));
+        let neighbours = Arc::default();
+        let inner =
+            Inner { node, log, clock, dial, timing, pace, groups, changing, failure, neighbours };
         Self { inner: Arc::new(inner) }
     }
 
@@ -70,7 +77,14 @@ impl Groups {
         let probation = Probation::new(store.has_vote(), inner.clock.instant(), inner.timing);
         let adapter = Adapter::new(machine.clone(), store.clone())?;
         let config = Arc::new(config(id, inner.timing)?);
-        let factory = Factory { dial: inner.dial.clone(), group: id };
+        let factory = Factory {
+            dial: inner.dial.clone(),
+            group: id,
+            clock: inner.clock.clone(),
+            neighbours: inner.neighbours.clone(),
+            pace: inner.pace.clone(),
+        };
+        let peers = factory.clone();
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())
             .await
             .map_err(|e| LogError::Disk(format!("group {id} cannot start: {e}")))?;
@@ -78,11 +92,13 @@ impl Groups {
             node: inner.node,
             id,
             raft,
+            peers,
             store,
             adapter,
             clock: inner.clock.clone(),
             timing: inner.timing,
             probation,
+            neighbours: inner.neighbours.clone(),
         });
         self.run(&group, probation);
         let failure = inner.failure.clone();
@@ -98,6 +114,22 @@ impl Groups {
     #[must_use]
     pub fn get(&self, id: GroupId) -> Option<Group> {
         self.groups().get(&id).cloned()
+    }
+
+    /// Asks the leader of a group that runs here to make its log up to `upto` dispensable (see
+    /// [`Group::trim_wanted`]). Nothing is promised.
+    ///
+    /// # Errors
+    /// Why the leader could not be asked.
+    pub async fn ask_trim(&self, id: GroupId, upto: u64) -> Result<(), String> {
+        let group = self.get(id).ok_or_else(|| format!("group {id} does not run here"))?;
+        if group.leads() {
+            group.want_trim(upto);
+            return Ok(());
+        }
+        let leader = group.leader().filter(|leader| *leader != self.inner.node);
+        let leader = leader.ok_or_else(|| format!("group {id} has no known leader"))?;
+        super::network::ask_trim(&*self.inner.dial, leader, id, upto).await
     }
 
     /// Stops this node's replica of a group and forgets its records.
@@ -132,12 +164,32 @@ impl Groups {
         seen.ok().and_then(|why| why.clone()).unwrap_or_default()
     }
 
+    /// Whether the log has failed because it is damaged: it must not be used again, as opposed to a disk that failed.
+    #[must_use]
+    pub fn is_damaged(&self) -> bool {
+        matches!(self.inner.log.failure(), Some(LogError::Damaged { .. }))
+    }
+
+    /// Reads the log through once in `period`, in the background.
+    ///
+    /// # Errors
+    /// As [`Log::start_scrub`].
+    pub fn start_scrub(&self, period: std::time::Duration) -> Result<(), LogError> {
+        self.inner.log.start_scrub(self.inner.clock.clone(), period)
+    }
+
     /// Stops all groups in an orderly way.
     pub async fn shutdown(&self) {
         let groups = std::mem::take(&mut *self.groups());
         for group in groups.into_values() {
             group.stop().await;
         }
+    }
+
+    /// The node's log.
+    #[must_use]
+    pub fn log(&self) -> &Log {
+        &self.inner.log
     }
 
     pub(super) fn node(&self) -> NodeId {

@@ -16,12 +16,14 @@ use openraft::{
     async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, RaftError},
 };
-use tokio::{task::JoinHandle, time::timeout};
+use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
-    ChangeError, GroupId, GroupStatus, ProposeError, Reply, Timing,
+    ChangeError, GroupId, GroupStatus, Position, ProposeError, Reply, Timing,
     lease::{self, Claim, Probation},
     machine::Adapter,
+    network::{Factory, Peer},
+    space::{self, Neighbours},
     store::Store,
     types::{Proposal, Raft, TypeConfig, proposal_of},
 };
@@ -38,11 +40,13 @@ pub(super) struct Parts {
     pub(super) node: NodeId,
     pub(super) id: GroupId,
     pub(super) raft: Raft,
+    pub(super) peers: Factory,
     pub(super) store: Store,
     pub(super) adapter: Adapter,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) timing: Timing,
     pub(super) probation: Probation,
+    pub(super) neighbours: Arc<Neighbours>,
 }
 
 struct Inner {
@@ -58,6 +62,8 @@ struct Inner {
     /// Held by the checkpoint under way.
     checkpointing: tokio::sync::Mutex<()>,
     watcher: Mutex<Option<JoinHandle<()>>>,
+    /// The highest index up to which some replica's log should go.
+    trim_wanted: watch::Sender<Option<u64>>,
 }
 
 impl std::fmt::Debug for Group {
@@ -77,6 +83,7 @@ impl Group {
             transferring: tokio::sync::Mutex::default(),
             checkpointing: tokio::sync::Mutex::default(),
             watcher: Mutex::default(),
+            trim_wanted: watch::Sender::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -131,6 +138,22 @@ impl Group {
         }
     }
 
+    /// Proposes an entry through the leader that this replica knows of, which may be itself. For entries that do no
+    /// harm when they are proposed twice.
+    ///
+    /// # Errors
+    /// As of `propose`; `NotLeader` also if no leader is known.
+    pub async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+        match self.leader() {
+            Some(leader) if leader != self.node() => {
+                let peer = self.peer(leader);
+                let asked = timeout(deadline, peer.propose(payload, deadline)).await;
+                asked.unwrap_or(Err(ProposeError::Timeout(deadline)))
+            }
+            _ => self.propose(payload, deadline).await,
+        }
+    }
+
     /// The leader known to this replica.
     #[must_use]
     pub fn leader(&self) -> Option<NodeId> {
@@ -148,6 +171,8 @@ impl Group {
         };
         claim.led_term != 0
             && !self.is_stopping()
+            // Nothing can be recorded any longer, and this process is about to end.
+            && !inner.parts.store.log().has_ended()
             && lease::holds(&inner.metrics.borrow_watched(), claim, inner.parts.timing)
     }
 
@@ -158,15 +183,41 @@ impl Group {
         led != 0 && !self.is_stopping() && self.inner.metrics.borrow_watched().current_term == led
     }
 
+    /// On the leader: bytes of new mail that a majority of the voters can take before their disks are low, as they
+    /// said within the last two seconds; 0 if that many have not said so, or if this node's own log is short.
+    #[must_use]
+    pub fn headroom(&self) -> u64 {
+        let parts = &self.inner.parts;
+        let own = parts.store.log().space();
+        if own.short {
+            return 0;
+        }
+        let now = parts.clock.instant();
+        let of = |node: &NodeId| match *node {
+            node if node == parts.node => own.headroom(),
+            node => parts.neighbours.headroom(node, now),
+        };
+        let metrics = self.inner.metrics.borrow_watched();
+        let configurations = metrics.membership_config.membership().get_joint_config();
+        let each = configurations.iter().map(|voters| space::of_majority(voters.iter().map(of)));
+        each.min().unwrap_or(0)
+    }
+
+    /// This node's own disk is low.
+    #[must_use]
+    pub fn is_low(&self) -> bool {
+        self.inner.parts.store.log().space().headroom() == 0
+    }
+
     /// What an operator wants to know.
     #[must_use]
     pub fn status(&self) -> GroupStatus {
         let metrics = self.inner.metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
         let replication = metrics.replication.as_ref();
-        let age = metrics
-            .last_quorum_acked
-            .map(|at| u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX));
+        let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let age = metrics.last_quorum_acked.map(|at| millis(at.elapsed()));
+        let heard = metrics.heartbeat.as_ref().into_iter().flatten();
         GroupStatus {
             id: self.id(),
             term: metrics.current_term,
@@ -176,10 +227,15 @@ impl Group {
             last_index: metrics.last_log_index,
             applied_index: metrics.last_applied.as_ref().map(|id| id.index),
             purged_index: metrics.purged.as_ref().map(|id| id.index),
+            checkpoint_index: self.inner.parts.adapter.saved_index(),
             matched: replication
                 .into_iter()
                 .flatten()
                 .map(|(node, id)| (*node, id.as_ref().map(|id| id.index)))
+                .collect(),
+            heard_ms: heard
+                .filter(|(node, _)| **node != self.node())
+                .map(|(node, at)| (*node, at.as_ref().map(|at| millis(at.elapsed()))))
                 .collect(),
             quorum_age_ms: age,
         }
@@ -270,6 +326,17 @@ impl Group {
         })
     }
 
+    /// Up to which index some node wants this group's log to go: the highest such wish.
+    #[must_use]
+    pub fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        self.inner.trim_wanted.subscribe()
+    }
+
+    /// A node wishes that the log up to `upto` goes. Wakes those who watch, also when it is no news.
+    pub(super) fn want_trim(&self, upto: u64) {
+        self.inner.trim_wanted.send_modify(|wanted| *wanted = (*wanted).max(Some(upto)));
+    }
+
     /// Reads one proposal of this group back (CRC checked). For bodies.
     ///
     /// # Errors
@@ -278,6 +345,18 @@ impl Group {
         let entries = self.inner.parts.store.read(index, index + 1, 0).await?;
         let missing = LogError::Missing { group: self.id(), index };
         entries.first().and_then(|entry| proposal_of(&entry.payload)).ok_or(missing)
+    }
+
+    /// What this group must know beside a state of its machine that contains all entries up to `at` and no other, if
+    /// that is to be used at the next start ([`super::Machine::recall`]). `at` must have been applied. `None` if it is
+    /// from before the last checkpoint.
+    #[must_use]
+    pub fn note(&self, at: Position) -> Option<Bytes> {
+        self.inner.parts.adapter.note(at)
+    }
+
+    pub(super) fn peer(&self, node: NodeId) -> Peer {
+        self.inner.parts.peers.peer(node, false)
     }
 
     pub(super) fn raft(&self) -> &Raft {

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::{
     Checkpoint, Machine, Position, Reply,
+    local::Local,
     store::Store,
     types::{self, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig},
 };
@@ -77,10 +78,10 @@ impl From<Saved> for Snapshot {
 }
 
 impl Adapter {
-    /// A machine that begins where the log's checkpoint says.
+    /// A machine that begins where the log's checkpoint says, or later if this node has kept its state.
     ///
     /// # Errors
-    /// `Damaged` if the checkpoint is not understood.
+    /// `Version` if a newer program wrote the checkpoint, `Damaged` if it is not understood.
     pub(crate) fn new(machine: Arc<dyn Machine>, store: Store) -> Result<Self, LogError> {
         let adapter = Self {
             machine,
@@ -90,17 +91,29 @@ impl Adapter {
             taken: watch::Sender::new(0),
         };
         if let Some(bytes) = adapter.store.log().state(adapter.store.group()).checkpoint {
+            let group = adapter.store.group();
             let damaged = |what: String| LogError::Damaged {
                 file: "log".to_owned(),
                 offset: 0,
-                what: format!("checkpoint of group {}: {what}", adapter.store.group()),
+                what: format!("checkpoint of group {group}: {what}"),
             };
             let stored =
                 wire::StoredCheckpoint::decode(bytes).map_err(|e| damaged(e.to_string()))?;
+            if stored.version > types::CHECKPOINT_VERSION {
+                return Err(LogError::Version {
+                    file: format!("the checkpoint of group {group}"),
+                    found: stored.version,
+                    supported: types::CHECKPOINT_VERSION,
+                });
+            }
             let (meta, state) =
                 types::checkpoint_from_wire(stored).map_err(|e| damaged(e.to_string()))?;
             adapter.take_over(Saved { meta, state });
+            if let Some(why) = adapter.machine.outdated() {
+                return Err(LogError::Misuse(format!("the checkpoint of group {group}: {why}")));
+            }
         }
+        adapter.recall();
         Ok(adapter)
     }
 
@@ -112,6 +125,43 @@ impl Adapter {
     /// Nothing is written any longer when this returns.
     pub(crate) async fn close(&self) {
         *self.saving.lock().await = Saving::Closed;
+    }
+
+    /// Takes the state that the machine has kept on this node, if it is of this group's log.
+    fn recall(&self) {
+        let mut known = None;
+        let fits = &mut |note: &Bytes| {
+            let begin = self.state().saved.as_ref().and_then(Saved::index);
+            let checked = Local::read(note, begin, &self.store);
+            if let Err(why) = &checked {
+                let group = self.store.group();
+                tracing::warn!(group, "the kept state is not used, the log is replayed: {why}");
+            }
+            known = checked.ok();
+            known.is_some()
+        };
+        if !self.machine.recall(fits) {
+            return;
+        }
+        if let Some(local) = known {
+            let mut state = self.state();
+            state.applied = Some(types::log_id(local.applied));
+            if let Some((_, membership)) = local.memberships.last_key_value() {
+                state.membership = membership.clone();
+            }
+            (state.terms, state.memberships) = (local.terms, local.memberships);
+        }
+    }
+
+    /// See [`super::Group::note`].
+    pub(crate) fn note(&self, at: Position) -> Option<Bytes> {
+        let state = self.state();
+        Local::write(self.store.group(), at, &state.terms, &state.memberships)
+    }
+
+    /// The end of the last saved checkpoint.
+    pub(crate) fn saved_index(&self) -> Option<u64> {
+        self.state().saved.as_ref().and_then(Saved::index)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,13 +185,25 @@ impl Adapter {
         state.saved = Some(saved);
     }
 
-    fn apply_one(&self, entry: &types::Entry) -> Reply {
+    /// Applies an entry.
+    ///
+    /// # Errors
+    /// If a newer program wrote it. It does not count as applied: the right program applies it after the next start.
+    fn apply_one(&self, entry: &types::Entry) -> io::Result<Reply> {
         let id = entry.log_id();
         let position = types::position(&id);
         let reply = match &entry.payload {
             EntryPayload::Normal(proposal) => self.machine.apply(position, &proposal.payload()),
             EntryPayload::Blank | EntryPayload::Membership(_) => Reply::Done,
         };
+        // Only what is refused can be of another version; asking is not free.
+        if matches!(reply, Reply::Refused(_))
+            && let Some(why) = self.machine.outdated()
+        {
+            let group = self.store.group();
+            let text = format!("entry {} of group {group} was not applied: {why}", position.index);
+            return Err(io::Error::other(text));
+        }
         let mut state = self.state();
         if state.terms.values().next_back() != Some(&position.term) {
             state.terms.insert(position.index, position.term);
@@ -152,7 +214,7 @@ impl Adapter {
             state.memberships.insert(position.index, membership);
         }
         state.applied = Some(id);
-        reply
+        Ok(reply)
     }
 
     /// The checkpoint that the machine offers now; `None` if there is none beyond the last. Must not run beside
@@ -248,7 +310,7 @@ impl RaftStateMachine<TypeConfig> for Adapter {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
-            let reply = self.apply_one(&entry);
+            let reply = self.apply_one(&entry)?;
             if let Some(responder) = responder {
                 responder.send(reply);
             }
@@ -272,7 +334,7 @@ impl RaftStateMachine<TypeConfig> for Adapter {
         }
         self.save(new.clone()).await?;
         self.take_over(new);
-        Ok(())
+        self.machine.outdated().map_or(Ok(()), |why| Err(io::Error::other(why)))
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {

@@ -1,12 +1,17 @@
 //! Raft groups on the node's log. The only module that knows openraft.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod groups;
 mod handle;
 mod leadership;
 mod lease;
+mod local;
 mod machine;
 mod network;
+mod pace;
 mod service;
+mod space;
 mod store;
 mod transfer;
 mod types;
@@ -32,6 +37,19 @@ pub trait Machine: Send + Sync + 'static {
     fn checkpoint(&self, applied: Position) -> Checkpoint;
     /// Forgets all state and takes that of a checkpoint (at start, or when the leader sends one).
     fn restore(&self, checkpoint: &Checkpoint);
+    /// Takes the state that this node has kept by itself, if it has one and `fits` accepts what was noted with it
+    /// ([`Group::note`]); true then. Asked once, at start, behind `restore`. `fits` has no effect unless true is
+    /// returned.
+    fn recall(&self, fits: &mut dyn FnMut(&Bytes) -> bool) -> bool {
+        let _ = fits;
+        false
+    }
+
+    /// Why this program is too old for an entry or a checkpoint that it was given, if it was: a newer one wrote it. The
+    /// replica stops then, before it has applied anything behind: what others apply and it skips would be lost here.
+    fn outdated(&self) -> Option<String> {
+        None
+    }
     /// Leadership changed, as seen by this replica. `Leading` comes only after an entry of the new term is applied.
     fn leadership(&self, change: Leadership);
 }
@@ -140,8 +158,13 @@ pub struct GroupStatus {
     pub last_index: Option<u64>,
     pub applied_index: Option<u64>,
     pub purged_index: Option<u64>,
+    /// The end of the last saved checkpoint: what lies up to it may be purged.
+    pub checkpoint_index: Option<u64>,
     /// On the leader: the last index known to be on each other replica.
     pub matched: BTreeMap<NodeId, Option<u64>>,
+    /// On the leader: milliseconds since each other replica last answered a heartbeat; `None`: not since this replica
+    /// leads.
+    pub heard_ms: BTreeMap<NodeId, Option<u64>>,
     /// On the leader: milliseconds since a majority last answered; `None`: never, or not leading.
     pub quorum_age_ms: Option<u64>,
 }

@@ -6,9 +6,10 @@
 use std::{
     future::Future,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -29,13 +30,20 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use super::{
-    Dial, GroupId, Lane,
+    Dial, GroupId, Lane, ProposeError, Reply,
+    pace::{Pace, Piece},
+    space::Neighbours,
     types::{
         self, Snapshot, TypeConfig, Vote, log_id_from_wire, log_id_to_wire, vote_from_wire,
         vote_to_wire,
     },
 };
-use crate::{NodeId, limits};
+use crate::{
+    NodeId,
+    env::Clock,
+    faults::{self, Fault},
+    limits,
+};
 
 /// Version of the protocol between nodes.
 pub(super) const PROTOCOL_VERSION: u32 = 1;
@@ -45,12 +53,26 @@ pub(super) const PROTOCOL_VERSION: u32 = 1;
 pub(crate) struct Factory {
     pub(super) dial: Arc<dyn Dial>,
     pub(super) group: GroupId,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) neighbours: Arc<Neighbours>,
+    pub(super) pace: Arc<Pace>,
+}
+
+impl Factory {
+    /// The way to a node's replica.
+    pub(super) fn peer(&self, node: NodeId, heartbeats: bool) -> Peer {
+        Peer { of: self.clone(), node, heartbeats }
+    }
+
+    /// Keeps what an answer says of its node's disk.
+    fn note(&self, node: NodeId, reply: &wire::AppendReply) {
+        self.neighbours.note(node, reply.headroom, self.clock.instant());
+    }
 }
 
 /// The way to one node's replica of one group.
 pub(crate) struct Peer {
-    dial: Arc<dyn Dial>,
-    group: GroupId,
+    of: Factory,
     node: NodeId,
     /// Heartbeats are sent one by one: a stream for each would be made and thrown away.
     heartbeats: bool,
@@ -60,11 +82,11 @@ impl RaftNetworkFactory<TypeConfig> for Factory {
     type Network = Peer;
 
     async fn new_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: false }
+        self.peer(target, false)
     }
 
     async fn new_heartbeat_client(&mut self, target: NodeId, _: &openraft::EmptyNode) -> Peer {
-        Peer { dial: self.dial.clone(), group: self.group, node: target, heartbeats: true }
+        self.peer(target, true)
     }
 }
 
@@ -73,6 +95,7 @@ type Answer<T> = Result<T, RPCError<TypeConfig>>;
 impl Peer {
     fn client(&self, lane: Lane) -> Answer<RaftClient<Channel>> {
         let channel = self
+            .of
             .dial
             .channel(self.node, lane)
             .ok_or_else(|| unreachable(format!("node {} has no known address", self.node)))?;
@@ -82,7 +105,7 @@ impl Peer {
     }
 
     fn target(&self) -> Option<wire::Target> {
-        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.group })
+        Some(wire::Target { version: PROTOCOL_VERSION, node: self.node, group: self.of.group })
     }
 
     /// Waits for an answer, not for ever.
@@ -115,6 +138,32 @@ impl Peer {
         Ok(VoteResponse::new(vote, reply.last.as_ref().map(log_id_from_wire), reply.granted))
     }
 
+    /// Asks this peer to propose an entry as the leader.
+    pub(super) async fn propose(
+        &self,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        let request = wire::ProposeRequest {
+            target: self.target(),
+            payload,
+            deadline_ms: u32::try_from(deadline.as_millis()).unwrap_or(u32::MAX),
+        };
+        // It may have arrived: whatever goes wrong from here on leaves it open.
+        let open = || ProposeError::Timeout(deadline);
+        let mut client = self.client(Lane::Control).map_err(|_| open())?;
+        let reply = client.propose(request).await.map_err(|_| open())?.into_inner();
+        match reply.kind() {
+            wire::propose_reply::Kind::Done => Ok(Reply::Done),
+            wire::propose_reply::Kind::Value => Ok(Reply::Value(reply.value)),
+            wire::propose_reply::Kind::Refused => Ok(Reply::Refused(reply.why)),
+            wire::propose_reply::Kind::NotLeader => Err(ProposeError::NotLeader {
+                leader: Some(reply.leader).filter(|node| *node != 0),
+            }),
+            wire::propose_reply::Kind::Unknown => Err(open()),
+        }
+    }
+
     async fn stream<'s, S>(
         &'s self,
         mut input: S,
@@ -128,15 +177,24 @@ impl Peer {
         // The input waits out openraft's back-off: a connection made before asking it for the first request would be
         // tried again at once when it fails, for ever.
         let Some(first) = input.next().await else { return Ok(Box::pin(stream::empty())) };
+        if faults::active(Fault::OneVoterMajority) && !first.entries.is_empty() {
+            return Ok(self.believe(first));
+        }
         let sent = Arc::new(AtomicU64::new(0));
         let (sending, target) = (sent.clone(), self.target());
-        let requests = stream::iter([first]).chain(input).map(move |request| {
-            sending.fetch_add(1, Ordering::Relaxed);
-            append_to_wire(target, request)
+        let (pace, follower) = (self.of.pace.clone(), Arc::new(Mutex::default()));
+        let requests = stream::iter([first]).chain(input).then(move |request| {
+            let (pace, follower, sending) = (pace.clone(), Arc::clone(&follower), sending.clone());
+            async move {
+                pace.admit(&follower, piece(&request)).await;
+                sending.fetch_add(1, Ordering::Relaxed);
+                append_to_wire(target, request)
+            }
         });
         let mut client = self.client(Lane::Bulk)?;
         let replies = self.answer(client.append(requests)).await?;
-        let exchange = Exchange { node: self.node, replies, sent, answered: 0 };
+        let exchange =
+            Exchange { of: self.of.clone(), node: self.node, replies, sent, answered: 0 };
         let answers = stream::unfold(Some(exchange), |exchange| async {
             let mut exchange = exchange?;
             let answer = exchange.next().await?;
@@ -148,8 +206,24 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// The deliberate fault: the entries count as replicated, whatever becomes of them.
+    fn believe(
+        &self,
+        request: AppendEntriesRequest<TypeConfig>,
+    ) -> BoxStream<'static, Answer<StreamAppendResult<TypeConfig>>> {
+        let last = request.entries.last().map(|e| e.log_id);
+        if let Ok(mut client) = self.client(Lane::Control) {
+            let request = append_to_wire(self.target(), request);
+            tokio::spawn(async move { client.heartbeat(request).await });
+        }
+        Box::pin(stream::iter([Ok(Ok(last))]))
+    }
+}
+
 /// One stream of append requests, as its replies are read.
 struct Exchange {
+    of: Factory,
     node: NodeId,
     replies: tonic::Streaming<wire::AppendReply>,
     sent: Arc<AtomicU64>,
@@ -164,6 +238,7 @@ impl Exchange {
             match timeout(limits::APPEND_IDLE_MAX, self.replies.message()).await {
                 Ok(Ok(Some(reply))) => {
                     self.answered += 1;
+                    self.of.note(self.node, &reply);
                     return Some(reply_from_wire(&reply));
                 }
                 Ok(Ok(None)) => return None,
@@ -190,6 +265,7 @@ impl RaftNetworkV2<TypeConfig> for Peer {
         let mut client = self.client(Lane::Control)?;
         let request = append_to_wire(self.target(), rpc);
         let reply = self.answer(client.heartbeat(request)).await?;
+        self.of.note(self.node, &reply);
         Ok(match reply_from_wire(&reply)? {
             Ok(matched) if matched == last => AppendEntriesResponse::Success,
             Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
@@ -277,6 +353,34 @@ impl RaftNetworkV2<TypeConfig> for Peer {
             }),
             wire::transfer_reply::Kind::Unknown => return Err(nonsense()),
         })
+    }
+}
+
+/// Asks a group's leader to make the log up to `upto` dispensable.
+pub(super) async fn ask_trim(
+    dial: &dyn Dial,
+    leader: NodeId,
+    group: GroupId,
+    upto: u64,
+) -> Result<(), String> {
+    let channel = dial.channel(leader, Lane::Control);
+    let channel = channel.ok_or_else(|| format!("node {leader} has no known address"))?;
+    let target = Some(wire::Target { version: PROTOCOL_VERSION, node: leader, group });
+    let mut client = RaftClient::new(channel);
+    let asked = client.trim(wire::TrimRequest { target, upto });
+    match timeout(limits::RPC_ANSWER_MAX, asked).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(status)) => Err(format!("{}: {}", status.code(), status.message())),
+        Err(_) => Err(format!("node {leader} does not answer")),
+    }
+}
+
+/// What decides on how fast a request is sent.
+fn piece(request: &AppendEntriesRequest<TypeConfig>) -> Piece {
+    Piece {
+        bytes: request.entries.iter().map(|e| types::encode_payload(&e.payload).len()).sum(),
+        last: request.entries.last().map(|e| e.log_id.index),
+        commit: request.leader_commit.as_ref().map(|id| id.index),
     }
 }
 

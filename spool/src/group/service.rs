@@ -1,6 +1,13 @@
 //! The receiving side: the gRPC service that other nodes' replicas call.
 
-use std::pin::Pin;
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt};
 use openraft::raft::{
@@ -11,12 +18,13 @@ use ppsw_proto::raft::{self as wire, raft_server};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    Group, Groups,
+    Group, Groups, ProposeError, Reply,
     network::PROTOCOL_VERSION,
     types::{
         self, Snapshot, TypeConfig, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
     },
 };
+use crate::limits;
 
 /// Serves the groups of this node.
 #[derive(Clone)]
@@ -52,6 +60,14 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Adds what this node's disk can take.
+    fn with_space(&self, mut reply: wire::AppendReply) -> wire::AppendReply {
+        reply.headroom = Some(self.groups.log().space().headroom());
+        reply
+    }
+}
+
 type Replies = Pin<Box<dyn Stream<Item = Result<wire::AppendReply, Status>> + Send>>;
 
 #[tonic::async_trait]
@@ -75,8 +91,16 @@ impl raft_server::Raft for Service {
                     return;
                 }
             };
+            let full = Arc::new(AtomicBool::new(false));
+            let (turned_away, log) = (full.clone(), this.groups.log().clone());
             let entries = futures::stream::iter([Ok(first)])
                 .chain(requests)
+                .take_while(move |request: &Result<wire::AppendRequest, Status>| {
+                    let is_entries = request.as_ref().is_ok_and(|r| !r.entries.is_empty());
+                    let refused = is_entries && !log.takes_entries();
+                    turned_away.store(refused, Ordering::Relaxed);
+                    futures::future::ready(!refused)
+                })
                 // Anything that is not understood ends the stream; the peer begins a new one.
                 .map(move |request: Result<wire::AppendRequest, Status>| {
                     let request = request.ok().filter(|request| request.target == target)?;
@@ -91,13 +115,18 @@ impl raft_server::Raft for Service {
             let mut results = Box::pin(group.raft().stream_append(Box::pin(entries)));
             while let Some(result) = results.next().await {
                 let reply = match result {
-                    Ok(result) => Ok(reply_to_wire(result)),
+                    Ok(result) => Ok(this.with_space(reply_to_wire(result))),
                     Err(fatal) => Err(Status::unavailable(fatal.to_string())),
                 };
                 let ends = reply.is_err();
                 if replies.send(reply).await.is_err() || ends {
                     return;
                 }
+            }
+            if full.load(Ordering::Relaxed) {
+                // The leader waits before it tries again.
+                let why = "the disk is full: what is left is for votes and purges";
+                let _ = replies.send(Err(Status::resource_exhausted(why))).await;
             }
         });
         Ok(Response::new(replies))
@@ -114,7 +143,7 @@ impl raft_server::Raft for Service {
         let previous = rpc.prev_log_id;
         let last = rpc.entries.last().map(|e| e.log_id).or(previous);
         let answer = raft.append_entries(rpc).await.map_err(unavailable)?;
-        Ok(Response::new(match answer {
+        Ok(Response::new(self.with_space(match answer {
             AppendEntriesResponse::Success => reply_to_wire(Ok(last)),
             AppendEntriesResponse::PartialSuccess(matched) => reply_to_wire(Ok(matched)),
             AppendEntriesResponse::HigherVote(vote) => {
@@ -124,7 +153,7 @@ impl raft_server::Raft for Service {
                 Some(previous) => reply_to_wire(Err(StreamAppendError::Conflict(previous))),
                 None => return Err(Status::internal("a conflict without a previous entry")),
             },
-        }))
+        })))
     }
 
     async fn vote(
@@ -179,6 +208,43 @@ impl raft_server::Raft for Service {
         Ok(Response::new(reply))
     }
 
+    async fn trim(
+        &self,
+        request: Request<wire::TrimRequest>,
+    ) -> Result<Response<wire::TrimReply>, Status> {
+        let request = request.into_inner();
+        self.replica(request.target)?.want_trim(request.upto);
+        Ok(Response::new(wire::TrimReply {}))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<wire::ProposeRequest>,
+    ) -> Result<Response<wire::ProposeReply>, Status> {
+        let request = request.into_inner();
+        let group = self.replica(request.target)?;
+        let deadline =
+            Duration::from_millis(request.deadline_ms.into()).min(limits::FORWARDED_PROPOSAL_MAX);
+        let mut reply = wire::ProposeReply::default();
+        match group.propose(request.payload, deadline).await {
+            Ok(Reply::Done) => reply.set_kind(wire::propose_reply::Kind::Done),
+            Ok(Reply::Value(value)) => {
+                reply.set_kind(wire::propose_reply::Kind::Value);
+                reply.value = value;
+            }
+            Ok(Reply::Refused(why)) => {
+                reply.set_kind(wire::propose_reply::Kind::Refused);
+                reply.why = why;
+            }
+            Err(ProposeError::NotLeader { leader }) => {
+                reply.set_kind(wire::propose_reply::Kind::NotLeader);
+                reply.leader = leader.unwrap_or(0);
+            }
+            Err(ProposeError::Timeout(_) | ProposeError::Stopped(_)) => {}
+        }
+        Ok(Response::new(reply))
+    }
+
     async fn checkpoint(
         &self,
         request: Request<wire::CheckpointRequest>,
@@ -212,7 +278,7 @@ where
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(replies))
 }
 
-fn append_from_wire(
+pub(super) fn append_from_wire(
     request: &wire::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let vote = request.vote.as_ref().map(vote_from_wire).ok_or_else(incomplete)?;

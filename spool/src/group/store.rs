@@ -6,7 +6,7 @@ use std::{
     ops::{Bound, Range, RangeBounds},
 };
 
-use futures::{Stream, TryStreamExt, stream};
+use futures::{Stream, StreamExt, TryStreamExt, stream};
 use openraft::{
     OptionalSend, RaftLogReader,
     storage::{IOFlushed, LogState, RaftLogStorage},
@@ -50,7 +50,7 @@ impl Store {
         end: u64,
         bytes_max: usize,
     ) -> Result<Vec<log::Entry>, LogError> {
-        if self.log.is_cached(self.group, start..end, bytes_max) {
+        if self.log.is_cached(self.group, start..end, bytes_max) || self.log.is_driven() {
             return self.log.read(self.group, start..end, bytes_max);
         }
         let (log, group) = (self.log.clone(), self.group);
@@ -131,10 +131,32 @@ impl Store {
         start.max(first)..end.min(next)
     }
 
+    /// Why an entry is missing, if that is because the log has failed: what was given to it afterwards is nowhere.
+    /// If it is committed elsewhere it would else be passed over.
+    async fn failure_at(&self, index: u64) -> Option<io::Error> {
+        match self.read(index, index.saturating_add(1), 1).await {
+            Ok(_) | Err(LogError::Missing { .. }) => None,
+            Err(error) => Some(io::Error::other(error)),
+        }
+    }
+
     /// Forgets the group.
     pub(crate) async fn forget(&self) -> io::Result<()> {
         self.durable(|done| self.log.forget(self.group, done)).await
     }
+}
+
+/// The first index that was asked for behind what is present.
+fn first_missing(present: &Range<u64>, asked: &impl RangeBounds<u64>) -> Option<u64> {
+    let start = match asked.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let behind = start.max(present.end);
+    // Without an end, nothing more is asked for than there is.
+    let ends = !matches!(asked.end_bound(), Bound::Unbounded);
+    (ends && asked.contains(&behind)).then_some(behind)
 }
 
 impl RaftLogReader<TypeConfig> for Store {
@@ -162,8 +184,14 @@ impl RaftLogReader<TypeConfig> for Store {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
+        let present = self.present(&range);
+        let missing = first_missing(&present, &range);
+        let failed = match missing {
+            Some(index) => self.failure_at(index).await,
+            None => None,
+        };
         let store = self.clone();
-        let pieces = stream::try_unfold(self.present(&range), move |left: Range<u64>| {
+        let pieces = stream::try_unfold(present, move |left: Range<u64>| {
             let store = store.clone();
             async move {
                 if left.is_empty() {
@@ -178,7 +206,7 @@ impl RaftLogReader<TypeConfig> for Store {
                 )))
             }
         });
-        Box::pin(pieces.try_flatten())
+        Box::pin(pieces.try_flatten().chain(stream::iter(failed.map(Err))))
     }
 
     async fn limited_get_log_entries(

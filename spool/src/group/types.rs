@@ -166,24 +166,37 @@ fn membership_from_wire(membership: &wire::Membership) -> Membership {
     Membership::new_with_defaults(configurations, membership.nodes.iter().copied())
 }
 
+/// Version of the form of checkpoints that this program writes, and the only one that it reads.
+pub(crate) const CHECKPOINT_VERSION: u32 = 1;
+
 /// A checkpoint as it is stored and sent.
 pub(crate) fn checkpoint_to_wire(meta: &SnapshotMeta, state: Bytes) -> wire::StoredCheckpoint {
-    let membership = &meta.last_membership;
     wire::StoredCheckpoint {
-        version: 1,
+        version: CHECKPOINT_VERSION,
         last: meta.last_log_id.as_ref().map(log_id_to_wire),
-        membership: Some(wire::StoredMembership {
-            log_id: membership.log_id().as_ref().map(log_id_to_wire),
-            membership: Some(membership_to_wire(membership.membership())),
-        }),
+        membership: Some(stored_membership_to_wire(&meta.last_membership)),
         state,
     }
+}
+
+pub(crate) fn stored_membership_to_wire(membership: &StoredMembership) -> wire::StoredMembership {
+    wire::StoredMembership {
+        log_id: membership.log_id().as_ref().map(log_id_to_wire),
+        membership: Some(membership_to_wire(membership.membership())),
+    }
+}
+
+pub(crate) fn stored_membership_from_wire(stored: &wire::StoredMembership) -> StoredMembership {
+    StoredMembership::new(
+        stored.log_id.as_ref().map(log_id_from_wire),
+        membership_from_wire(&stored.membership.clone().unwrap_or_default()),
+    )
 }
 
 pub(crate) fn checkpoint_from_wire(
     stored: wire::StoredCheckpoint,
 ) -> Result<(SnapshotMeta, Bytes), BadForm> {
-    if stored.version != 1 {
+    if stored.version != CHECKPOINT_VERSION {
         return Err(BadForm(format!(
             "checkpoint of version {}; use a newer ppswd",
             stored.version
@@ -192,10 +205,7 @@ pub(crate) fn checkpoint_from_wire(
     let membership = stored.membership.unwrap_or_default();
     let meta = SnapshotMeta {
         last_log_id: stored.last.as_ref().map(log_id_from_wire),
-        last_membership: StoredMembership::new(
-            membership.log_id.as_ref().map(log_id_from_wire),
-            membership_from_wire(&membership.membership.unwrap_or_default()),
-        ),
+        last_membership: stored_membership_from_wire(&membership),
     };
     Ok((meta, stored.state))
 }

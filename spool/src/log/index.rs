@@ -4,29 +4,17 @@
 //! writer changes the second, record by record, after the sync. Only the second decides which segments hold
 //! something that is needed.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 
 use super::{
-    Entry, GroupId, GroupState, LogError, Position,
+    Entry, GroupId, GroupState, Hold, LogError, Position,
     cache::{Recent, Ticket},
     record::{Kind, Record, Stamp},
+    slots::{Dropped, Slot, Slots},
 };
 use crate::env::DiskFile;
-
-/// Where an entry lies: 24 bytes besides its term, for each entry of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Slot {
-    pub(super) generation: u64,
-    pub(super) term: u64,
-    pub(super) offset: u32,
-    /// Payload bytes.
-    pub(super) len: u32,
-}
 
 /// A begun segment.
 pub(super) struct Segment {
@@ -50,9 +38,7 @@ struct Durable {
     vote: Option<Bytes>,
     checkpoint: Option<Bytes>,
     purged: Option<Position>,
-    /// Index of `slots[0]`.
-    first: u64,
-    slots: VecDeque<Slot>,
+    slots: Slots,
     /// Where the group's log begins although nothing was purged, as its first entry said.
     begin: Option<u64>,
 }
@@ -189,9 +175,19 @@ impl Index {
         if let Some(entry) = group.view.recent.get(index) {
             return Some(Place::Memory(entry.clone()));
         }
-        let slot = group.durable.slot(index)?;
+        let slot = group.durable.slots.get(index)?;
         let segment = self.segments.get(&slot.generation)?;
         Some(Place::Disk { slot, file: Arc::clone(&segment.file), stamp: segment.stamp })
+    }
+
+    /// The position of an entry that is there, or of the last that was purged.
+    pub(super) fn position(&self, group: GroupId, index: u64) -> Option<Position> {
+        let Group { view, durable } = self.groups.get(&group)?;
+        if !(view.first..view.next).contains(&index) {
+            return view.purged.filter(|purged| purged.index == index);
+        }
+        let recent = view.recent.get(index).map(|entry| entry.position);
+        recent.or_else(|| durable.slots.get(index).map(|slot| Position { term: slot.term, index }))
     }
 
     // What is durable.
@@ -217,6 +213,10 @@ impl Index {
         }
         let durable = &mut self.groups.entry(record.group).or_default().durable;
         let dropped = match record.kind {
+            // What comes behind it would have no index. Never written; `check_append` refuses it.
+            Kind::Entry if record.index == u64::MAX => {
+                return Err("an entry with the last possible index".to_owned());
+            }
             Kind::Entry => {
                 let slot = Slot {
                     generation,
@@ -228,21 +228,21 @@ impl Index {
                 if let Some(segment) = self.segments.get_mut(&generation) {
                     segment.live += 1;
                 }
-                VecDeque::new()
+                Dropped::new()
             }
             Kind::Vote => {
                 durable.vote = Some(record.payload.clone());
-                VecDeque::new()
+                Dropped::new()
             }
             Kind::Checkpoint => {
                 durable.checkpoint = Some(record.payload.clone());
-                VecDeque::new()
+                Dropped::new()
             }
-            Kind::Truncate if record.flag => durable.drop_from(0),
-            Kind::Truncate => durable.drop_from(record.index.saturating_add(1)),
+            Kind::Truncate if record.flag => durable.slots.drop_from(0),
+            Kind::Truncate => durable.slots.drop_from(record.index.saturating_add(1)),
             Kind::Purge => durable.purge(Position { term: record.term, index: record.index }),
-            Kind::Forget => std::mem::take(durable).slots,
-            Kind::Commit | Kind::Head | Kind::Release | Kind::Seal => VecDeque::new(),
+            Kind::Forget => std::mem::take(durable).slots.drop_from(0),
+            Kind::Commit | Kind::Head | Kind::Release | Kind::Seal => Dropped::new(),
         };
         self.release(&dropped);
         if record.kind == Kind::Forget {
@@ -301,6 +301,16 @@ impl Index {
             .map(|(&generation, _)| generation)
     }
 
+    /// A begun segment that was not released.
+    pub(super) fn segment(&self, generation: u64) -> Option<&Segment> {
+        self.segments.get(&generation)
+    }
+
+    /// The first of them from a generation on.
+    pub(super) fn segment_from(&self, generation: u64) -> Option<u64> {
+        self.segments.range(generation..).next().map(|(&generation, _)| generation)
+    }
+
     /// Takes out the segments before a generation.
     pub(super) fn take_before(&mut self, generation: u64) -> BTreeMap<u64, Segment> {
         let kept = self.segments.split_off(&generation);
@@ -312,6 +322,38 @@ impl Index {
         (self.segments.len() as u64, self.segments.values().map(|s| s.bytes).sum())
     }
 
+    /// What each group keeps on the disk.
+    pub(super) fn holds(&self) -> Vec<Hold> {
+        let hold = |(&group, Group { durable, .. }): (&GroupId, &Group)| {
+            let first = durable.slots.first();
+            let generation = durable.slots.get(first)?.generation;
+            Some(Hold { group, first, generation })
+        };
+        self.groups.iter().filter_map(hold).collect()
+    }
+
+    /// Generations and sizes of the begun segments, oldest first.
+    pub(super) fn segments(&self) -> Vec<(u64, u64)> {
+        self.segments.iter().map(|(&generation, segment)| (generation, segment.bytes)).collect()
+    }
+
+    /// The last entry of a group in the segments before a generation.
+    pub(super) fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
+        let durable = &self.groups.get(&group)?.durable;
+        let first = durable.slots.first();
+        // Entries are written in the order of their indexes, so generations ascend.
+        let (mut before, mut behind) = (0, durable.slots.len());
+        while before < behind {
+            let middle = before.midpoint(behind);
+            if durable.slots.get(first + middle)?.generation < generation {
+                before = middle + 1;
+            } else {
+                behind = middle;
+            }
+        }
+        first.checked_add(before.checked_sub(1)?)
+    }
+
     /// Ends recovery: what is durable is what callers see.
     ///
     /// # Errors
@@ -319,13 +361,13 @@ impl Index {
     pub(super) fn settle(&mut self) -> Result<(), LogError> {
         for (&id, Group { view, durable }) in &mut self.groups {
             let begin = durable.purged.map_or(durable.begin, |p| Some(p.index.saturating_add(1)));
-            if !durable.slots.is_empty() && begin != Some(durable.first) {
+            if !durable.slots.is_empty() && begin != Some(durable.slots.first()) {
                 return Err(LogError::Damaged {
                     file: format!("group {id}"),
                     offset: 0,
                     what: format!(
                         "entries begin at {}, expected {}",
-                        durable.first,
+                        durable.slots.first(),
                         begin.unwrap_or_default()
                     ),
                 });
@@ -334,16 +376,16 @@ impl Index {
             view.checkpoint.clone_from(&durable.checkpoint);
             view.purged = durable.purged;
             view.first = begin.unwrap_or_default();
-            view.next = view.first + durable.slots.len() as u64;
+            view.next = view.first + durable.slots.len();
         }
         self.groups.retain(|_, g| g.view.exists());
         Ok(())
     }
 
-    fn release(&mut self, dropped: &VecDeque<Slot>) {
-        for slot in dropped {
-            if let Some(segment) = self.segments.get_mut(&slot.generation) {
-                segment.live = segment.live.saturating_sub(1);
+    fn release(&mut self, dropped: &Dropped) {
+        for (generation, entries) in dropped {
+            if let Some(segment) = self.segments.get_mut(generation) {
+                segment.live = segment.live.saturating_sub(*entries);
             }
         }
     }
@@ -357,9 +399,9 @@ impl Group {
             return *purged;
         }
         let index = next - 1;
-        recent
-            .last()
-            .or_else(|| self.durable.slot(index).map(|slot| Position { term: slot.term, index }))
+        recent.last().or_else(|| {
+            self.durable.slots.get(index).map(|slot| Position { term: slot.term, index })
+        })
     }
 }
 
@@ -382,39 +424,18 @@ impl View {
 }
 
 impl Durable {
-    fn slot(&self, index: u64) -> Option<Slot> {
-        let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
-        self.slots.get(at).copied()
-    }
-
     fn push(&mut self, index: u64, begins: bool, slot: Slot) -> Result<(), String> {
-        let next = self.first.saturating_add(self.slots.len() as u64);
-        if self.slots.is_empty() {
-            self.first = index;
-        } else if index != next {
-            return Err(format!("entry {index} stands where {next} comes next"));
-        }
+        let pushed = self.slots.push(index, slot);
+        pushed.map_err(|next| format!("entry {index} stands where {next} comes next"))?;
         if begins {
             self.begin = Some(index);
         }
-        self.slots.push_back(slot);
         Ok(())
     }
 
-    /// Takes out the entries from `index` on.
-    fn drop_from(&mut self, index: u64) -> VecDeque<Slot> {
-        let keep = usize::try_from(index.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        self.slots.split_off(keep.min(self.slots.len()))
-    }
-
     /// Takes out the entries up to a position, and notes it.
-    fn purge(&mut self, upto: Position) -> VecDeque<Slot> {
-        let begin = upto.index.saturating_add(1);
-        let gone = usize::try_from(begin.saturating_sub(self.first)).unwrap_or(usize::MAX);
-        let kept = self.slots.split_off(gone.min(self.slots.len()));
+    fn purge(&mut self, upto: Position) -> Dropped {
         self.purged = Some(upto);
-        let dropped = std::mem::replace(&mut self.slots, kept);
-        self.first = self.first.max(begin);
-        dropped
+        self.slots.drop_before(upto.index.saturating_add(1))
     }
 }

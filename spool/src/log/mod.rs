@@ -7,11 +7,23 @@
 
 mod active;
 mod cache;
+#[cfg(any(test, feature = "simulation"))]
+mod driver;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
+mod identity;
 mod index;
+mod mark;
 mod queue;
+mod reader;
 mod record;
 mod recovery;
+mod scrub;
+mod scrub_date;
 mod segment;
+mod sidecar;
+mod slots;
+mod space;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -19,22 +31,27 @@ mod writer;
 use std::{
     ops::Range,
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread::JoinHandle,
 };
 
+pub use self::space::{Space, SpaceLimits};
+
 use bytes::Bytes;
 
+#[cfg(any(test, feature = "simulation"))]
+pub use self::driver::Driver;
+pub use self::scrub::ScrubStatus;
 use self::{
     active::Frame,
-    index::{Place, Slot},
+    index::Place,
     queue::Item,
-    record::{Kind, Record, Stamp, padded, parse},
+    record::Record,
     recovery::{Recovered, recover},
     writer::{Shared, State, Writer},
 };
 use crate::{
-    env::{Disk, DiskFile},
+    env::Disk,
     limits::{LOG_RECORD_BYTES_MAX, LOG_SEGMENT_BYTES_MAX},
 };
 
@@ -86,7 +103,8 @@ pub struct Options {
 
 /// Called on the writer thread when a write is durable, or has failed. A failed write has ended the log:
 /// every later call fails too, and the process is expected to end. Called on the caller's thread, before the
-/// call returns, with `Misuse`, and by calls to a log that has ended. Must not block.
+/// call returns, with `Misuse`, and by calls to a log that has ended; on a reader's thread if that finds damage.
+/// Must not block.
 pub type Done = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
 /// Why the log could not do something.
@@ -96,9 +114,14 @@ pub enum LogError {
     /// The disk failed a write or a sync; nothing after it can be trusted.
     #[error("the log's disk failed: {0}")]
     Disk(String),
-    /// A record on the disk is damaged where none may be: before the last commit marker.
+    /// The disk is full. Passes by itself: only told when the log is closed while it waits for space.
+    #[error("the log's disk is full: {0}")]
+    NoSpace(String),
+    /// A record on the disk is damaged where none may be: before the last commit marker. Or it was found to be so
+    /// earlier, and the log is marked.
     #[error(
-        "damaged log record in {file} at byte {offset}: {what}; this replica must be re-seeded"
+        "damaged log: {file} at byte {offset}: {what}. This node's copy of the queue must be re-seeded from its \
+         peers: run `ppswd rejoin`"
     )]
     Damaged { file: String, offset: u64, what: String },
     /// The directory was written by a version that this program does not know.
@@ -125,6 +148,25 @@ pub struct Usage {
     pub free_bytes: u64,
 }
 
+/// What a group keeps in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    pub group: GroupId,
+    /// Index of its first entry.
+    pub first: u64,
+    /// Generation of the segment with that.
+    pub generation: u64,
+}
+
+/// What is in the log's segments, and because of whom.
+#[derive(Clone, Debug, Default)]
+pub struct Retention {
+    /// Generations and file sizes, oldest first; the last one is being written.
+    pub segments: Vec<(u64, u64)>,
+    /// Groups that have entries on the disk.
+    pub holds: Vec<Hold>,
+}
+
 /// The log. Clones share it; when the last is dropped, what waits is written and the writer thread ends.
 #[derive(Clone)]
 pub struct Log {
@@ -133,7 +175,10 @@ pub struct Log {
 
 struct Inner {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    identity: [u8; 16],
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// A `Driver` writes, not a thread.
+    driven: bool,
 }
 
 impl std::fmt::Debug for Log {
@@ -143,31 +188,43 @@ impl std::fmt::Debug for Log {
 }
 
 impl Log {
-    /// Opens or creates the log in `options.dir`, recovers it, and starts its writer thread. Nobody else may
-    /// have the directory open.
+    /// Opens or creates the log in `options.dir`, recovers it, and starts its threads. Nobody else may have the
+    /// directory open. Waits, without an end, for space if the disk is full and it cannot be opened so.
     ///
     /// # Errors
     /// `Damaged`, `Version`, or `Disk`.
     pub fn open(disk: Arc<dyn Disk>, options: Options) -> Result<Self, LogError> {
-        let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
-        let options = Options { segment_bytes, ..options };
-        let Recovered { index, active, free, released } = recover(&*disk, &options)?;
-        let shared = Arc::new(Shared::new(disk, options.dir, index));
-        let writer = Writer {
-            shared: Arc::clone(&shared),
-            active,
-            free,
-            released,
-            segment_bytes,
-            cache_bytes: options.cache_bytes,
-            frame: Frame::default(),
-            batch: Vec::new(),
-        };
+        let (writer, spare) = space::patiently(|| prepare(Arc::clone(&disk), options.clone()))?;
+        let shared = Arc::clone(&writer.shared);
+        let identity = identity::identity(&*disk, &options.dir);
+        let inner = Inner { shared, identity, threads: Mutex::default(), driven: false };
+        let log = Self { inner: Arc::new(inner) };
+        log.start("ppsw-log", || writer.run())?;
+        log.start("ppsw-spare", || spare.run())?;
+        Ok(log)
+    }
+
+    /// Opens the log without threads: nothing is written unless the [`Driver`] runs. So a simulation decides when.
+    ///
+    /// # Errors
+    /// As of [`Self::open`]; also `NoSpace`, because nothing waits for space.
+    #[cfg(any(test, feature = "simulation"))]
+    pub fn open_driven(disk: Arc<dyn Disk>, options: Options) -> Result<(Self, Driver), LogError> {
+        let (writer, spare) = prepare(disk, options)?;
+        writer.shared.never_wait();
+        let shared = Arc::clone(&writer.shared);
+        let identity = identity::identity(&*shared.disk, &shared.dir);
+        let inner = Inner { shared, identity, threads: Mutex::default(), driven: true };
+        Ok((Self { inner: Arc::new(inner) }, Driver::new(writer, spare)))
+    }
+
+    fn start(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), LogError> {
         let thread = std::thread::Builder::new()
-            .name("ppsw-log".to_owned())
-            .spawn(|| writer.run())
-            .map_err(|e| LogError::Disk(format!("starting the log's writer: {e}")))?;
-        Ok(Self { inner: Arc::new(Inner { shared, thread: Mutex::new(Some(thread)) }) })
+            .name(name.to_owned())
+            .spawn(run)
+            .map_err(|e| LogError::Disk(format!("starting the log's threads: {e}")))?;
+        self.inner.threads().push(thread);
+        Ok(())
     }
 
     /// What is on disk for a group, and what is about to be (all `None` for a new one).
@@ -232,6 +289,16 @@ impl Log {
         });
     }
 
+    /// A number that no other log has, for what is made from this one and kept elsewhere.
+    pub fn identity(&self) -> [u8; 16] {
+        self.inner.identity
+    }
+
+    /// The position of an entry that is there, or of the last that was purged.
+    pub fn position(&self, group: GroupId, index: u64) -> Option<Position> {
+        self.inner.shared.lock().index.position(group, index)
+    }
+
     /// Resolves when the writer's queue has room. Await it before an append: it is what bounds memory when the
     /// disk is slower than the callers.
     pub async fn room(&self) {
@@ -245,35 +312,6 @@ impl Log {
             }
             notified.await;
         }
-    }
-
-    /// Reads entries of an index range until `bytes_max` payload bytes are reached (at least one entry).
-    /// Blocks on the disk if they are no longer in the cache. The CRC of every record is checked.
-    ///
-    /// # Errors
-    /// `Missing` for the first index that is not there, `Damaged`, `Disk`.
-    pub fn read(
-        &self,
-        group: GroupId,
-        range: Range<u64>,
-        bytes_max: usize,
-    ) -> Result<Vec<Entry>, LogError> {
-        let mut entries = Vec::new();
-        let mut bytes = 0;
-        for index in range {
-            if bytes >= bytes_max && !entries.is_empty() {
-                break;
-            }
-            let entry = match self.locate(group, index)? {
-                Place::Memory(entry) => entry,
-                Place::Disk { slot, file, stamp } => {
-                    self.read_disk(group, index, slot, &*file, stamp)?
-                }
-            };
-            bytes += entry.payload.len();
-            entries.push(entry);
-        }
-        Ok(entries)
     }
 
     /// Whether [`Log::read`] of this range would be answered from memory.
@@ -293,6 +331,30 @@ impl Log {
         true
     }
 
+    /// Sets below which free space the disk counts as low. Until then, and by default, it is low when it is full.
+    pub fn limit_space(&self, limits: SpaceLimits) {
+        self.inner.shared.disk_space.limit(limits);
+    }
+
+    /// Free space as last measured, at most a second ago. Cheap.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.inner.shared.disk_space.last()
+    }
+
+    /// Whether entries from leaders are to be taken: `false` if the disk is full and only the reserve for votes,
+    /// purges and checkpoints is left. Cheap.
+    #[must_use]
+    pub fn takes_entries(&self) -> bool {
+        let shared = &*self.inner.shared;
+        !shared.disk_space.last().short || !shared.lock().is_near_end(shared.segment_bytes)
+    }
+
+    /// Whether everything runs on the caller's thread: reads, too, must not go to another.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.inner.driven
+    }
+
     /// Figures for operators. Asks the file system.
     pub fn usage(&self) -> Usage {
         let Shared { disk, dir, .. } = &*self.inner.shared;
@@ -302,8 +364,33 @@ impl Log {
         Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
     }
 
+    /// What keeps the segments: nothing but the entries of the groups does.
+    #[must_use]
+    pub fn retention(&self) -> Retention {
+        let state = self.inner.shared.lock();
+        Retention { segments: state.index.segments(), holds: state.index.holds() }
+    }
+
+    /// The last entry of a group in the segments before a generation: with it purged, the group keeps none of them.
+    #[must_use]
+    pub fn last_before(&self, group: GroupId, generation: u64) -> Option<u64> {
+        self.inner.shared.lock().index.last_before(group, generation)
+    }
+
+    /// Whether the log has failed for good: nothing is read or written any longer. Cheap.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.inner.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// Why the log has failed for good, if it has.
+    #[must_use]
+    pub fn failure(&self) -> Option<LogError> {
+        self.inner.shared.lock().failed.clone()
+    }
+
     /// Calls `tell` once with the reason when the log has failed for good, at once if it has already. On the
-    /// writer's thread: must not block.
+    /// thread that noticed: must not block.
     pub fn on_failure(&self, tell: Box<dyn FnOnce(String) + Send>) {
         let mut state = self.inner.shared.lock();
         if let Some(error) = state.failed.clone() {
@@ -350,66 +437,53 @@ impl Log {
         let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
         state.queue.push(Item { record, ticket, done: Some(done) });
         drop(state);
-        shared.work.notify_one();
+        shared.wake();
     }
+}
 
-    /// Where an entry is.
-    fn locate(&self, group: GroupId, index: u64) -> Result<Place, LogError> {
-        let state = self.inner.shared.lock();
-        match &state.failed {
-            Some(error) => Err(error.clone()),
-            None => state.index.locate(group, index).ok_or(LogError::Missing { group, index }),
-        }
+impl Inner {
+    fn threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Reads an entry from its segment and checks that it is the one.
-    fn read_disk(
-        &self,
-        group: GroupId,
-        index: u64,
-        slot: Slot,
-        file: &dyn DiskFile,
-        stamp: Stamp,
-    ) -> Result<Entry, LogError> {
-        let payload_len = slot.len as usize;
-        let mut bytes = vec![0; padded(payload_len)];
-        let outcome = file
-            .read_at(u64::from(slot.offset), &mut bytes)
-            .map_err(|e| LogError::Disk(format!("reading {}: {e}", segment::name(slot.generation))))
-            .and_then(|()| {
-                let file = segment::name(slot.generation);
-                let offset = u64::from(slot.offset);
-                let parsed = parse(stamp, &bytes).map_err(|fault| fault.error(&file, offset))?;
-                let found = (parsed.kind, parsed.group, parsed.term, parsed.index, parsed.len);
-                if found == (Kind::Entry, group, slot.term, index, payload_len) {
-                    Ok(())
-                } else {
-                    let what = format!("entry {index} of group {group} expected, found {found:?}");
-                    Err(LogError::Damaged { file, offset, what })
-                }
-            });
-        if let Err(error) = outcome {
-            // The segment may have been recycled while it was read: then the entry is gone, not damaged.
-            return match self.locate(group, index)? {
-                Place::Disk { slot: now, .. } if now == slot => Err(error),
-                _ => Err(LogError::Missing { group, index }),
-            };
-        }
-        let payload = Bytes::from(bytes).slice(record::HEADER..record::HEADER + payload_len);
-        Ok(Entry { position: Position { term: slot.term, index }, payload })
+/// Recovers the log, and makes what goes on where it ends.
+fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::SpareMaker), LogError> {
+    let segment_bytes = options.segment_bytes.min(LOG_SEGMENT_BYTES_MAX);
+    let options = Options { segment_bytes, ..options };
+    if let Some(damage) = mark::find(&*disk, &options.dir)? {
+        return Err(damage);
     }
+    let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
+    let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
+    let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
+    let writer = Writer {
+        shared,
+        active,
+        sidecar,
+        free,
+        released,
+        segment_bytes,
+        cache_bytes: options.cache_bytes,
+        frame: Frame::default(),
+        batch: Vec::new(),
+    };
+    Ok((writer, spare))
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
-        self.shared.work.notify_one();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            // A panic of the writer has been reported by its own thread.
-            let _ = thread.join();
+        self.shared.wake();
+        self.shared.scrubs.notify_all();
+        self.shared.closing.notify_all();
+        self.shared.disk_space.wake();
+        let threads = std::mem::take(&mut *self.threads());
+        for thread in threads {
+            if thread.thread().id() != std::thread::current().id() {
+                // A panic of a thread has been reported by itself.
+                let _ = thread.join();
+            }
         }
     }
 }

@@ -50,7 +50,7 @@ impl Kind {
     /// The highest number known to this program.
     pub(super) const LAST: u8 = 10;
 
-    const fn of(number: u8) -> Option<Self> {
+    pub(super) const fn of(number: u8) -> Option<Self> {
         Some(match number {
             1 => Self::Entry,
             2 => Self::Vote,
@@ -124,6 +124,19 @@ pub(super) fn marker(number: u64, start: u64, count: u32, check: u32) -> Record 
     Record { payload: payload.into(), ..Record::plain(Kind::Commit, number, start) }
 }
 
+/// Whether a marker, given with its bytes, ends a flush: its number, where it began, count and check of its records.
+pub(super) fn marker_fits(
+    marker: &Parsed,
+    bytes: &[u8],
+    (number, start, count, check): (u64, u64, u32, u32),
+) -> bool {
+    marker.term == number
+        && marker.index == start
+        && marker.len == 8
+        && u32_at(bytes, HEADER) == count
+        && u32_at(bytes, HEADER + 4) == check
+}
+
 /// Adds a record, given by its header, to the check of its flush.
 pub(super) fn add_check(check: u32, header: &[u8]) -> u32 {
     crc32c::crc32c_append(check, header.get(..4).unwrap_or_default())
@@ -147,11 +160,13 @@ pub(super) struct Parsed {
 }
 
 /// Why bytes are no record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Fault {
     /// Not written, torn, or damaged.
+    #[error("{0}")]
     Bad(String),
     /// Valid, of a kind that this program does not know.
+    #[error("a record of kind {0}, which this program does not know")]
     Unknown(u8),
 }
 

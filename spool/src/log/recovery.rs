@@ -2,16 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     path::Path,
     sync::Arc,
 };
 
 use super::{
     LogError, Options,
-    active::{Active, Beginning, Free},
+    active::{Active, Beginning, Free, NEVER, Supply},
     index::Index,
     record::{Kind, Record},
     segment::{Image, Scan, free_generation_of, free_name, generation_of, name},
+    sidecar,
     writer::put_away,
 };
 use crate::{
@@ -26,6 +28,8 @@ const FIRST: u64 = 1;
 pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) active: Active,
+    /// What the active segment holds.
+    pub(super) sidecar: sidecar::Builder,
     pub(super) free: Free,
     pub(super) released: u64,
 }
@@ -44,7 +48,7 @@ struct Tail {
 pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
     let dir = &*options.dir;
     let failed = |e| LogError::Disk(format!("{}: {e}", dir.display()));
-    disk.create_dir(dir).map_err(failed)?;
+    disk.create_dir(dir).map_err(|e| LogError::of(&dir.display().to_string(), &e))?;
     let names = disk.list(dir).map_err(failed)?;
     let mut segments: BTreeSet<u64> = names.iter().filter_map(|n| generation_of(n)).collect();
     let mut free = free_files(disk, dir, &names)?;
@@ -59,8 +63,10 @@ pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, L
     let ends = check_sequence(disk, dir, &segments, &tail)?;
     let mut index = Index::default();
     for (&generation, &end) in &ends {
-        let image = Image::load(disk, dir, generation)?;
-        let scan = image.scan_closed(end)?;
+        let (image, scan) = match sidecar::closed(disk, dir, generation, end) {
+            Some(known) => known,
+            None => read_closed(disk, dir, generation, end)?,
+        };
         // Only a process that ended right after a head was written has not sealed the segment before it.
         if !scan.sealed && (generation + 1 < last || tail.scan.flushes > 1) {
             return Err(image.damaged(scan.end, "the segment's seal is damaged"));
@@ -75,7 +81,33 @@ pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, L
         let len = disk.open(&dir.join(name(generation))).and_then(|f| f.len()).map_err(failed)?;
         put_away(disk, dir, generation, len, &mut free)?;
     }
-    Ok(Recovered { index, active, free, released: tail.released })
+    remove_sidecars(disk, dir, &names, tail.released..last);
+    let sidecar = sidecar::Builder::of(&tail.scan);
+    Ok(Recovered { index, active, sidecar, free, released: tail.released })
+}
+
+/// Reads a closed segment whole, and writes the file that spares the next opening that.
+fn read_closed(
+    disk: &dyn Disk,
+    dir: &Path,
+    generation: u64,
+    end: u64,
+) -> Result<(Image, Scan), LogError> {
+    let mut image = Image::load(disk, dir, generation)?;
+    let scan = image.scan_closed(end)?;
+    image.bytes = Vec::new();
+    if scan.sealed {
+        sidecar::remove(disk, dir, generation);
+        sidecar::Builder::of(&scan).write(disk, dir, end);
+    }
+    Ok((image, scan))
+}
+
+/// Removes what stands beside segments that are no longer there.
+fn remove_sidecars(disk: &dyn Disk, dir: &Path, names: &[String], kept: Range<u64>) {
+    let all = names.iter().filter_map(|name| sidecar::generation_of(name));
+    all.filter(|generation| !kept.contains(generation))
+        .for_each(|generation| sidecar::remove(disk, dir, generation));
 }
 
 /// Begins the first segment of a new log.
@@ -89,10 +121,12 @@ fn create(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
         first: 0,
     };
     let mut free = Free::new();
-    let active = Active::begin(disk, &options.dir, &mut free, &beginning)?;
+    let mut supply = Supply { free: &mut free, spare: &|| None, again: NEVER };
+    let active = Active::begin(disk, &options.dir, &mut supply, &beginning)?;
     let mut index = Index::default();
     index.begin(active.stamp, Arc::clone(&active.file), active.size);
-    Ok(Recovered { index, active, free, released: FIRST })
+    let sidecar = sidecar::Builder::begin(active.stamp, FIRST, 0, &[]);
+    Ok(Recovered { index, active, sidecar, free, released: FIRST })
 }
 
 /// The files that wait for reuse; what is too many of them is removed.
@@ -142,6 +176,9 @@ fn find_tail(
         _ => None,
     });
     let released = released.ok_or_else(|| image.damaged(0, "the segment has no head"))?;
+    if released > image.generation {
+        return Err(image.damaged(0, "it releases itself, or segments that were never begun"));
+    }
     Ok(Some(Tail { image, scan, released }))
 }
 
@@ -194,7 +231,7 @@ fn check_sequence(
 
 /// Adds what a segment holds to the index.
 fn replay(index: &mut Index, image: &Image, scan: &Scan) -> Result<(), LogError> {
-    index.begin(scan.stamp, Arc::clone(&image.file), image.bytes.len() as u64);
+    index.begin(scan.stamp, Arc::clone(&image.file), image.len);
     for found in &scan.records {
         let p = found.parsed;
         let record = Record {
@@ -227,7 +264,7 @@ fn secure(
         path: image.path.clone(),
         stamp: scan.stamp,
         offset: scan.end as u64,
-        size: image.bytes.len() as u64,
+        size: image.len,
         flushes: scan.flushes,
         unconfirmed: scan.last_count > 0 && scan.flushes > 1,
     };
@@ -255,11 +292,11 @@ fn seal_before(disk: &dyn Disk, dir: &Path, generation: u64, end: u64) -> Result
         path: image.path.clone(),
         stamp: scan.stamp,
         offset: end,
-        size: image.bytes.len() as u64,
+        size: image.len,
         flushes: scan.flushes,
         unconfirmed: false,
     };
-    sealed.seal()
+    sealed.seal(NEVER)
 }
 
 fn damaged(path: &Path, what: &str) -> LogError {

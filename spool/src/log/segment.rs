@@ -10,8 +10,8 @@ use bytes::Bytes;
 use super::{
     LogError,
     record::{
-        ALIGN, Fault, HEADER, Kind, Parsed, Stamp, VERSION, add_check, looks_like_marker, padded,
-        parse, u32_at, u64_at,
+        ALIGN, Fault, HEADER, Kind, Parsed, Stamp, VERSION, add_check, looks_like_marker,
+        marker_fits, padded, parse, u32_at, u64_at,
     },
 };
 use crate::env::{Disk, DiskFile};
@@ -45,7 +45,9 @@ pub(super) fn free_generation_of(name: &str) -> Option<u64> {
 }
 
 fn digits(text: &str) -> Option<u64> {
-    (text.len() == 16).then(|| u64::from_str_radix(text, 16).ok()).flatten()
+    let ours = text.len() == 16 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    // The last one could have no successor; it is no name of ours.
+    ours.then(|| u64::from_str_radix(text, 16).ok()).flatten().filter(|&g| g != u64::MAX)
 }
 
 /// The header of a segment.
@@ -65,6 +67,9 @@ pub(super) struct Image {
     pub(super) generation: u64,
     pub(super) path: PathBuf,
     pub(super) file: Arc<dyn DiskFile>,
+    /// Length of the file.
+    pub(super) len: u64,
+    /// What of it has been read.
     pub(super) bytes: Vec<u8>,
 }
 
@@ -125,10 +130,10 @@ impl Image {
         let path = dir.join(name(generation));
         let failed = |e| LogError::Disk(format!("reading {}: {e}", path.display()));
         let file = disk.open(&path).map_err(failed)?;
-        let len = usize::try_from(file.len().map_err(failed)?).unwrap_or(usize::MAX);
-        let mut bytes = vec![0; len.min(most)];
+        let len = file.len().map_err(failed)?;
+        let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX).min(most)];
         file.read_at(0, &mut bytes).map_err(failed)?;
-        Ok(Self { generation, path, file, bytes })
+        Ok(Self { generation, path, file, len, bytes })
     }
 
     /// Scans a segment that another follows, which says where this one ends.
@@ -144,6 +149,10 @@ impl Image {
             if scan.end as u64 > end {
                 return Err(self.damaged(start, "a flush reaches behind the segment's end"));
             }
+        }
+        if scan.end as u64 != end {
+            let what = "the next segment says that this one ends inside its header";
+            return Err(self.damaged(0, what));
         }
         scan.sealed = self.sealed(&scan);
         Ok(scan)
@@ -195,7 +204,7 @@ impl Image {
     }
 
     /// The stamp in the file's header; `None` if the header is not valid for this generation.
-    fn stamp(&self) -> Result<Option<Stamp>, LogError> {
+    pub(super) fn stamp(&self) -> Result<Option<Stamp>, LogError> {
         let Some(head) = self.bytes.get(..SEGMENT_HEADER) else { return Ok(None) };
         if &head[..8] != MAGIC || u32_at(head, HEADER_CRC) != crc32c::crc32c(&head[..HEADER_CRC]) {
             return Ok(None);
@@ -225,12 +234,8 @@ impl Image {
                 break Err((at, Fault::Bad("a seal stands in front of records".to_owned())));
             }
             if parsed.kind == Kind::Commit {
-                let right = parsed.term == scan.flushes
-                    && parsed.index == start as u64
-                    && parsed.len == 8
-                    && u32_at(bytes, HEADER) as usize == count
-                    && u32_at(bytes, HEADER + 4) == check;
-                if right {
+                let records = u32::try_from(count).unwrap_or(u32::MAX);
+                if marker_fits(&parsed, bytes, (scan.flushes, start as u64, records, check)) {
                     break Ok((at + padded(parsed.len), count));
                 }
                 let what = "the commit marker does not fit the records before it";
@@ -281,7 +286,7 @@ impl Image {
 }
 
 impl Scan {
-    const fn new(stamp: Stamp) -> Self {
+    pub(super) const fn new(stamp: Stamp) -> Self {
         Self {
             stamp,
             records: Vec::new(),

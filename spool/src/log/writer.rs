@@ -1,24 +1,36 @@
 //! The writer thread: takes everything that waits, writes it as one flush, syncs once, tells all who wait.
 
 use std::{
+    cell::Cell,
+    io,
     path::PathBuf,
-    sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     thread::ThreadId,
+    time::Duration,
 };
 
 use tokio::sync::Notify;
 
 use super::{
     LogError,
-    active::{Active, Beginning, Frame, Free},
+    active::{Active, Beginning, Frame, Free, Supply},
     index::Index,
     queue::{Item, Queue, Taken},
     record::{Kind, Record},
+    scrub::ScrubState,
     segment::{free_name, name},
+    sidecar,
+    space::SpaceWatch,
 };
 use crate::{
-    env::Disk,
-    limits::{LOG_CONFIRM_AFTER, LOG_FREE_SEGMENTS_MAX},
+    env::{Disk, is_full},
+    limits::{
+        LOG_CONFIRM_AFTER, LOG_FREE_SEGMENTS_MAX, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN,
+        LOG_LAST_RESERVE,
+    },
 };
 
 /// Called once, with the reason.
@@ -33,10 +45,22 @@ pub(super) struct Shared {
     pub(super) space: Condvar,
     /// Callers await here that the queue has room.
     pub(super) room: Notify,
+    /// The scrub waits here.
+    pub(super) scrubs: Condvar,
+    /// The log has failed; for those who ask often.
+    pub(super) ended: AtomicBool,
+    /// Those who wait for space, or for time to pass, wait here: the end of the log wakes them.
+    pub(super) closing: Condvar,
+    pub(super) disk_space: SpaceWatch,
+    /// A [`super::Driver`] awaits work here.
+    pub(super) driven: Notify,
+    /// Nobody waits for space.
+    impatient: AtomicBool,
     /// The writer's thread, which must not wait for itself.
     pub(super) thread: OnceLock<ThreadId>,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) dir: PathBuf,
+    pub(super) segment_bytes: u64,
 }
 
 /// What the mutex guards.
@@ -48,39 +72,87 @@ pub(super) struct State {
     pub(super) on_failure: Vec<OnFailure>,
     /// The last handle is gone.
     pub(super) closed: bool,
-    /// Bytes in files that wait for reuse.
+    /// Files that wait for reuse, and their bytes.
+    pub(super) free_files: usize,
     pub(super) free_bytes: u64,
+    /// So far the last segment is synced.
+    pub(super) synced: u64,
+    pub(super) scrub: ScrubState,
+    /// Bytes left in the segment that is being written.
+    pub(super) left_bytes: u64,
+}
+
+impl State {
+    /// Whether only the reserve of the last segment is left, of the usual size or larger.
+    pub(super) const fn is_near_end(&self, segment_bytes: u64) -> bool {
+        self.free_files == 0 && self.left_bytes < segment_bytes / LOG_LAST_RESERVE
+    }
 }
 
 impl Shared {
-    pub(super) fn new(disk: Arc<dyn Disk>, dir: PathBuf, index: Index) -> Self {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        dir: PathBuf,
+        index: Index,
+        synced: u64,
+        segment_bytes: u64,
+    ) -> Self {
         let state = State {
             index,
             queue: Queue::default(),
             failed: None,
             on_failure: Vec::new(),
             closed: false,
+            free_files: 0,
             free_bytes: 0,
+            synced,
+            scrub: ScrubState::default(),
+            left_bytes: segment_bytes,
         };
         Self {
             state: Mutex::new(state),
             work: Condvar::new(),
             space: Condvar::new(),
             room: Notify::new(),
+            scrubs: Condvar::new(),
+            ended: AtomicBool::new(false),
+            closing: Condvar::new(),
+            disk_space: SpaceWatch::default(),
+            driven: Notify::new(),
+            impatient: AtomicBool::new(false),
             thread: OnceLock::new(),
             disk,
             dir,
+            segment_bytes,
         }
+    }
+
+    /// A full disk is an error from now on: nobody may wait for space on the thread of a simulation.
+    #[cfg(any(test, feature = "simulation"))]
+    pub(super) fn never_wait(&self) {
+        self.impatient.store(true, Ordering::Relaxed);
+    }
+
+    /// Tells the writer that there is work.
+    pub(super) fn wake(&self) {
+        self.work.notify_one();
+        self.driven.notify_one();
     }
 
     /// The state. No holder of the lock can panic half-way, so a poisoned lock guards a whole state.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Waits for a time, or until the log is closed. Whether it is.
+    pub(super) fn pause(&self, time: Duration) -> bool {
+        let waited = self.closing.wait_timeout_while(self.lock(), time, |state| !state.closed);
+        waited.unwrap_or_else(PoisonError::into_inner).0.closed
+    }
 }
 
 /// What there is to do.
-enum Work {
+pub(super) enum Work {
     Flush(Vec<Item>),
     Rotate(usize),
     /// Only a release is due.
@@ -88,12 +160,16 @@ enum Work {
     /// The last flush is to be confirmed: nothing came for a while.
     Confirm,
     Stop,
+    /// Somebody else has ended the log.
+    Ended,
 }
 
 /// The thread's own state.
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) active: Active,
+    /// What the active segment holds.
+    pub(super) sidecar: sidecar::Builder,
     pub(super) free: Free,
     /// Oldest generation that the disk says is needed.
     pub(super) released: u64,
@@ -117,57 +193,80 @@ impl Writer {
         self.report();
         loop {
             let needed = self.needed();
-            match self.wait(needed > self.released) {
-                Work::Flush(batch) => {
-                    self.batch = batch;
-                    self.flush(needed)?;
-                }
-                Work::Rotate(first) => self.rotate(first)?,
-                Work::Release if self.active.space().is_none() => self.rotate(0)?,
-                Work::Release => self.flush(needed)?,
-                Work::Confirm => self.confirm()?,
-                Work::Stop => return self.confirm(),
+            let work = self.wait(needed > self.released);
+            if !self.perform(work, needed)? {
+                return Ok(());
             }
         }
     }
 
+    /// Does one piece of work; false: it was the last. `needed`: the oldest generation that must be kept.
+    pub(super) fn perform(&mut self, work: Work, needed: u64) -> Result<bool, LogError> {
+        match work {
+            Work::Flush(batch) => {
+                self.batch = batch;
+                self.flush(needed)?;
+            }
+            Work::Rotate(first) => self.rotate(first)?,
+            Work::Release if self.active.space().is_none() => self.rotate(0)?,
+            Work::Release => self.flush(needed)?,
+            Work::Confirm => self.confirm()?,
+            Work::Stop => return self.confirm().map(|()| false),
+            Work::Ended => return Ok(false),
+        }
+        Ok(true)
+    }
+
     /// The oldest generation that must be kept, by what is durable.
-    fn needed(&self) -> u64 {
+    pub(super) fn needed(&self) -> u64 {
         let generation = self.active.stamp.generation;
         self.shared.lock().index.oldest_live().unwrap_or(generation)
     }
 
     /// Waits for work. `release`: there is some without anything in the queue.
     fn wait(&self, release: bool) -> Work {
-        let confirm = self.active.unconfirmed && self.active.confirmable();
+        let confirm = self.wants_confirmation();
         let mut state = self.shared.lock();
         loop {
-            let work = match state.queue.take(self.active.space()) {
-                Taken::Batch(batch) => Work::Flush(batch),
-                Taken::NoRoom(first) => Work::Rotate(first),
-                Taken::Empty if release => Work::Release,
-                Taken::Empty if state.closed => Work::Stop,
-                Taken::Empty => {
-                    if !confirm {
-                        let woken = self.shared.work.wait(state);
-                        state = woken.unwrap_or_else(PoisonError::into_inner);
-                        continue;
-                    }
-                    let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
-                    let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-                    state = guard;
-                    if timeout.timed_out() && state.queue.is_empty() && !state.closed {
-                        return Work::Confirm;
-                    }
-                    continue;
-                }
-            };
-            if state.queue.has_room() {
-                self.shared.room.notify_waiters();
+            if let Some(work) = self.take(&mut state, release) {
+                return work;
             }
-            self.shared.space.notify_all();
-            return work;
+            if !confirm {
+                let woken = self.shared.work.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
+            let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
+            state = guard;
+            if timeout.timed_out() && state.queue.is_empty() && !state.closed {
+                return Work::Confirm;
+            }
         }
+    }
+
+    /// Work that is there now, whose callers are told that the queue has room again.
+    pub(super) fn take(&self, state: &mut State, release: bool) -> Option<Work> {
+        if state.failed.is_some() {
+            return Some(Work::Ended);
+        }
+        let work = match state.queue.take(self.active.space()) {
+            Taken::Batch(batch) => Work::Flush(batch),
+            Taken::NoRoom(first) => Work::Rotate(first),
+            Taken::Empty if release => Work::Release,
+            Taken::Empty if state.closed => Work::Stop,
+            Taken::Empty => return None,
+        };
+        if state.queue.has_room() {
+            self.shared.room.notify_waiters();
+        }
+        self.shared.space.notify_all();
+        Some(work)
+    }
+
+    /// The last flush has no proof yet that it was synced.
+    pub(super) fn wants_confirmation(&self) -> bool {
+        self.active.unconfirmed && self.active.confirmable()
     }
 
     /// Writes the batch, and the release of older segments if one is due.
@@ -179,11 +278,16 @@ impl Writer {
         for record in self.batch.iter().filter_map(|item| item.record.as_ref()) {
             offsets.push(self.frame.push(stamp, record));
         }
-        if release {
-            self.frame.push(stamp, &Record::plain(Kind::Release, 0, needed));
-        }
+        let released = Record::plain(Kind::Release, 0, needed);
+        let release_at = release.then(|| self.frame.push(stamp, &released));
         if !offsets.is_empty() || release {
-            let start = self.active.write(&mut self.frame)?;
+            let again = Waiting::new(&self.shared);
+            let start = self.active.write(&mut self.frame, &|e| again.again(e))?;
+            drop(again);
+            let records = self.batch.iter().filter_map(|item| item.record.as_ref()).zip(&offsets);
+            for (record, at) in records.chain(release_at.iter().map(|at| (&released, at))) {
+                self.sidecar.push(record, start + at);
+            }
             metrics::counter!("ppsw_log_records_total").increment(offsets.len() as u64);
             self.account(start, &offsets)?;
         }
@@ -213,20 +317,24 @@ impl Writer {
             }
         }
         state.index.evict(self.cache_bytes);
+        state.synced = self.active.offset;
+        state.left_bytes = self.active.size.saturating_sub(self.active.offset);
         Ok(())
     }
 
     /// An empty flush behind the last: proof that the last was synced.
     fn confirm(&mut self) -> Result<(), LogError> {
-        if self.active.unconfirmed && self.active.confirmable() {
+        if self.wants_confirmation() {
             self.frame.clear();
-            self.active.write(&mut self.frame)?;
+            let again = Waiting::new(&self.shared);
+            self.active.write(&mut self.frame, &|e| again.again(e))?;
         }
         Ok(())
     }
 
     /// Begins the next segment, whose first record will have `first` bytes.
     fn rotate(&mut self, first: usize) -> Result<(), LogError> {
+        self.release_early()?;
         let generation = self.active.stamp.generation + 1;
         let (records, released) = {
             let state = self.shared.lock();
@@ -240,12 +348,37 @@ impl Writer {
             segment_bytes: self.segment_bytes,
             first,
         };
-        let Shared { disk, dir, .. } = &*self.shared;
-        let next = Active::begin(&**disk, dir, &mut self.free, &beginning)?;
-        self.active.seal()?;
-        self.shared.lock().index.begin(next.stamp, Arc::clone(&next.file), next.size);
+        let Shared { disk, dir, disk_space, .. } = &*self.shared;
+        let waiting = Waiting::new(&self.shared);
+        let again = |e: &io::Error| waiting.again(e);
+        let mut supply =
+            Supply { free: &mut self.free, spare: &|| disk_space.take_spare(), again: &again };
+        let next = Active::begin(&**disk, dir, &mut supply, &beginning)?;
+        self.active.seal(&again)?;
+        drop(waiting);
+        {
+            let mut state = self.shared.lock();
+            state.index.begin(next.stamp, Arc::clone(&next.file), next.size);
+            state.synced = next.offset;
+        }
+        let begun = sidecar::Builder::begin(next.stamp, released, self.active.offset, &records);
+        let full = std::mem::replace(&mut self.sidecar, begun);
+        if released < generation {
+            full.write(&**disk, dir, self.active.offset);
+        }
         self.active = next;
         self.retire(released)
+    }
+
+    /// When no file waits to be the next segment: gives back the segments that are not needed, if there are any. The
+    /// next segment's head would do that too, but it would have to find a place first.
+    pub(super) fn release_early(&mut self) -> Result<(), LogError> {
+        let needed = self.needed();
+        let waits = !self.free.is_empty() || self.shared.disk_space.has_spare();
+        if waits || needed <= self.released || !self.active.releasable() {
+            return Ok(());
+        }
+        self.flush(needed)
     }
 
     /// Puts away the segments before a generation. Only after the disk says that none of them is needed.
@@ -260,27 +393,22 @@ impl Writer {
         Ok(())
     }
 
-    fn report(&self) {
+    pub(super) fn report(&self) {
         let mut state = self.shared.lock();
         state.free_bytes = self.free.iter().map(|(_, bytes)| bytes).sum();
+        state.free_files = self.free.len();
+        state.left_bytes = self.active.size.saturating_sub(self.active.offset);
         metrics::gauge!("ppsw_log_segments").set(state.index.usage().0 as f64);
+        drop(state);
+        // A spare may be wanted now, or less wanted.
+        self.shared.disk_space.wake();
     }
 
-    /// Ends the log: all who wait are told, and all who come.
-    fn fail(&mut self, error: &LogError) {
-        tracing::error!(%error, "the log has failed; the process must end");
-        let mut state = self.shared.lock();
-        state.failed = Some(error.clone());
-        let waiting = state.queue.drain();
-        let told = std::mem::take(&mut state.on_failure);
-        drop(state);
-        self.shared.room.notify_waiters();
-        self.shared.space.notify_all();
-        for done in self.batch.drain(..).chain(waiting).filter_map(|item| item.done) {
+    /// Ends the log, and tells those whose records were being written.
+    pub(super) fn fail(&mut self, error: &LogError) {
+        let error = self.shared.fail(error);
+        for done in self.batch.drain(..).filter_map(|item| item.done) {
             done(Err(error.clone()));
-        }
-        for tell in told {
-            tell(error.to_string());
         }
     }
 }
@@ -294,14 +422,61 @@ pub(super) fn put_away(
     bytes: u64,
     free: &mut Free,
 ) -> Result<(), LogError> {
+    sidecar::remove(disk, dir, generation);
     let path = dir.join(name(generation));
     let failed = |e| LogError::Disk(format!("putting away {}: {e}", path.display()));
     if free.len() < LOG_FREE_SEGMENTS_MAX {
         let kept = dir.join(free_name(generation));
-        disk.rename(&path, &kept).map_err(failed)?;
-        free.push_back((kept, bytes));
-        Ok(())
-    } else {
-        disk.remove(&path).map_err(failed)
+        match disk.rename(&path, &kept) {
+            Ok(()) => {
+                free.push_back((kept, bytes));
+                return Ok(());
+            }
+            // The directory has no room for the longer name.
+            Err(error) if is_full(&error) => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    match disk.remove(&path) {
+        Err(error) if is_full(&error) => {
+            tracing::warn!(path = %path.display(), %error, "a segment stays until the next start");
+            Ok(())
+        }
+        done => done.map_err(failed),
+    }
+}
+
+/// One wait for space on a full disk.
+struct Waiting<'a> {
+    shared: &'a Shared,
+    next: Cell<Duration>,
+}
+
+impl<'a> Waiting<'a> {
+    const fn new(shared: &'a Shared) -> Self {
+        Self { shared, next: Cell::new(LOG_FULL_RETRY_MIN) }
+    }
+
+    /// Waits; whether to try again. Not if the log is being closed: then nobody waits for it any longer.
+    fn again(&self, error: &io::Error) -> bool {
+        if self.shared.impatient.load(Ordering::Relaxed) {
+            return false;
+        }
+        if self.next.get() == LOG_FULL_RETRY_MIN {
+            tracing::error!(dir = %self.shared.dir.display(), %error, "the log waits for space");
+            metrics::counter!("ppsw_log_full_waits_total").increment(1);
+        }
+        self.shared.disk_space.wake();
+        let time = self.next.get();
+        self.next.set((time * 2).min(LOG_FULL_RETRY_MAX));
+        !self.shared.pause(time)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if self.next.get() != LOG_FULL_RETRY_MIN {
+            tracing::info!(dir = %self.shared.dir.display(), "the log's wait for space has ended");
+        }
     }
 }

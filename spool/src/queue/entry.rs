@@ -3,10 +3,10 @@
 mod convert;
 
 use bytes::Bytes;
-use convert::{
-    read_envelope, read_id, read_outcome, read_recipient, read_record, write_attempt,
-    write_delivered, write_envelope, write_id, write_recipient,
+pub(super) use convert::{
+    read_attempts, read_envelope, read_id, write_attempt, write_envelope, write_id,
 };
+use convert::{read_outcome, read_recipient, read_record, write_delivered, write_recipient};
 use ppsw_proto::queue as pb;
 use prost::Message as _;
 
@@ -31,6 +31,8 @@ pub(super) enum Change {
     Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
     Carry { id: MessageId, made_at: u64, record: Record, body: NewBody },
     Handover { to: NodeId },
+    Settle { upto: u64 },
+    Begin { ids: Vec<MessageId> },
 }
 
 /// Where an `Accept` or `Carry` says that its body is.
@@ -49,7 +51,16 @@ pub(super) struct Record {
     pub(super) state: MessageState,
     pub(super) recipients: Vec<Attempt>,
     pub(super) warned: bool,
-    pub(super) tried: bool,
+    pub(super) tried: Tried,
+}
+
+/// How far the attempts of a message have come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Tried {
+    /// An outcome has been recorded.
+    pub(super) recorded: bool,
+    /// One has begun that has no outcome yet.
+    pub(super) begun: bool,
 }
 
 /// The body of a message in an entry to be written.
@@ -59,20 +70,32 @@ pub(super) enum BodyBytes {
     Chunks { count: u32, bytes: u64 },
 }
 
-/// Reads an entry; the error says why every replica must refuse it.
-pub(super) fn decode(payload: &Bytes) -> Result<Change, String> {
+/// Why an entry was not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Unread {
+    /// It makes no sense: every replica must refuse it.
+    #[error("{0}")]
+    Bad(String),
+    /// A newer program wrote it: this one must not go on without it.
+    #[error("{0}")]
+    Newer(String),
+}
+
+/// Reads an entry.
+pub(super) fn decode(payload: &Bytes) -> Result<Change, Unread> {
     let entry = pb::SpoolEntry::decode(payload.clone())
-        .map_err(|error| format!("the entry cannot be decoded: {error}"))?;
-    if entry.version != VERSION {
-        return Err(format!(
-            "the entry has format {}, this program knows format {VERSION}: upgrade it",
+        .map_err(|error| Unread::Bad(format!("the entry cannot be decoded: {error}")))?;
+    if entry.version > VERSION {
+        return Err(Unread::Newer(format!(
+            "it has format {}, this program reads up to {VERSION}: use a newer ppswd",
             entry.version
-        ));
+        )));
     }
-    match entry.kind {
-        Some(kind) => read_kind(kind),
-        None => Err("the entry is of a kind that this program does not know: upgrade it".into()),
+    if entry.version < VERSION {
+        return Err(Unread::Bad(format!("format {} was never written", entry.version)));
     }
+    let newer = || Unread::Newer("its kind is not known to this program: use a newer ppswd".into());
+    read_kind(entry.kind.ok_or_else(newer)?).map_err(Unread::Bad)
 }
 
 fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
@@ -116,6 +139,11 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
             Change::Carry { id, made_at, record: read_record(record)?, body }
         }
         Kind::Handover(e) => Change::Handover { to: e.to },
+        Kind::Settle(e) => Change::Settle { upto: e.upto },
+        Kind::Begin(e) => {
+            let ids = e.messages.into_iter().map(|id| read_id(Some(id)));
+            Change::Begin { ids: ids.collect::<Result<_, _>>()? }
+        }
     })
 }
 
@@ -142,6 +170,24 @@ pub(super) fn body_of(payload: Bytes, id: MessageId, part: Part) -> Result<Bytes
         _ => None,
     };
     found.ok_or_else(|| format!("expected {part:?} of message {id}, found another entry"))
+}
+
+/// The header fields that were added to a message, from the entry that holds its envelope. Shares the entry's buffer.
+pub(super) fn prepend_of(payload: Bytes, id: MessageId) -> Result<Bytes, String> {
+    use pb::spool_entry::Kind;
+    let entry = pb::SpoolEntry::decode(payload).map_err(|error| error.to_string())?;
+    let ours = |message: Option<pb::MessageId>| read_id(message).is_ok_and(|found| found == id);
+    let found = match entry.kind {
+        Some(Kind::Accept(e)) if ours(e.message) => e.envelope,
+        Some(Kind::Carry(e)) if ours(e.message) => e.record.and_then(|record| record.envelope),
+        Some(Kind::Outcome(e)) => {
+            e.creates.into_iter().find(|made| ours(made.message)).and_then(|made| made.envelope)
+        }
+        _ => None,
+    };
+    found
+        .map(|envelope| envelope.prepend)
+        .ok_or_else(|| format!("expected the envelope of message {id}, found another entry"))
 }
 
 /// Which bytes [`body_of`] is to find.
@@ -188,6 +234,7 @@ pub(super) fn outcome(outcome: &Outcome) -> Bytes {
         finished: outcome.finished.clone(),
         creates: creates.collect(),
         warned: outcome.warned,
+        goes_on: outcome.goes_on,
     }))
 }
 
@@ -218,8 +265,8 @@ pub(super) fn edit(id: MessageId, recipient: u32, address: &str, due: UnixMs) ->
     }))
 }
 
-/// A message as it stands after index `made_at`, to be written again. `tried`: an outcome has been recorded.
-pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: BodyBytes) -> Bytes {
+/// A message as it stands after index `made_at`, to be written again.
+pub(super) fn carry(message: &QueuedMessage, tried: Tried, made_at: u64, body: BodyBytes) -> Bytes {
     let (body_bytes, body) = match body {
         BodyBytes::Inline(data) => (data.len() as u64, pb::carry::Body::Inline(data)),
         BodyBytes::Chunks { count, bytes } => (bytes, pb::carry::Body::Chunks(count)),
@@ -229,7 +276,8 @@ pub(super) fn carry(message: &QueuedMessage, tried: bool, made_at: u64, body: Bo
         recipients: message.recipients.iter().map(write_attempt).collect(),
         held: message.state == MessageState::Held,
         warned: message.warned,
-        tried,
+        tried: tried.recorded,
+        begun: tried.begun,
         body_bytes,
     };
     encode(pb::spool_entry::Kind::Carry(pb::Carry {
@@ -244,21 +292,35 @@ pub(super) fn handover(to: NodeId) -> Bytes {
     encode(pb::spool_entry::Kind::Handover(pb::Handover { to }))
 }
 
+/// Nothing that was on its way before `upto` is still to come.
+pub(super) fn settle(upto: u64) -> Bytes {
+    encode(pb::spool_entry::Kind::Settle(pb::Settle { upto }))
+}
+
+pub(super) fn begin(ids: &[MessageId]) -> Bytes {
+    let messages = ids.iter().copied().map(write_id).collect();
+    encode(pb::spool_entry::Kind::Begin(pb::Begin { messages }))
+}
+
 /// The state of a checkpoint: the highest id of each node.
 pub(super) fn checkpoint_state(highest: impl Iterator<Item = MessageId>) -> Bytes {
     let highest = highest.map(write_id).collect();
     pb::CheckpointState { version: VERSION, highest }.encode_to_vec().into()
 }
 
-pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, String> {
+pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, Unread> {
     if state.is_empty() {
         return Ok(Vec::new());
     }
-    let state = pb::CheckpointState::decode(state.clone()).map_err(|error| error.to_string())?;
-    if state.version != VERSION {
-        return Err(format!("format {} instead of {VERSION}", state.version));
+    let state =
+        pb::CheckpointState::decode(state.clone()).map_err(|e| Unread::Bad(e.to_string()))?;
+    if state.version > VERSION {
+        return Err(Unread::Newer(format!(
+            "it has format {}, this program reads up to {VERSION}: use a newer ppswd",
+            state.version
+        )));
     }
-    state.highest.into_iter().map(|id| read_id(Some(id))).collect()
+    state.highest.into_iter().map(|id| read_id(Some(id)).map_err(Unread::Bad)).collect()
 }
 
 /// `text`, cut to what the index keeps of it.

@@ -3,8 +3,13 @@
 //! Nothing in here asks for the time or knows who leads, except for the takeover grace, which is the leader's own.
 
 mod apply;
+mod keep;
+mod key;
+mod pins;
+mod slot;
 #[cfg(test)]
 mod view;
+mod written;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,44 +17,50 @@ use std::{
     sync::Arc,
 };
 
+pub(super) use self::{keep::Keeper, key::Key, written::Kept};
+use self::{
+    key::Due,
+    pins::Pins,
+    slot::{Head, Slot},
+    written::Changed,
+};
 #[cfg(test)]
 pub(super) use view::View;
 
 use super::{
+    entry::Tried,
     history::{History, Volume},
-    message::{Attempt, MessageId, MessageState, QueuedMessage},
+    message::{Attempt, MessageId, QueuedMessage},
 };
-use crate::{NodeId, env::UnixMs};
+use crate::{NodeId, env::UnixMs, group::Position};
 
 /// The queue as of some index of the log.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     applied: Option<u64>,
-    messages: BTreeMap<MessageId, Slot>,
+    /// Term of that entry.
+    term: u64,
+    messages: BTreeMap<Key, Slot>,
     /// Uploads that no `Accept` has claimed.
     partials: BTreeMap<MessageId, Partial>,
     /// Queued messages by when they are due, but those in `grace`.
-    due: BTreeSet<(UnixMs, MessageId)>,
+    due: BTreeSet<Due>,
+    /// Messages with an attempt that has begun and has no outcome yet: those whose slots say so.
+    begun: BTreeSet<Key>,
     grace: Grace,
-    /// First index of every message and upload, with how many have it.
-    pins: BTreeMap<u64, u32>,
+    /// First index of every message and upload.
+    pins: Pins,
     history: History,
     volume: Volume,
     bytes: u64,
+    /// Bytes of the log that the messages need, about.
+    live: u64,
     held: usize,
     /// The highest id seen of each node.
     highest: BTreeMap<u16, MessageId>,
     handover: Option<Handover>,
-}
-
-/// A message with what only the index needs of it.
-#[derive(Clone, Debug)]
-struct Slot {
-    message: Arc<QueuedMessage>,
-    /// The oldest entry without which a replay would not have this message.
-    pin: u64,
-    /// An outcome has been recorded.
-    tried: bool,
+    /// Not replicated: what a local checkpoint lacks.
+    changed: Changed,
 }
 
 /// Chunks of a message that is not yet accepted: number to index and length.
@@ -65,7 +76,7 @@ struct Partial {
 #[derive(Debug, Default)]
 struct Grace {
     until: UnixMs,
-    waiting: BTreeSet<(UnixMs, MessageId)>,
+    waiting: BTreeSet<Due>,
 }
 
 /// The last hand-over in the log.
@@ -109,7 +120,13 @@ impl Index {
         index
     }
 
-    /// Goes past an entry that nobody can apply.
+    /// Goes past an entry of `term` that nobody can apply.
+    pub(super) fn refuse(&mut self, at: Position, bytes: u64) {
+        self.term = at.term;
+        self.pass(at.index, bytes);
+    }
+
+    /// Goes past an entry.
     pub(super) fn pass(&mut self, index: u64, bytes: u64) {
         self.applied = Some(index);
         self.history.advance(index);
@@ -118,8 +135,8 @@ impl Index {
 
     /// The highest index that a new replica need not see, when `applied` has been applied.
     pub(super) fn checkpoint(&mut self, applied: u64) -> Option<u64> {
-        let upto = match self.pins.first_key_value() {
-            Some((&pin, _)) => applied.min(pin.checked_sub(1)?),
+        let upto = match self.pins.first() {
+            Some(pin) => applied.min(pin.checked_sub(1)?),
             None => applied,
         };
         let start = self.history.start(upto)?;
@@ -132,6 +149,11 @@ impl Index {
     /// About how many bytes of entries lie behind `purged` up to `upto`.
     pub(super) fn bytes_between(&mut self, purged: Option<u64>, upto: u64) -> u64 {
         self.volume.between(purged, upto)
+    }
+
+    /// About how many bytes of entries lie behind `index`.
+    pub(super) fn bytes_behind(&self, index: Option<u64>) -> u64 {
+        self.volume.behind(index)
     }
 
     pub(super) fn highest(&self) -> impl Iterator<Item = MessageId> + '_ {
@@ -151,24 +173,48 @@ impl Index {
     }
 
     pub(super) fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
-        self.messages.get(&id).map(|slot| self.shown(slot))
+        let (head, message) = self.open(id)?;
+        Some(self.shown(&head, message))
     }
 
-    pub(super) fn tried(&self, id: MessageId) -> bool {
-        self.messages.get(&id).is_some_and(|slot| slot.tried)
+    pub(super) fn tried(&self, id: MessageId) -> Tried {
+        self.head(id).map(|head| head.tried).unwrap_or_default()
     }
 
-    pub(super) fn list(&self) -> Vec<Arc<QueuedMessage>> {
-        self.messages.values().map(|slot| self.shown(slot)).collect()
+    /// The log says that an attempt for this message may be under way.
+    pub(super) fn is_begun(&self, id: MessageId) -> bool {
+        Key::of(id).is_some_and(|key| self.begun.contains(&key))
+    }
+
+    /// The entry that holds a message's envelope, added headers included.
+    pub(super) fn record_of(&self, id: MessageId) -> Option<u64> {
+        self.head(id).map(|head| head.record)
+    }
+
+    /// Up to `limit` messages by id, behind `after`.
+    pub(super) fn page(&self, after: Option<MessageId>, limit: usize) -> Vec<Arc<QueuedMessage>> {
+        let from = after.and_then(Key::of).map_or(Bound::Unbounded, Bound::Excluded);
+        self.messages
+            .range((from, Bound::Unbounded))
+            .take(limit)
+            .filter_map(|(key, slot)| slot.open(key.id()))
+            .map(|(head, message)| self.shown(&head, message))
+            .collect()
     }
 
     pub(super) fn summary(&self) -> Summary {
+        let first = self.messages.first_key_value().and_then(|(key, slot)| slot.open(key.id()));
+        Summary { oldest: first.map(|(_, message)| message.envelope.received), ..self.figures() }
+    }
+
+    /// The summary without the oldest message, which has to be decoded.
+    pub(super) fn figures(&self) -> Summary {
         Summary {
             queued: self.messages.len() - self.held,
             held: self.held,
             uploads: self.partials.len(),
             bytes: self.bytes,
-            oldest: self.messages.first_key_value().map(|(_, slot)| slot.message.envelope.received),
+            oldest: None,
         }
     }
 
@@ -182,28 +228,39 @@ impl Index {
         if self.grace.until <= now {
             self.end_grace();
         }
+        let after = after.and_then(|(due, id)| Some(Due::new(due, Key::of(id)?)));
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let last = Due::last_at(now);
+        if after.is_some_and(|after| after >= last) {
+            return Vec::new();
+        }
         self.due
-            .range((from, Bound::Included((now, MessageId::MAX))))
+            .range((from, Bound::Included(last)))
             .take(limit)
-            .filter_map(|(due, id)| Some((*due, Arc::clone(&self.messages.get(id)?.message))))
+            .filter_map(|due| {
+                let key = due.key();
+                let (_, message) = self.messages.get(&key)?.open(key.id())?;
+                Some((due.due(), Arc::new(message)))
+            })
             .collect()
     }
 
     pub(super) fn next_due(&self) -> Option<UnixMs> {
-        let first = self.due.first().map(|(due, _)| *due);
+        let first = self.due.first().map(|due| due.due());
         let waiting = (!self.grace.waiting.is_empty()).then_some(self.grace.until);
         first.into_iter().chain(waiting).min()
     }
 
-    /// Makes the messages that are due at `now` wait until `until`; returns how many.
-    pub(super) fn begin_grace(&mut self, now: UnixMs, until: UnixMs) -> usize {
+    /// Makes the messages that may be in flight wait until `until`; returns how many those are, held ones included.
+    pub(super) fn begin_grace(&mut self, until: UnixMs) -> usize {
         self.end_grace();
-        let later =
-            self.due.split_off(&(now.plus(std::time::Duration::from_millis(1)), MessageId::MIN));
-        let waiting = std::mem::replace(&mut self.due, later);
+        let in_flight = self.begun.iter().filter_map(|key| Some((key, self.messages.get(key)?)));
+        let waiting: BTreeSet<_> = in_flight
+            .filter_map(|(key, slot)| slot.head()?.due().map(|due| Due::new(due, *key)))
+            .collect();
+        waiting.iter().for_each(|due| _ = self.due.remove(due));
         self.grace = Grace { until, waiting };
-        self.grace.waiting.len()
+        self.begun.len()
     }
 
     pub(super) fn end_grace(&mut self) {
@@ -229,83 +286,132 @@ impl Index {
         *highest = id.max(*highest);
     }
 
-    fn insert(&mut self, slot: Slot) {
-        let message = &slot.message;
-        self.bytes += message.size;
-        self.held += usize::from(message.state == MessageState::Held);
-        self.due.extend(due_key(message));
-        self.pin(slot.pin);
-        self.messages.insert(slot.message.id, slot);
+    fn head(&self, id: MessageId) -> Option<Head> {
+        self.messages.get(&Key::of(id)?)?.head()
+    }
+
+    fn open(&self, id: MessageId) -> Option<(Head, QueuedMessage)> {
+        self.messages.get(&Key::of(id)?)?.open(id)
+    }
+
+    /// Adds a message, whose oldest record is at `pin` and its envelope at `record`.
+    fn insert(&mut self, message: &QueuedMessage, pin: u64, record: u64, tried: Tried) {
+        // Entries with other ids have been refused.
+        let Some(key) = Key::of(message.id) else { return };
+        let head = Head::new(message, pin, record, tried);
+        self.add(key, &head, Slot::new(&head, message));
+    }
+
+    fn add(&mut self, key: Key, head: &Head, slot: Slot) {
+        self.bytes += head.size;
+        self.live += slot.weight(head);
+        self.held += usize::from(head.held);
+        self.due.extend(head.due().map(|due| Due::new(due, key)));
+        self.pins.add(head.pin);
+        self.changed.note(key);
+        if head.tried.begun {
+            self.begun.insert(key);
+        }
+        self.messages.insert(key, slot);
     }
 
     fn remove(&mut self, id: MessageId) {
-        let Some(slot) = self.messages.remove(&id) else { return };
-        let message = &slot.message;
-        self.bytes -= message.size;
-        self.held -= usize::from(message.state == MessageState::Held);
-        if let Some(key) = due_key(message) {
-            self.due.remove(&key);
-            self.grace.waiting.remove(&key);
+        let Some(key) = Key::of(id) else { return };
+        let removed = self.messages.remove(&key).and_then(|slot| Some((slot.head()?, slot)));
+        let Some((head, slot)) = removed else { return };
+        self.bytes -= head.size;
+        self.changed.note(key);
+        self.live -= slot.weight(&head);
+        self.leave(key, &head);
+        self.begun.remove(&key);
+        self.pins.remove(head.pin);
+    }
+
+    /// An attempt has begun.
+    fn begin(&mut self, id: MessageId) {
+        let Some(key) = Key::of(id) else { return };
+        if let Some(slot) = self.messages.get_mut(&key) {
+            slot.mark_begun(true);
+            self.changed.note(key);
+            self.begun.insert(key);
         }
-        self.unpin(slot.pin);
     }
 
-    /// Changes a message; true if every recipient of it is finished now.
-    fn update(&mut self, id: MessageId, change: impl FnOnce(&mut QueuedMessage)) -> bool {
-        let Some(slot) = self.messages.get_mut(&id) else { return false };
-        if let Some(key) = due_key(&slot.message) {
-            self.due.remove(&key);
-            self.grace.waiting.remove(&key);
-        }
-        self.held -= usize::from(slot.message.state == MessageState::Held);
-        let message = Arc::make_mut(&mut slot.message);
-        change(message);
-        self.held += usize::from(message.state == MessageState::Held);
-        self.due.extend(due_key(message));
-        !message.recipients.iter().any(Attempt::is_open)
-    }
-
-    fn take_partial(&mut self, id: MessageId) -> Option<Partial> {
-        let partial = self.partials.remove(&id)?;
-        self.unpin(partial.pin);
-        Some(partial)
-    }
-
-    fn pin(&mut self, index: u64) {
-        *self.pins.entry(index).or_insert(0) += 1;
-    }
-
-    fn unpin(&mut self, index: u64) {
-        if let Some(count) = self.pins.get_mut(&index) {
-            *count -= 1;
-            if *count == 0 {
-                self.pins.remove(&index);
+    /// No attempt is under way.
+    fn end_begun(&mut self) {
+        for key in std::mem::take(&mut self.begun) {
+            if let Some(slot) = self.messages.get_mut(&key) {
+                slot.mark_begun(false);
+                self.changed.note(key);
             }
         }
     }
 
+    /// Takes a message out of what it is counted among.
+    fn leave(&mut self, key: Key, head: &Head) {
+        self.held -= usize::from(head.held);
+        if let Some(due) = head.due().map(|due| Due::new(due, key)) {
+            self.due.remove(&due);
+            self.grace.waiting.remove(&due);
+        }
+    }
+
+    /// Whether a message waits because of an unplanned takeover.
+    fn is_waiting(&self, id: MessageId, head: &Head) -> bool {
+        let due = Key::of(id).zip(head.due()).map(|(key, due)| Due::new(due, key));
+        due.is_some_and(|due| self.grace.waiting.contains(&due))
+    }
+
+    /// Lets a message wait as those that may be in flight do.
+    fn wait(&mut self, id: MessageId) {
+        let due = self.head(id).and_then(|head| head.due());
+        let due = Key::of(id).zip(due).map(|(key, due)| Due::new(due, key));
+        if let Some(due) = due.filter(|due| self.due.remove(due)) {
+            self.grace.waiting.insert(due);
+        }
+    }
+
+    /// Replaces a message by what became of it, or removes it when every recipient is finished now; true then.
+    fn replace(&mut self, old: &Head, message: &QueuedMessage, tried: Tried) -> bool {
+        if !message.recipients.iter().any(Attempt::is_open) {
+            self.remove(message.id);
+            return true;
+        }
+        let Some(key) = Key::of(message.id) else { return false };
+        self.leave(key, old);
+        let head = Head::new(message, old.pin, old.record, tried);
+        self.held += usize::from(head.held);
+        self.due.extend(head.due().map(|due| Due::new(due, key)));
+        self.changed.note(key);
+        if !tried.begun {
+            self.begun.remove(&key);
+        }
+        let slot = Slot::new(&head, message);
+        self.live += slot.weight(&head);
+        if let Some(old_slot) = self.messages.insert(key, slot) {
+            self.live -= old_slot.weight(old);
+        }
+        false
+    }
+
+    fn take_partial(&mut self, id: MessageId) -> Option<Partial> {
+        let partial = self.partials.remove(&id)?;
+        self.pins.remove(partial.pin);
+        Some(partial)
+    }
+
     /// The key of a message that waits for the end of the grace.
-    fn waits(&self, id: MessageId) -> Option<(UnixMs, MessageId)> {
-        let key = due_key(&self.messages.get(&id)?.message)?;
-        self.grace.waiting.contains(&key).then_some(key)
+    fn waits(&self, id: MessageId) -> Option<Due> {
+        let due = Due::new(self.head(id)?.due()?, Key::of(id)?);
+        self.grace.waiting.contains(&due).then_some(due)
     }
 
     /// The message with its grace, if it is in it.
-    fn shown(&self, slot: &Slot) -> Arc<QueuedMessage> {
-        if self.waits(slot.message.id).is_none() {
-            return Arc::clone(&slot.message);
+    fn shown(&self, head: &Head, mut message: QueuedMessage) -> Arc<QueuedMessage> {
+        let due = head.due().and_then(|due| Some(Due::new(due, Key::of(message.id)?)));
+        if due.is_some_and(|due| self.grace.waiting.contains(&due)) {
+            message.not_before = self.grace.until;
         }
-        let mut message = QueuedMessage::clone(&slot.message);
-        message.not_before = self.grace.until;
         Arc::new(message)
     }
-}
-
-/// When and as what a message stands among the due ones; `None` while it is held.
-fn due_key(message: &QueuedMessage) -> Option<(UnixMs, MessageId)> {
-    if message.state == MessageState::Held {
-        return None;
-    }
-    let open = message.recipients.iter().filter(|attempt| attempt.is_open());
-    open.map(|attempt| attempt.next_due).min().map(|due| (due, message.id))
 }

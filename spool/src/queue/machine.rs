@@ -1,6 +1,9 @@
 //! The state machine of a partition as its Raft group sees it: the index, who leads, and the figures.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use metrics::{Gauge, counter, gauge};
@@ -9,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Pulse,
-    entry::{self, Change},
+    entry::{self, Change, Unread},
     ids::Ids,
     index::{Effects, Index},
     message::MessageId,
@@ -17,6 +20,7 @@ use super::{
 use crate::{
     NodeId, PartitionId,
     env::Clock,
+    faults::{self, Fault},
     group::{Checkpoint, Leadership, Machine, Position, Reply},
     limits::TAKEOVER_GRACE,
 };
@@ -26,8 +30,10 @@ pub(super) struct QueueMachine {
     partition: PartitionId,
     node: NodeId,
     clock: Arc<dyn Clock>,
+    takeover_grace: Duration,
     ids: Arc<Ids>,
     state: Mutex<State>,
+    local: Mutex<Local>,
     pulse: watch::Sender<Pulse>,
     /// Counts changes of leadership in all partitions of the node.
     elections: watch::Sender<u64>,
@@ -40,6 +46,22 @@ pub(super) struct State {
     pub(super) index: Index,
     /// The term in which this replica leads.
     pub(super) leading: Option<u64>,
+    /// Why this program is too old for what it was given.
+    outdated: Option<String>,
+}
+
+/// What a machine knows of its local checkpoint.
+#[derive(Default)]
+enum Local {
+    /// There is none: nobody asks for changes.
+    #[default]
+    Off,
+    /// One is written, perhaps from the beginning.
+    Kept,
+    /// One was read, with what the group noted; the group has not yet said whether it fits.
+    Offered(Box<Index>, Bytes),
+    /// It was taken over.
+    Taken,
 }
 
 /// What this node's queues hold; zero while another node leads, so that the sum over nodes is the cluster's.
@@ -67,13 +89,37 @@ impl QueueMachine {
             partition,
             node,
             clock,
+            takeover_grace: TAKEOVER_GRACE,
             ids,
             state: Mutex::default(),
+            local: Mutex::default(),
             pulse: watch::Sender::default(),
             elections,
             upkeep: Notify::new(),
             gauges,
         }
+    }
+
+    /// Offers what a local checkpoint holds to the group, which is about to be opened, or only has changes noted.
+    pub(super) fn offer(&self, checkpoint: Option<(Index, Bytes)>) {
+        *self.local() = match checkpoint {
+            Some((index, note)) => Local::Offered(Box::new(index), note),
+            None => Local::Kept,
+        };
+    }
+
+    /// What was offered has been taken over.
+    pub(super) fn has_recalled(&self) -> bool {
+        matches!(*self.local(), Local::Taken)
+    }
+
+    fn local(&self) -> MutexGuard<'_, Local> {
+        self.local.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another time that messages wait after an unplanned takeover.
+    pub(super) fn with_takeover_grace(self, takeover_grace: Duration) -> Self {
+        Self { takeover_grace, ..self }
     }
 
     pub(super) fn partition(&self) -> PartitionId {
@@ -125,7 +171,7 @@ impl QueueMachine {
     /// Tells those who watch, and the gauges.
     fn tell(&self, state: MutexGuard<'_, State>) {
         let leading = state.leading.is_some();
-        let summary = if leading { state.index.summary() } else { Default::default() };
+        let summary = if leading { state.index.figures() } else { Default::default() };
         drop(state);
         self.pulse.send_modify(|pulse| {
             pulse.changes = pulse.changes.wrapping_add(1);
@@ -145,10 +191,12 @@ impl QueueMachine {
         if planned {
             info!(partition = self.partition, term, "leading, as planned");
         } else {
-            let now = self.clock.now();
-            let waiting = state.index.begin_grace(now, now.plus(TAKEOVER_GRACE));
+            let waiting = state.index.begin_grace(self.clock.now().plus(self.takeover_grace));
             counter!("ppsw_possible_duplicates_total").increment(waiting as u64);
-            info!(partition = self.partition, term, waiting, "leading; due messages wait");
+            info!(
+                partition = self.partition,
+                term, waiting, "leading; what may be in flight waits"
+            );
         }
         state.leading = Some(term);
     }
@@ -164,9 +212,13 @@ impl Machine for QueueMachine {
                 ids_of(&change).for_each(|id| self.ids.seen(id));
                 state.index.apply(at, bytes, change)
             }
-            Err(why) => {
+            Err(Unread::Newer(why)) => {
+                state.outdated = Some(why.clone());
+                return Reply::Refused(why);
+            }
+            Err(Unread::Bad(why)) => {
                 warn!(partition = self.partition, index = at.index, "entry refused: {why}");
-                state.index.pass(at.index, bytes);
+                state.index.refuse(at, bytes);
                 return Reply::Refused(why);
             }
         };
@@ -194,18 +246,48 @@ impl Machine for QueueMachine {
     fn checkpoint(&self, applied: Position) -> Checkpoint {
         let mut state = self.lock();
         let upto = state.index.checkpoint(applied.index);
+        let late = u64::from(faults::active(Fault::TruncateEarly));
+        let upto = upto.map(|upto| upto.saturating_add(late).min(applied.index));
         Checkpoint { upto, state: entry::checkpoint_state(state.index.highest()) }
     }
 
     fn restore(&self, checkpoint: &Checkpoint) {
-        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|why| {
-            warn!(partition = self.partition, "ids of the checkpoint are lost: {why}");
+        let highest = entry::read_checkpoint_state(&checkpoint.state).unwrap_or_else(|error| {
+            warn!(partition = self.partition, "ids of the checkpoint are lost: {error}");
+            if let Unread::Newer(why) = error {
+                self.lock().outdated = Some(why);
+            }
             Vec::new()
         });
         highest.iter().for_each(|id| self.ids.seen(*id));
         let mut state = self.lock();
         state.index = Index::restored(highest);
+        if !matches!(*self.local(), Local::Off) {
+            state.index.track();
+        }
         self.tell(state);
+    }
+
+    fn recall(&self, fits: &mut dyn FnMut(&Bytes) -> bool) -> bool {
+        let offered = std::mem::take(&mut *self.local());
+        let Local::Offered(mut index, note) = offered else {
+            *self.local() = offered;
+            return false;
+        };
+        let taken = fits(&note);
+        *self.local() = if taken { Local::Taken } else { Local::Kept };
+        if taken {
+            index.highest().for_each(|id| self.ids.seen(id));
+            index.none_changed();
+            let mut state = self.lock();
+            state.index = *index;
+            self.tell(state);
+        }
+        taken
+    }
+
+    fn outdated(&self) -> Option<String> {
+        self.lock().outdated.clone()
     }
 
     fn leadership(&self, change: Leadership) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     env::UnixMs,
-    limits::{OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
+    limits::{NODE_IN_ID_MAX, OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
 };
 
 /// `tttttt-nnnnnn-pp`: second, counter within the second, node; base 62, unique in the cluster, never reused.
@@ -21,10 +21,13 @@ pub struct MessageId {
 }
 
 impl MessageId {
-    /// Before every id.
-    pub(super) const MIN: Self = Self { second: 0, counter: 0, node: 0 };
-    /// Behind every id.
-    pub(super) const MAX: Self = Self { second: u64::MAX, counter: u64::MAX, node: u16::MAX };
+    /// Its numbers have the digits that a text has for them. Entries with other ids are refused.
+    pub(super) fn is_writable(&self) -> bool {
+        let six_digits = 62_u64.pow(6);
+        self.second < six_digits
+            && self.counter < six_digits
+            && u64::from(self.node) <= NODE_IN_ID_MAX
+    }
 }
 
 /// Where a message came from: for `Received`, logs and policy at delivery.
@@ -144,6 +147,7 @@ pub enum Body {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedMessage {
     pub id: MessageId,
+    /// As accepted, but `prepend` is empty: it is in the log, and read with the body.
     pub envelope: Envelope,
     pub state: MessageState,
     pub recipients: Vec<Attempt>,
@@ -191,19 +195,22 @@ pub struct Outcome {
     pub creates: Vec<(MessageId, Envelope, Bytes)>,
     /// A delay warning is among `creates`.
     pub warned: bool,
+    /// More will come of this attempt: its mark in the log stays.
+    pub goes_on: bool,
 }
 
 impl Outcome {
     /// The same in several parts, for when one entry cannot hold it. What it creates comes first, so that still no
     /// failure is recorded without its bounce; a crash between two parts may create a message again.
     pub(super) fn split(self) -> Vec<Self> {
-        let Self { message, results, finished, creates, warned } = self;
+        let Self { message, results, finished, creates, warned, goes_on } = self;
         let empty = || Self {
             message,
             results: Vec::new(),
             finished: Vec::new(),
             creates: Vec::new(),
             warned: false,
+            goes_on: true,
         };
         let mut parts = Vec::new();
         for some in creates.chunks(OUTCOME_PART_CREATES) {
@@ -230,6 +237,9 @@ impl Outcome {
         }
         if !finished.is_empty() || warned {
             parts.push(Self { finished: finished.into_iter().collect(), warned, ..empty() });
+        }
+        if let Some(last) = parts.last_mut() {
+            last.goes_on = goes_on;
         }
         parts
     }

@@ -2,27 +2,36 @@
 //!
 //! `docs/spool.md` describes the states of a message in the log, and what recovery makes of each.
 
+mod carry;
+mod checkpoint;
 mod entry;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod history;
 mod ids;
 mod index;
 mod machine;
+mod marks;
 mod message;
 mod partition;
 mod reader;
 mod replica;
+mod retention;
 mod spool;
 mod upkeep;
 mod writer;
 
+pub use carry::CarryError;
+pub use checkpoint::Checkpoints;
 pub use index::Summary;
 pub use message::{
     Attempt, Body, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, QueuedMessage,
     Recipient, RecipientState, Verdict,
 };
-pub use partition::{CarryError, Partition};
+pub use partition::Partition;
 pub use reader::BodyReader;
-pub use spool::Spool;
+pub use retention::{Kept, KeptFor, LogReport};
+pub use spool::{Spool, SpoolOptions};
 pub use writer::MessageWriter;
 
 /// Why a message was not taken. The front end answers `451 4.3.0` to all of them (`452 4.3.1` to `NoSpace`, and
@@ -39,8 +48,8 @@ pub enum AcceptError {
     /// Leadership moved while the message was written.
     #[error("the partition has moved to another node")]
     Moved,
-    /// The disk of a majority member is (nearly) full.
-    #[error("the spool is full")]
+    /// Fewer than a majority of the partition's voters have space on their disks for new mail.
+    #[error("the disks of the partition's voters are low")]
     NoSpace,
     /// The envelope, or the message, is larger than the spool can hold: the caller's own limits are above it.
     #[error("{bytes} bytes are more than the {limit} that the spool takes")]

@@ -15,28 +15,51 @@ use crate::log::LogError;
 pub struct BodyReader {
     replica: Arc<Replica>,
     id: MessageId,
-    /// Added header fields, until they are read.
-    prepend: Bytes,
+    /// The entry with the added header fields, until they are read; `None` also if the message has left the queue.
+    record: Option<u64>,
     body: Body,
     /// Pieces of body read so far.
     read: usize,
+    /// An inline body that was read with the header fields before it.
+    ahead: Option<Bytes>,
+    /// The added header fields have been read.
+    headed: bool,
 }
 
 impl BodyReader {
     pub(super) fn new(replica: Arc<Replica>, message: &QueuedMessage) -> Self {
-        Self {
-            replica,
-            id: message.id,
-            prepend: message.envelope.prepend.clone(),
-            body: message.body.clone(),
-            read: 0,
-        }
+        let record = match message.body {
+            Body::Inline { index } => Some(index),
+            Body::Chunks { .. } => replica.machine.lock().index.record_of(message.id),
+        };
+        let (id, body) = (message.id, message.body.clone());
+        Self { replica, id, record, body, read: 0, ahead: None, headed: false }
     }
 
-    /// Only the body, as received.
-    pub(super) fn without_prepend(mut self) -> Self {
-        self.prepend = Bytes::new();
-        self
+    /// The header fields that were added, if there are any. Reads them first; they are not part of what
+    /// [`Self::next`] gives after that.
+    ///
+    /// # Errors
+    /// As of `next`.
+    pub(super) async fn prepend(&mut self) -> Result<Bytes, LogError> {
+        let partition = self.replica.machine.partition();
+        let gone = LogError::Missing { group: partition, index: self.record.unwrap_or_default() };
+        let record = self.record.ok_or(gone)?;
+        let (record, payload) = match self.replica.raft.read(record).await {
+            Ok(payload) => (record, payload),
+            Err(LogError::Missing { .. }) if self.moved(record) => {
+                let record = self.record.unwrap_or(record);
+                (record, self.replica.raft.read(record).await?)
+            }
+            Err(error) => return Err(error),
+        };
+        let prepend =
+            entry::prepend_of(payload.clone(), self.id).map_err(|why| self.misuse(record, &why))?;
+        if matches!(self.body, Body::Inline { .. }) {
+            self.ahead = Some(self.extract(record, payload, Part::Whole)?);
+        }
+        self.headed = true;
+        Ok(prepend)
     }
 
     /// The next bytes, at most a chunk; `None` at the end.
@@ -44,8 +67,15 @@ impl BodyReader {
     /// # Errors
     /// `Missing` if the message has left the queue and the log has been trimmed since; else what the log says.
     pub async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
-        if !self.prepend.is_empty() {
-            return Ok(Some(std::mem::take(&mut self.prepend)));
+        if !self.headed {
+            let prepend = self.prepend().await?;
+            if !prepend.is_empty() {
+                return Ok(Some(prepend));
+            }
+        }
+        if let Some(body) = self.ahead.take() {
+            self.read += 1;
+            return Ok(Some(body));
         }
         let Some((index, part)) = self.piece() else { return Ok(None) };
         let bytes = match self.replica.raft.read(index).await {
@@ -72,6 +102,17 @@ impl BodyReader {
                 indexes.get(self.read).map(|index| (*index, Part::Chunk(number)))
             }
         }
+    }
+
+    /// Looks where the envelope is now; true if it is no longer at `record`.
+    fn moved(&mut self, record: u64) -> bool {
+        let state = self.replica.machine.lock();
+        let found = state.index.get(self.id).zip(state.index.record_of(self.id));
+        drop(state);
+        let Some((message, now)) = found else { return false };
+        self.body = message.body.clone();
+        self.record = Some(now);
+        now != record
     }
 
     /// Looks where the message is now; true if its next piece is no longer at `index`.

@@ -8,12 +8,14 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::watch;
 use tracing::warn;
 
-use super::{machine::QueueMachine, message::MessageId};
+use super::{machine::QueueMachine, marks::Marks, message::MessageId};
 use crate::{
     NodeId,
     env::Clock,
+    faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
     limits::{DOOMED_MAX, ENTRY_BYTES_MAX},
     log::LogError,
@@ -23,18 +25,30 @@ use crate::{
 #[async_trait]
 pub(super) trait Proposals: Send + Sync + 'static {
     async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
+    /// Proposes through the leader that this replica knows of.
+    async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
     async fn read(&self, index: u64) -> Result<Bytes, LogError>;
     async fn transfer(&self, to: NodeId, deadline: Duration) -> Result<(), ChangeError>;
     async fn checkpoint(&self) -> Result<(), ChangeError>;
     fn has_lease(&self) -> bool;
+    /// Bytes of new mail that a majority of the voters can take.
+    fn headroom(&self) -> u64;
+    /// This node's own disk is low.
+    fn is_low(&self) -> bool;
     /// The last index that is no longer in the log.
     fn purged(&self) -> Option<u64>;
+    /// Up to which index a node of the group wants the log to go.
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>>;
 }
 
 #[async_trait]
 impl Proposals for Group {
     async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
         Self::propose(self, payload, deadline).await
+    }
+
+    async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+        Self::forward(self, payload, deadline).await
     }
 
     async fn read(&self, index: u64) -> Result<Bytes, LogError> {
@@ -53,8 +67,20 @@ impl Proposals for Group {
         Self::has_lease(self)
     }
 
+    fn headroom(&self) -> u64 {
+        Self::headroom(self)
+    }
+
+    fn is_low(&self) -> bool {
+        Self::is_low(self)
+    }
+
     fn purged(&self) -> Option<u64> {
         self.status().purged_index
+    }
+
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        Self::trim_wanted(self)
     }
 }
 
@@ -63,6 +89,7 @@ pub(super) struct Replica {
     pub(super) machine: Arc<QueueMachine>,
     pub(super) raft: Arc<dyn Proposals>,
     pub(super) clock: Arc<dyn Clock>,
+    pub(super) marks: Marks,
     sessions: Mutex<Sessions>,
 }
 
@@ -74,6 +101,8 @@ struct Sessions {
     doomed: BTreeSet<MessageId>,
     /// No new attempts in this term.
     quiesced: Option<u64>,
+    /// No new messages, whoever leads.
+    closed: bool,
 }
 
 impl Replica {
@@ -82,7 +111,8 @@ impl Replica {
         raft: Arc<dyn Proposals>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { machine, raft, clock, sessions: Mutex::default() }
+        let (marks, sessions) = (Marks::default(), Mutex::default());
+        Self { machine, raft, clock, marks, sessions }
     }
 
     /// Proposes an entry. One that the log could not hold is refused here.
@@ -97,6 +127,27 @@ impl Replica {
             return Ok(Reply::Refused(why));
         }
         self.raft.propose(payload, deadline).await
+    }
+
+    /// No new message begins here from now on, or may again.
+    pub(super) fn set_closed(&self, closed: bool) {
+        self.sessions().closed = closed;
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.sessions().closed
+    }
+
+    /// Closed, and no message is being written or waits for its abort.
+    pub(super) fn is_still(&self) -> bool {
+        let sessions = self.sessions();
+        sessions.closed && sessions.writing.is_empty() && sessions.doomed.is_empty()
+    }
+
+    /// A writer of a new message begins, if the partition is open to it.
+    pub(super) fn admit(&self, id: MessageId) -> bool {
+        let mut sessions = self.sessions();
+        !sessions.closed && sessions.writing.insert(id)
     }
 
     /// A writer begins.
@@ -156,7 +207,7 @@ impl Replica {
         self.machine.leading().is_some()
             && !self.is_quiesced()
             && !self.machine.handed_over()
-            && self.raft.has_lease()
+            && (self.raft.has_lease() || faults::active(Fault::DeliverWithoutLease))
     }
 
     fn sessions(&self) -> MutexGuard<'_, Sessions> {

@@ -2,8 +2,11 @@
 
 mod cluster;
 mod fake;
+mod kept;
+mod kept_replay;
 mod leading;
 mod replay;
+mod retention;
 mod revise;
 mod writing;
 
@@ -37,5 +40,6 @@ fn outcome(message: MessageId, recipient: u32, verdict: Verdict, finish: bool) -
         finished: finish.then_some(recipient).into_iter().collect(),
         creates: Vec::new(),
         warned: false,
+        goes_on: false,
     }
 }

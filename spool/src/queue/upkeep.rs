@@ -37,9 +37,9 @@ fn pause() -> Duration {
     UPKEEP_PERIOD.mul_f64(rand::rng().random_range(0.5..1.0))
 }
 
-/// On the leader: proposes what has to be proposed, one after the other, until one fails.
+/// Proposes what has to be proposed, one after the other, until one fails; most of it only on the leader.
 pub(super) async fn settle(replica: &Replica) -> Result<(), ProposeError> {
-    let Some(term) = replica.machine.leading() else { return Ok(()) };
+    let Some(term) = replica.machine.leading() else { return forward_aborts(replica).await };
     let propose = |payload| replica.raft.propose(payload, ABORT_COMMIT_MAX);
     if replica.machine.handed_over() && !replica.is_quiesced() {
         propose(entry::handover(replica.machine.node())).await?;
@@ -59,7 +59,17 @@ pub(super) async fn settle(replica: &Replica) -> Result<(), ProposeError> {
     Ok(())
 }
 
-/// Takes a checkpoint if that frees enough of the log. Every replica does so for itself.
+/// Another node leads what a front end of this one has given up: it may be committed all the same.
+async fn forward_aborts(replica: &Replica) -> Result<(), ProposeError> {
+    for id in replica.doomed() {
+        replica.raft.forward(entry::abort(id, false), ABORT_COMMIT_MAX).await?;
+        replica.aborted(id);
+    }
+    Ok(())
+}
+
+/// Takes a checkpoint if that frees enough of the log, or anything at all when the disk is low. Every replica does so
+/// for itself.
 pub(super) async fn trim(replica: &Replica) -> Result<(), ChangeError> {
     let purged = replica.raft.purged();
     let (entries, bytes) = {
@@ -70,7 +80,8 @@ pub(super) async fn trim(replica: &Replica) -> Result<(), ChangeError> {
         let entries = upto.saturating_add(1).saturating_sub(first);
         (entries, state.index.bytes_between(purged, upto))
     };
-    if entries == 0 || (entries < TRIM_ENTRIES_MIN && bytes < TRIM_BYTES_MIN) {
+    let little = entries < TRIM_ENTRIES_MIN && bytes < TRIM_BYTES_MIN;
+    if entries == 0 || (little && !replica.raft.is_low()) {
         return Ok(());
     }
     debug!(partition = replica.machine.partition(), entries, bytes, "trimming the log");

@@ -13,6 +13,7 @@ use super::{
     replica::Replica,
 };
 use crate::{
+    faults::{self, Fault},
     group::{ProposeError, Reply},
     limits::{
         CHUNK_BYTES_MAX, CHUNK_COMMIT_MAX, CHUNKS_IN_FLIGHT_MAX, CHUNKS_PER_MESSAGE_MAX,
@@ -64,8 +65,9 @@ impl MessageWriter {
     /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` are not yet committed.
     ///
     /// # Errors
-    /// `Moved` when leadership is lost, `NoMajority` when a chunk was not committed in `CHUNK_COMMIT_MAX`. The
-    /// message is lost then: every further call fails alike.
+    /// `Moved` when leadership is lost, `NoMajority` when a chunk was not committed in `CHUNK_COMMIT_MAX`, `NoSpace`
+    /// when fewer than a majority of the voters have space. The message is lost then: every further call fails
+    /// alike.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<(), AcceptError> {
         self.check()?;
         let mut rest = bytes;
@@ -128,7 +130,13 @@ impl MessageWriter {
             return Err(self.fail(AcceptError::TooLarge { bytes, limit: ENTRY_BYTES_MAX }));
         }
         self.check()?;
+        self.check_space()?;
         self.proposed = true;
+        if faults::active(Fault::AckBeforeCommit) {
+            let raft = Arc::clone(&self.replica.raft);
+            tokio::spawn(async move { raft.propose(payload, deadline).await });
+            return Ok(());
+        }
         let result = self.replica.raft.propose(payload, deadline).await;
         self.committed(result)
     }
@@ -139,6 +147,7 @@ impl MessageWriter {
             self.reap().await?;
         }
         self.check()?;
+        self.check_space()?;
         if self.chunks >= CHUNKS_PER_MESSAGE_MAX {
             let limit = CHUNK_BYTES_MAX * CHUNKS_PER_MESSAGE_MAX as usize;
             return Err(self.fail(AcceptError::TooLarge { bytes: limit + 1, limit }));
@@ -172,6 +181,14 @@ impl MessageWriter {
             return Err(self.fail(AcceptError::Moved));
         }
         Ok(())
+    }
+
+    /// Fails if the disks run low: what is left there is for what frees space.
+    fn check_space(&mut self) -> Result<(), AcceptError> {
+        match self.replica.raft.headroom() {
+            0 => Err(self.fail(AcceptError::NoSpace)),
+            _ => Ok(()),
+        }
     }
 
     fn committed(&mut self, result: Result<Reply, ProposeError>) -> Result<(), AcceptError> {

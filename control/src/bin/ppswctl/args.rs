@@ -38,11 +38,20 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Nodes, partitions, and who leads them.
-    Status,
+    Status {
+        /// Instead, how long the nodes' logs are, and why their oldest segments are kept.
+        #[arg(long)]
+        log: bool,
+    },
     /// Members of the cluster.
     Node {
         #[command(subcommand)]
         verb: NodeVerb,
+    },
+    /// Where partitions are put.
+    Placement {
+        #[command(subcommand)]
+        verb: PlacementVerb,
     },
     /// Take a node out of service: no new mail, its queue handed over; ends when it is safe to stop.
     Drain {
@@ -74,8 +83,36 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeVerb {
-    /// All members.
+    /// All members, and those that have left.
     List,
+    /// Take a node out of the cluster for good: its replicas move to others, its queue is delivered by them.
+    Remove {
+        node: String,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// The node does not answer, and never comes back.
+        #[arg(long)]
+        force: bool,
+        /// Give up waiting after this time; the removal goes on.
+        #[arg(long, value_parser = age::duration, default_value = "30m")]
+        timeout: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlacementVerb {
+    /// How many voters a partition has, and when a silent node is replaced.
+    Show,
+    /// Change it for the whole cluster.
+    Set {
+        /// 3 or 5.
+        #[arg(long)]
+        voters: Option<u32>,
+        /// A node that is silent for so long loses its votes until it answers again.
+        #[arg(long, value_parser = age::duration)]
+        replace_after: Option<Duration>,
+    },
 }
 
 #[derive(Debug, Subcommand)]

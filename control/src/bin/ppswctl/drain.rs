@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// How often the progress is asked for.
-const POLL: Duration = Duration::from_millis(200);
+pub(crate) const POLL: Duration = Duration::from_millis(200);
 
 pub(crate) async fn drain(
     cluster: &Cluster,
@@ -83,7 +83,7 @@ pub(crate) async fn undrain(
     Ok(())
 }
 
-async fn fresh_status(cluster: &Cluster) -> Option<StatusReply> {
+pub(crate) async fn fresh_status(cluster: &Cluster) -> Option<StatusReply> {
     // A node that is busy or restarting is asked again, or another one is.
     let mut admin = address::connect(cluster).await.ok()?;
     status::ask(&mut admin).await.ok()

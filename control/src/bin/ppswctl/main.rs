@@ -11,6 +11,8 @@ mod address;
 mod age;
 mod args;
 mod drain;
+mod log;
+mod node;
 mod queue;
 mod status;
 mod token;
@@ -24,7 +26,7 @@ use std::{
 use clap::Parser;
 use tonic::Code;
 
-use crate::args::{Args, NodeVerb, QueueVerb, TokenVerb, Verb};
+use crate::args::{Args, NodeVerb, PlacementVerb, QueueVerb, TokenVerb, Verb};
 
 /// Why a verb did not do what it was asked; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -104,8 +106,21 @@ async fn run(args: Args) -> Result<(), Failure> {
     let mut admin = address::connect(&cluster).await?;
     let json = args.json;
     match args.verb {
-        Verb::Status => status::status(&mut admin, json).await,
-        Verb::Node { verb: NodeVerb::List } => status::nodes(&mut admin, json).await,
+        Verb::Status { log: true } => log::log(&mut admin, json).await,
+        Verb::Status { log: false } => status::status(&mut admin, json).await,
+        Verb::Node { verb } => match verb {
+            NodeVerb::List => status::nodes(&mut admin, json).await,
+            NodeVerb::Remove { node, reason, force, timeout } => {
+                let asked = node::Removal { given: node, reason, force };
+                node::remove(&cluster, &asked, timeout, json).await
+            }
+        },
+        Verb::Placement { verb } => match verb {
+            PlacementVerb::Show => node::show_placement(&mut admin, json).await,
+            PlacementVerb::Set { voters, replace_after } => {
+                node::set_placement(&mut admin, voters, replace_after, json).await
+            }
+        },
         Verb::Drain { node, timeout, force } => {
             drain::drain(&cluster, &node, timeout, force, json).await
         }

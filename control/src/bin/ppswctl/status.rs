@@ -24,6 +24,9 @@ pub(crate) async fn nodes(admin: &mut Admin, as_json: bool) -> Result<(), Failur
         say!("{}", Value::from_iter(status.nodes.iter().map(node_json)));
     } else {
         say!("{}", node_table(&status.nodes));
+        for gone in &status.removed {
+            say!("node {} has left: removed by {} ({})", gone.node, gone.by, gone.reason);
+        }
     }
     Ok(())
 }
@@ -56,6 +59,16 @@ fn to_json(status: &StatusReply) -> Value {
         "nodes": status.nodes.iter().map(node_json).collect::<Value>(),
         "partitions": status.partitions.iter().map(group_json).collect::<Value>(),
         "control": status.control.as_ref().map(group_json),
+        "placement": {
+            "voters": status.settings.unwrap_or_default().voters,
+            "replace_after_ms": status.settings.unwrap_or_default().replace_after_ms,
+        },
+        "removed": status.removed.iter().map(|removal| json!({
+            "id": removal.node,
+            "since": removal.since_ms,
+            "by": removal.by,
+            "reason": removal.reason,
+        })).collect::<Value>(),
     })
 }
 
@@ -70,6 +83,14 @@ fn node_json(node: &NodeStatus) -> Value {
         "http": member.http,
         "version": report.map(|r| r.version.clone()),
         "not_ready": report.map(|r| r.not_ready.clone()),
+        "away_since": node.away.as_ref().map(|away| away.since_ms),
+        "removing": node.removal.as_ref().map(|removal| json!({
+            "since": removal.since_ms,
+            "by": removal.by,
+            "reason": removal.reason,
+            "forced": removal.forced,
+            "left": node.groups,
+        })),
     })
 }
 
@@ -82,25 +103,50 @@ fn group_json(group: &GroupStatus) -> Value {
         "wanted": group.wanted,
         "term": group.term,
         "messages": group.messages,
+        "orphaned": group.orphaned,
     })
 }
 
 fn node_table(nodes: &[NodeStatus]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_BORDERS_ONLY);
-    table.set_header(["node", "state", "control", "http", "not ready because"]);
+    table.set_header(["node", "state", "control", "http", "notes"]);
     for node in nodes {
         let member = node.member.clone().unwrap_or_default();
-        let reasons = node.report.as_ref().map(|r| r.not_ready.join("; ")).unwrap_or_default();
         table.add_row([
             format!("{} {}", member.id, member.name),
             node.state.clone(),
             member.control,
             member.http,
-            reasons,
+            notes(node),
         ]);
     }
     table
+}
+
+/// What an operator should know of a node: what is left of its removal, its absence, why it is not ready.
+fn notes(node: &NodeStatus) -> String {
+    let mut notes = Vec::new();
+    if let Some(removal) = &node.removal {
+        notes.push(format!("leaves ({}): {}", removal.reason, left(&node.groups)));
+    }
+    if node.away.is_some() {
+        notes.push("silent for long: others have its votes".to_owned());
+    }
+    notes.extend(node.report.iter().flat_map(|report| report.not_ready.iter().cloned()));
+    notes.join("; ")
+}
+
+/// Groups that still have a replica on a node, in words.
+pub(crate) fn left(groups: &[u32]) -> String {
+    if groups.is_empty() {
+        return "nothing is left on it".to_owned();
+    }
+    let names = groups.iter().map(|group| match group {
+        0 => "the control group".to_owned(),
+        id => format!("partition {id}"),
+    });
+    format!("still on it: {}", names.collect::<Vec<_>>().join(", "))
 }
 
 fn group_table(status: &StatusReply) -> Table {
@@ -108,14 +154,20 @@ fn group_table(status: &StatusReply) -> Table {
     table.load_style(presets::UTF8_BORDERS_ONLY);
     table.set_header(["group", "leader", "voters", "wanted", "term", "messages"]);
     let groups = status.control.iter().map(|group| ("control".to_owned(), group));
-    let partitions =
-        status.partitions.iter().map(|group| (format!("partition {}", group.id), group));
+    let partitions = status.partitions.iter().map(|group| {
+        let note = if group.orphaned { ", no home" } else { "" };
+        (format!("partition {}{note}", group.id), group)
+    });
     for (name, group) in groups.chain(partitions) {
         let leader = if group.leader == 0 { "none".to_owned() } else { group.leader.to_string() };
         table.add_row([
             name,
             leader,
-            numbers(&group.voters),
+            if group.learners.is_empty() {
+                numbers(&group.voters)
+            } else {
+                format!("{} + {}", numbers(&group.voters), numbers(&group.learners))
+            },
             numbers(&group.wanted),
             group.term.to_string(),
             group.messages.to_string(),

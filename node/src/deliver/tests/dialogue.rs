@@ -1,8 +1,10 @@
 //! Single transactions.
 
 use std::{
+    io,
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -12,11 +14,16 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use ppsw_spool::{env::SystemClock, log::LogError};
 use proptest::prelude::*;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    sync::Notify,
+    task::JoinHandle,
+};
 
 use super::server::{At, Script, Server};
 use crate::{
     deliver::{
-        connect::TcpConnector,
+        connect::{Connector, Stream, TcpConnector},
         seams::{BodySource, Fence},
         transaction::{Answer, Mail, Rcpt},
         transmit::{Sent, Transmission, Transmitter},
@@ -44,6 +51,9 @@ impl Fence for Switch {
     fn holds(&self) -> bool {
         !self.0.load(Ordering::SeqCst)
     }
+    async fn begun(&self) -> bool {
+        true
+    }
     async fn broken(&self) {
         while self.holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -58,6 +68,9 @@ struct Silent(Arc<AtomicBool>);
 impl Fence for Silent {
     fn holds(&self) -> bool {
         !self.0.load(Ordering::SeqCst)
+    }
+    async fn begun(&self) -> bool {
+        true
     }
     async fn broken(&self) {
         std::future::pending().await
@@ -125,6 +138,7 @@ fn is(answer: &Answer, kind: &str) -> bool {
         Answer::Delivered(text) => ("delivered", text.as_str()),
         Answer::Failed(text) => ("failed", text.as_str()),
         Answer::Deferred { text, .. } => ("deferred", text.as_str()),
+        Answer::Unread(text) => ("unread", text.as_str()),
         Answer::Fenced => ("fenced", ""),
     };
     let (wanted, words) = kind.split_once(' ').unwrap_or((kind, ""));
@@ -291,6 +305,58 @@ async fn without_the_lease_there_is_no_final_dot() {
     assert!(!taken[0].complete && server.complete().is_empty());
 }
 
+/// Gives out one end of a pipe that holds `usize` bytes; a server with the other end that reads no data until told.
+struct Pipe(usize, Arc<Notify>, Mutex<Option<JoinHandle<Vec<u8>>>>);
+
+#[async_trait]
+impl Connector for Pipe {
+    async fn connect(&self, _: SocketAddr, _: Duration) -> io::Result<Box<dyn Stream>> {
+        let (ours, theirs) = tokio::io::duplex(self.0);
+        let read_on = Arc::clone(&self.1);
+        *self.2.lock().unwrap() = Some(tokio::spawn(async move {
+            let mut lines = BufReader::with_capacity(1, theirs);
+            lines.write_all(b"220 x\r\n").await.unwrap();
+            for reply in ["250 x\r\n", "250 x\r\n", "250 x\r\n", "354 x\r\n"] {
+                lines.read_line(&mut String::new()).await.unwrap();
+                lines.write_all(reply.as_bytes()).await.unwrap();
+            }
+            read_on.notified().await;
+            let mut data = Vec::new();
+            lines.read_to_end(&mut data).await.unwrap();
+            data
+        }));
+        Ok(Box::new(ours))
+    }
+}
+
+#[tokio::test]
+async fn a_dot_that_waits_for_a_slow_reader_is_not_sent_when_the_lease_is_over() {
+    let read_on = Arc::new(Notify::new());
+    // The data fit, with the first byte of the final dot.
+    let pipe = Arc::new(Pipe(BODY.len() + 2 + 1, Arc::clone(&read_on), Mutex::default()));
+    let us = Transmitter::new(Arc::clone(&pipe) as _, Arc::new(SystemClock), "us".into());
+    let hosts = vec![Host {
+        name: "slow".into(),
+        addresses: vec![[192, 0, 2, 1].into()],
+        port: 25,
+        preference: 1,
+    }];
+    let there = Destination { hosts, ..destination(&[], Protocol::Smtp) };
+    let (fence, mail) = (Switch::default(), Mail::default());
+    let end = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        fence.0.store(true, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        read_on.notify_one();
+    };
+    let (sent, ()) = tokio::join!(transmit(&us, &there, &mail, &["a@y"], BODY, &fence), end);
+    assert_eq!(sent[0].answer, Answer::Fenced);
+    let server = pipe.2.lock().unwrap().take().unwrap();
+    let data = server.await.unwrap();
+    let text = String::from_utf8_lossy(&data);
+    assert!(text.contains("Subject: x") && !text.ends_with("\r\n.\r\n"), "{text:?}");
+}
+
 #[tokio::test]
 async fn a_host_that_cannot_be_reached_is_not_asked_again_at_once() {
     let gone = Server::start(Script::default()).await;
@@ -302,6 +368,48 @@ async fn a_host_that_cannot_be_reached_is_not_asked_again_at_once() {
     assert!(is(&first[0].answer, "deferred 127.0.0.1"));
     let second = transmit(&us, &there, &Mail::default(), &["a@y"], BODY, &fence).await;
     assert!(is(&second[0].answer, "deferred could not be reached a moment ago"));
+}
+
+/// Half of a message, then a log that cannot be read; with it, the lease may end.
+struct Rotten {
+    half: Option<Bytes>,
+    lease: Option<Arc<AtomicBool>>,
+}
+
+#[async_trait]
+impl BodySource for Rotten {
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        if let Some(half) = self.half.take() {
+            return Ok(Some(half));
+        }
+        if let Some(lost) = &self.lease {
+            lost.store(true, Ordering::SeqCst);
+        }
+        Err(LogError::Damaged { file: "x.seg".into(), offset: 7, what: "rotten".into() })
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_is_neither_cut_short_nor_bounced() {
+    for lost in [false, true] {
+        let server = Server::start(Script::default()).await;
+        let there = destination(&[&server], Protocol::Smtp);
+        let lease = Arc::new(AtomicBool::new(false));
+        let body = || -> Box<dyn BodySource> {
+            let half = Some(Bytes::from_static(b"Subject: x\r\n\r\nhalf\r\n"));
+            Box::new(Rotten { half, lease: lost.then(|| Arc::clone(&lease)) })
+        };
+        let what = Transmission {
+            destination: &there,
+            mail: &Mail::default(),
+            recipients: &[Rcpt { address: "a@y".into(), ..Rcpt::default() }],
+            body: &body,
+            fence: &Silent(Arc::clone(&lease)),
+        };
+        let sent = transmitter().transmit(&what).await;
+        assert!(is(&sent[0].answer, if lost { "fenced" } else { "unread rotten" }));
+        assert!(server.complete().is_empty());
+    }
 }
 
 #[tokio::test]

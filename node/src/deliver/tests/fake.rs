@@ -21,7 +21,7 @@ use ppsw_spool::{
         RecipientState, Verdict,
     },
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     deliver::{
@@ -52,9 +52,14 @@ pub(super) struct Queue {
     messages: Mutex<BTreeMap<MessageId, Arc<QueuedMessage>>>,
     bodies: Mutex<HashMap<MessageId, Bytes>>,
     pub(super) leading: AtomicBool,
+    /// Bodies cannot be read now.
+    pub(super) unreadable: AtomicBool,
     pub(super) outcomes: Mutex<Vec<Outcome>>,
     /// What the next calls of `record` say instead of recording.
     pub(super) troubles: Mutex<VecDeque<ProposeError>>,
+    /// Attempts that may be marked.
+    pub(super) marks: Semaphore,
+    pub(super) begun: Mutex<Vec<MessageId>>,
     pulse: watch::Sender<Pulse>,
 }
 
@@ -64,8 +69,11 @@ impl Queue {
             messages: Mutex::default(),
             bodies: Mutex::default(),
             leading: AtomicBool::new(true),
+            unreadable: AtomicBool::new(false),
             outcomes: Mutex::default(),
             troubles: Mutex::default(),
+            marks: Semaphore::new(100_000),
+            begun: Mutex::default(),
             pulse: watch::Sender::new(Pulse::default()),
         }
     }
@@ -141,12 +149,16 @@ impl Queue {
     }
 }
 
-struct OneChunk(Option<Bytes>);
+/// `None`: cannot be read.
+struct OneChunk(Option<Option<Bytes>>);
 
 #[async_trait]
 impl BodySource for OneChunk {
     async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
-        Ok(self.0.take())
+        match &mut self.0 {
+            Some(chunk) => Ok(chunk.take()),
+            None => Err(LogError::Misuse("another entry stands there".to_owned())),
+        }
     }
 }
 
@@ -176,6 +188,13 @@ impl QueueSource for Queue {
     fn may_deliver(&self) -> bool {
         self.leading.load(Ordering::SeqCst)
     }
+    async fn begin(&self, id: MessageId) -> bool {
+        // Permits may be given at any later time.
+        let Ok(permit) = self.marks.acquire().await else { return false };
+        permit.forget();
+        self.begun.lock().unwrap().push(id);
+        true
+    }
     async fn record(&self, outcome: Outcome, _: Duration) -> Result<(), ProposeError> {
         let trouble = self.troubles.lock().unwrap().pop_front();
         match trouble {
@@ -187,7 +206,9 @@ impl QueueSource for Queue {
         }
     }
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
-        Box::new(OneChunk(self.bodies.lock().unwrap().get(&message.id).cloned()))
+        let readable = !self.unreadable.load(Ordering::SeqCst);
+        let body = || self.bodies.lock().unwrap().get(&message.id).cloned();
+        Box::new(OneChunk(readable.then(body)))
     }
 }
 

@@ -11,6 +11,7 @@ use ppsw_spool::{
     group::ProposeError,
     queue::{Envelope, Recipient, RecipientState, Verdict},
 };
+use tokio::sync::Notify;
 
 use super::{
     dialogue::destination,
@@ -54,6 +55,35 @@ async fn a_message_is_delivered_to_all_its_destinations_in_one_outcome() {
     let log = setting.mainlog();
     assert_eq!(log.matches(&format!("{id} => ")).count(), 2, "{log}");
     assert_eq!(log.matches(&format!("{id} -> b@one")).count(), 1, "{log}");
+}
+
+#[tokio::test]
+async fn what_is_delivered_is_recorded_while_another_destination_stalls() {
+    let greets = Arc::new(Notify::new());
+    let script = Script { greets: Some(Arc::clone(&greets)), ..Script::default() };
+    let (one, two) = (good().await, Server::start(script).await);
+    let (to_one, to_two) =
+        (destination(&[&one], Protocol::Smtp), destination(&[&two], Protocol::Smtp));
+    let setting = Setting::new(table(&[
+        ("a@one", vec![deliver_to("a@one", &to_one)]),
+        ("b@two", vec![deliver_to("b@two", &to_two)]),
+        ("c@both", vec![deliver_to("c@one", &to_one), deliver_to("c@two", &to_two)]),
+    ]));
+    let id = setting.put(1, "s@x", &["a@one", "b@two", "c@both"]);
+    setting.until("recorded early", || setting.outcomes().len() == 1).await;
+    let early = setting.outcomes().remove(0);
+    assert!(early.goes_on && early.finished == [0], "{early:?}");
+    assert_eq!(early.results.len(), 2);
+    greets.notify_one();
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    let last = setting.outcomes().remove(1);
+    assert!(!last.goes_on && last.finished == [1, 2] && last.results.len() == 2, "{last:?}");
+    assert_eq!((one.complete().len(), two.complete().len()), (1, 1));
+    setting.finish().await;
+    setting.until("logged", || setting.mainlog().contains("Completed")).await;
+    let log = setting.mainlog();
+    assert_eq!(log.matches(&format!("{id} => ")).count(), 2, "{log}");
+    assert_eq!(log.matches(&format!("{id} -> ")).count(), 2, "{log}");
 }
 
 #[tokio::test]
@@ -146,6 +176,24 @@ async fn a_late_message_is_warned_about_once_and_given_up_in_time() {
 }
 
 #[tokio::test]
+async fn a_message_that_cannot_be_read_is_not_given_up() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[("a@y", vec![deliver_to("a@y", &there)])]));
+    setting.queue.unreadable.store(true, Ordering::SeqCst);
+    let id = setting.put(1, "", &["a@y"]);
+    setting.until("tried", || setting.outcomes().len() == 1).await;
+    setting.later(1000 * HOUR);
+    setting.until("tried again", || setting.outcomes().len() == 2).await;
+    let attempt = setting.queue.message(id).unwrap().recipients[0].clone();
+    assert_eq!(attempt.state, RecipientState::Deferred);
+    assert!(server.complete().is_empty());
+    setting.queue.unreadable.store(false, Ordering::SeqCst);
+    setting.later(16 * MINUTE);
+    setting.until("delivered", || server.complete().len() == 1).await;
+}
+
+#[tokio::test]
 async fn an_alias_keeps_what_is_done_when_one_child_must_wait() {
     let server =
         Server::start(Script { rcpt: vec![("slow", "450 later")], ..Script::default() }).await;
@@ -198,6 +246,31 @@ async fn a_lost_lease_leaves_the_message_alone() {
     setting.queue.leading.store(true, Ordering::SeqCst);
     setting.until("delivered", || setting.queue.len() == 0).await;
     assert_eq!(server.complete().len(), 1);
+}
+
+#[tokio::test]
+async fn the_final_dot_waits_until_the_attempt_is_in_the_log() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[("a@y", vec![deliver_to("a@y", &there)])]));
+    setting.queue.marks.forget_permits(100_000);
+    let one = setting.put(1, "s@x", &["a@y"]);
+    // The dialogue runs meanwhile, up to there.
+    setting.until("data", || server.commands().iter().any(|c| c == "DATA")).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(server.complete().is_empty());
+    setting.queue.marks.add_permits(1);
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    assert_eq!(*setting.queue.begun.lock().unwrap(), [one], "once");
+    assert_eq!(server.complete().len(), 1);
+
+    // Refused: nothing is sent, nothing recorded.
+    setting.queue.marks.close();
+    setting.put(2, "s@x", &["a@y"]);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    setting.queue.leading.store(false, Ordering::SeqCst);
+    setting.until("ended", || setting.deliverer.attempts_in_flight(1) == 0).await;
+    assert_eq!((server.complete().len(), setting.outcomes().len()), (1, 1));
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use std::{
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
+    sync::Notify,
     task::AbortHandle,
 };
 
@@ -49,6 +50,8 @@ pub(super) struct Script {
     pub(super) in_data: Option<Hook>,
     /// Called when RCPT arrives.
     pub(super) at_rcpt: Option<Hook>,
+    /// The greeting comes when somebody says so.
+    pub(super) greets: Option<Arc<Notify>>,
 }
 
 impl Default for Script {
@@ -65,6 +68,7 @@ impl Default for Script {
             close: None,
             in_data: None,
             at_rcpt: None,
+            greets: None,
         }
     }
 }
@@ -139,6 +143,9 @@ async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
     let mut stream = BufReader::new(stream);
     if script.close == Some(At::Greeting) {
         return None;
+    }
+    if let Some(greets) = &script.greets {
+        greets.notified().await;
     }
     say(&mut stream, script.greeting).await?;
     let mut taken = Taken::default();

@@ -10,6 +10,7 @@ use crate::{
         OpenTransaction, Rejection,
         address::Path,
         command::{CommandError, MailParameters, RcptParameters},
+        content::Failure,
         reply::{self, Reply},
         wire::Lost,
     },
@@ -66,6 +67,10 @@ impl Session {
             let text = format!("Message is larger than {limit} bytes");
             let reply = Reply::new(552, reply::TOO_BIG, text);
             return self.mail_rejected(&transaction, reply).await;
+        }
+        // Before the rules are asked, and before a client sends what cannot be kept (RFC 1870 §6.1).
+        if let Err(error) = self.front.intake.check_space(declared.unwrap_or(0)) {
+            return self.mail_rejected(&transaction, Failure::from(error).reply()).await;
         }
         let decision = self.check(Stage::Mail, &transaction).await;
         if let Some(reply) = refusal(&decision.verdict, 550, 451) {

@@ -182,3 +182,27 @@ async fn a_new_replica_begins_at_the_checkpoint() {
     cluster.assert_equal(&["one", "two", "three"]);
     cluster.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_has_the_leader_propose() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.lead(1).await;
+    let forward = async |id, text: &'static str| {
+        cluster.group(id).forward(Bytes::from_static(text.as_bytes()), 5 * SECOND).await
+    };
+    until("2 knows", || cluster.group(2).leader() == Some(1)).await;
+    assert_eq!(forward(2, "through 1").await.unwrap(), Reply::Value("1".into()));
+    assert_eq!(forward(1, "itself").await.unwrap(), Reply::Value("2".into()));
+    cluster.lead(3).await;
+    until("2 knows", || cluster.group(2).leader() == Some(3)).await;
+    assert_eq!(forward(2, "through 3").await.unwrap(), Reply::Value("3".into()));
+    // Who is asked and does not lead says so, and proposes nothing.
+    let peer = cluster.group(1).peer(2).propose(Bytes::from_static(b"no"), SECOND).await;
+    assert!(matches!(peer, Err(ProposeError::NotLeader { leader: Some(3) })), "{peer:?}");
+    cluster.until_all_have("through 3").await;
+    cluster.assert_equal(&["through 1", "itself", "through 3"]);
+    cluster.net.cut_off(2);
+    let late = cluster.group(2).forward(Bytes::from_static(b"?"), SECOND / 2).await;
+    assert!(matches!(late, Err(ProposeError::Timeout(_))), "{late:?}");
+    cluster.stop_all().await;
+}

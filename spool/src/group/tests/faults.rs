@@ -1,11 +1,12 @@
 //! Cut wires, nodes that stop in the middle, disks that fail, and requests that nobody should send.
 
-use std::io;
-
 use ppsw_proto::raft::{self as wire, raft_client::RaftClient};
 
-use super::*;
-use crate::env::DiskFile;
+use super::{
+    disk::{Faults, FaultyDisk},
+    *,
+};
+use crate::log::SpaceLimits;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
@@ -38,6 +39,32 @@ async fn a_leader_that_is_cut_off_loses_its_lease_before_another_has_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_knows_when_fewer_than_a_majority_have_space() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.lead(1).await;
+    let group = cluster.group(1).clone();
+    let low = SpaceLimits { bytes: u64::MAX, inodes: 0 };
+    until("space is known", || group.headroom() > 0).await;
+    cluster.node(2).log.limit_space(low);
+    // One low disk is no reason, whoever has it; and it is heard of although nothing is proposed.
+    tokio::time::sleep(SECOND).await;
+    assert!(group.headroom() > 0);
+    cluster.node(1).log.limit_space(low);
+    until("two are low", || group.headroom() == 0).await;
+    // What frees space still gets through.
+    cluster.say(1, "an outcome").await.unwrap();
+    cluster.node(2).log.limit_space(SpaceLimits::default());
+    until("only one is low", || group.headroom() > 0).await;
+    // Nor is a node that says nothing one that has space.
+    cluster.stop(3).await;
+    until("one is low, one is down", || group.headroom() == 0).await;
+    cluster.node(1).log.limit_space(SpaceLimits::default());
+    until("one is down", || group.headroom() > 0).await;
+    drop(group);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_heard_and_hears_nobody_is_replaced() {
     let mut cluster = Cluster::of_three().await;
     cluster.lead(1).await;
@@ -62,7 +89,7 @@ async fn a_replica_that_runs_takes_the_checkpoint_of_a_later_time() {
     for n in 0..50 {
         cluster.say(1, &format!("while away {n}")).await.unwrap();
     }
-    // A leader keeps what it is sending, even to one who is not there; a follower purges at once.
+    // A leader keeps what it is sending until an attempt has failed; a follower purges at once.
     cluster.group(2).checkpoint().await.unwrap();
     until("2 has purged", || cluster.group(2).status().purged_index.is_some()).await;
     cluster.lead(2).await;
@@ -195,81 +222,16 @@ async fn requests_for_others_are_refused_and_who_has_just_started_does_not_vote(
     cluster.stop_all().await;
 }
 
-/// A disk whose syncs fail from a moment on.
-struct DyingDisk {
-    disk: SystemDisk,
-    dead: Arc<AtomicBool>,
-}
-
-struct DyingFile {
-    file: Arc<dyn DiskFile>,
-    dead: Arc<AtomicBool>,
-}
-
-impl DyingDisk {
-    fn wrap(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(DyingFile { file, dead: self.dead.clone() })
-    }
-}
-
-impl Disk for DyingDisk {
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.disk.open(path).map(|file| self.wrap(file))
-    }
-    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
-        self.disk.create(path).map(|file| self.wrap(file))
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.disk.rename(from, to)
-    }
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.disk.remove(path)
-    }
-    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        self.disk.list(dir)
-    }
-    fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        self.disk.create_dir(dir)
-    }
-    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        self.disk.sync_dir(dir)
-    }
-    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
-        self.disk.free_bytes(dir)
-    }
-}
-
-impl DiskFile for DyingFile {
-    fn write_at(&self, offset: u64, bufs: &[&[u8]]) -> io::Result<()> {
-        self.file.write_at(offset, bufs)
-    }
-    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, buf)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        if self.dead.load(Ordering::Relaxed) {
-            return Err(io::Error::other("the medium is gone"));
-        }
-        self.file.sync_data()
-    }
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn allocate(&self, bytes: u64) -> io::Result<()> {
-        self.file.allocate(bytes)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_fails_ends_the_node_and_not_the_group() {
     let mut cluster = Cluster::of_three().await;
     cluster.stop(1).await;
-    let dead = Arc::new(AtomicBool::new(false));
-    let disk = Arc::new(DyingDisk { disk: SystemDisk, dead: dead.clone() });
+    let faults = Arc::new(Faults::default());
+    let disk = Arc::new(FaultyDisk(faults.clone()));
     cluster.nodes[1] = Some(Node::start_on(disk, 1, cluster.dir.path(), &cluster.net).await);
     cluster.lead(1).await;
     cluster.say(1, "one").await.unwrap();
-    dead.store(true, Ordering::Relaxed);
+    faults.dead.store(true, Ordering::Relaxed);
     // Its followers may commit it without the leader's disk; the leader will not live to hear of it.
     let _ = cluster.say(1, "two").await;
     let why = tokio::time::timeout(5 * SECOND, cluster.node(1).groups.failed()).await.unwrap();
@@ -278,5 +240,41 @@ async fn a_disk_that_fails_ends_the_node_and_not_the_group() {
     until("another leads", || cluster.holders().iter().any(|id| *id != 1)).await;
     let leader = cluster.leader().await;
     cluster.say(leader, "three").await.unwrap();
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_does_not_pin_the_leaders_log() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.lead(1).await;
+    cluster.say(1, "one").await.unwrap();
+    cluster.until_all_have("one").await;
+    for quiet in [false, true] {
+        // Once refused connections, once a wire that swallows everything: only time-outs tell.
+        if quiet {
+            cluster.net.cut_off(3);
+        } else {
+            cluster.stop(3).await;
+        }
+        let leader = cluster.group(1);
+        for round in 0..5 {
+            for n in 0..50 {
+                cluster.say(1, &format!("{quiet} {round} {n}")).await.unwrap();
+            }
+            leader.checkpoint().await.unwrap();
+            let upto = leader.status().checkpoint_index.unwrap();
+            until("the leader has purged", || leader.status().purged_index >= Some(upto)).await;
+        }
+        assert!(leader.status().heard_ms[&3].is_none_or(|ms| ms > 500));
+        assert!(leader.status().heard_ms[&2].is_some_and(|ms| ms < 5_000));
+        let last = format!("{quiet} 4 49");
+        if quiet {
+            cluster.net.mend();
+        } else {
+            cluster.start(3).await;
+        }
+        cluster.until_all_have(&last).await;
+        assert_eq!(cluster.node(3).tape.entries(), cluster.node(1).tape.entries());
+    }
     cluster.stop_all().await;
 }

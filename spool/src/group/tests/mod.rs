@@ -1,8 +1,14 @@
 //! Replicas on real logs that talk gRPC over loopback, through wires that can be cut.
 
 mod cluster;
+mod damage;
+mod disk;
 mod faults;
 mod storage;
+mod traps_checkpoint;
+mod traps_dead_peer;
+mod traps_transfer;
+mod versions;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -10,7 +16,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -31,10 +37,12 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Remembers what was applied; its checkpoint holds all of it.
+/// Remembers what was applied, and at which index; its checkpoint holds all of it, or all but the last.
 #[derive(Default)]
 struct Tape {
-    entries: Mutex<Vec<Bytes>>,
+    entries: Mutex<Vec<(u64, Bytes)>>,
+    /// The last indexes that a checkpoint leaves to replay: 0 for a checkpoint of everything.
+    leaves: AtomicU64,
     restored: AtomicUsize,
     /// Entries were applied while a checkpoint was asked for.
     disturbed: AtomicBool,
@@ -43,18 +51,18 @@ struct Tape {
 
 impl Tape {
     fn entries(&self) -> Vec<Bytes> {
-        self.entries.lock().unwrap().clone()
+        self.entries.lock().unwrap().iter().map(|(_, entry)| entry.clone()).collect()
     }
 
     fn has(&self, text: &str) -> bool {
-        self.entries.lock().unwrap().iter().any(|e| e == text)
+        self.entries.lock().unwrap().iter().any(|(_, e)| e == text)
     }
 }
 
 impl Machine for Tape {
-    fn apply(&self, _: Position, payload: &Bytes) -> Reply {
+    fn apply(&self, at: Position, payload: &Bytes) -> Reply {
         let mut entries = self.entries.lock().unwrap();
-        entries.push(payload.clone());
+        entries.push((at.index, payload.clone()));
         Reply::Value(entries.len().to_string().into())
     }
 
@@ -62,15 +70,18 @@ impl Machine for Tape {
         // Long enough for entries to be applied meanwhile, if they were not kept waiting.
         let before = self.entries().len();
         std::thread::sleep(Duration::from_millis(2));
-        let entries = self.entries();
-        self.disturbed.fetch_or(entries.len() != before, Ordering::Relaxed);
-        let state = entries.join(&b',').into();
-        Checkpoint { upto: Some(applied.index), state }
+        self.disturbed.fetch_or(self.entries().len() != before, Ordering::Relaxed);
+        let upto = applied.index.checked_sub(self.leaves.load(Ordering::Relaxed));
+        let entries = self.entries.lock().unwrap();
+        let held = entries.iter().filter(|(at, _)| Some(*at) <= upto).map(|(_, e)| e.clone());
+        Checkpoint { upto, state: held.collect::<Vec<_>>().join(&b',').into() }
     }
 
     fn restore(&self, checkpoint: &Checkpoint) {
         let entries = checkpoint.state.split(|b| *b == b',').filter(|e| !e.is_empty());
-        *self.entries.lock().unwrap() = entries.map(Bytes::copy_from_slice).collect();
+        let upto = checkpoint.upto.unwrap_or(0);
+        *self.entries.lock().unwrap() =
+            entries.map(|e| (upto, Bytes::copy_from_slice(e))).collect();
         self.restored.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -88,9 +99,14 @@ fn open_log(dir: &Path) -> Log {
     open_log_on(Arc::new(SystemDisk), dir)
 }
 
-/// The wires between three nodes. A node that is cut off neither gets nor sends anything, and nobody is told.
+/// Nodes that there may be.
+const NODES: NodeId = 5;
+
+/// The wires between the nodes. A node that is cut off neither gets nor sends anything, and nobody is told.
 struct Net {
     wires: BTreeMap<(NodeId, NodeId), String>,
+    /// How often each wire was asked for.
+    dialled: Mutex<BTreeMap<(NodeId, NodeId, bool), usize>>,
     state: watch::Sender<NetState>,
 }
 
@@ -109,14 +125,15 @@ impl Net {
     async fn new() -> Arc<Self> {
         let mut wires = BTreeMap::new();
         let mut listeners = Vec::new();
-        for from in 1..=3 {
-            for to in (1..=3).filter(|to| *to != from) {
+        for from in 1..=NODES {
+            for to in (1..=NODES).filter(|to| *to != from) {
                 let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
                 wires.insert((from, to), format!("http://{}", listener.local_addr().unwrap()));
                 listeners.push((from, to, listener));
             }
         }
-        let net = Arc::new(Self { wires, state: watch::Sender::default() });
+        let net =
+            Arc::new(Self { wires, dialled: Mutex::default(), state: watch::Sender::default() });
         for (from, to, listener) in listeners {
             let net = Arc::downgrade(&net);
             tokio::spawn(async move {
@@ -134,6 +151,10 @@ impl Net {
         let mut state = self.state.subscribe();
         let Some(target) = state.borrow().nodes.get(&to).copied() else { return };
         let Ok(mut there) = TcpStream::connect(target).await else { return };
+        // As the real connections: replies are small, and nothing waits for more of them.
+        if there.set_nodelay(true).and_then(|()| socket.set_nodelay(true)).is_err() {
+            return;
+        }
         let runs = |state: &NetState| state.nodes.get(&to) == Some(&target);
         let is_cut = |state: &NetState| state.cut.contains(&(from, to));
         tokio::select! {
@@ -179,7 +200,7 @@ impl Net {
     }
 
     fn cut_off(&self, node: NodeId) {
-        for other in 1..=3 {
+        for other in 1..=NODES {
             self.cut(node, other);
             self.cut(other, node);
         }
@@ -187,7 +208,7 @@ impl Net {
 
     /// Nobody else's requests reach the node either.
     fn deafen(&self, node: NodeId) {
-        for other in 1..=3 {
+        for other in 1..=NODES {
             self.cut(other, node);
         }
         self.state.send_modify(|state| state.deaf = Some(node));
@@ -211,6 +232,13 @@ struct Wires {
 impl Dial for Wires {
     fn channel(&self, node: NodeId, lane: Lane) -> Option<Channel> {
         let address = self.net.wires.get(&(self.from, node))?.clone();
+        *self
+            .net
+            .dialled
+            .lock()
+            .unwrap()
+            .entry((self.from, node, lane == Lane::Bulk))
+            .or_default() += 1;
         let mut channels = self.channels.lock().unwrap();
         let channel = channels
             .entry((node, lane))
@@ -246,7 +274,8 @@ impl Node {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         net.set_address(id, Some(address));
-        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let incoming =
+            tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
         let service = groups.service();
         let server = tokio::spawn(async move {
             let _ = Server::builder().add_routes(service).serve_with_incoming(incoming).await;
@@ -260,18 +289,18 @@ impl Node {
     }
 }
 
-/// Three nodes; their numbers are their indices.
+/// Some nodes; their numbers are their indices.
 struct Cluster {
     dir: tempfile::TempDir,
     net: Arc<Net>,
-    nodes: [Option<Node>; 4],
+    nodes: [Option<Node>; NODES as usize + 1],
 }
 
 impl Cluster {
     /// Three nodes that run, in no group yet.
     async fn new() -> Self {
         let net = Net::new().await;
-        let nodes = [const { None }; 4];
+        let nodes = [const { None }; NODES as usize + 1];
         let mut this = Self { dir: tempfile::tempdir().unwrap(), net, nodes };
         for id in 1..=3 {
             this.start(id).await;
@@ -297,7 +326,7 @@ impl Cluster {
     }
 
     async fn stop_all(&mut self) {
-        for id in 1..=3 {
+        for id in 1..=NODES {
             if self.nodes[id as usize].is_some() {
                 self.stop(id).await;
             }
@@ -317,7 +346,7 @@ impl Cluster {
         let holds = |id: &NodeId| {
             self.nodes[*id as usize].as_ref().is_some_and(|node| node.group.has_lease())
         };
-        (1..=3).filter(holds).collect()
+        (1..=NODES).filter(holds).collect()
     }
 
     async fn leader(&self) -> NodeId {

@@ -15,6 +15,7 @@ use super::{
     },
     *,
 };
+use crate::env::sim::{Lies, SimDisk};
 
 struct Builder;
 
@@ -55,4 +56,20 @@ async fn a_long_log_is_read_in_pieces_without_a_gap() {
     assert_eq!(some, (5..=30).map(|index| entry(index, bytes)).collect::<Vec<_>>());
     let none: Vec<_> = store.entries_stream(40..50).await.collect().await;
     assert!(none.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_failed_log_did_not_take_is_an_error_not_a_gap() {
+    let disk = SimDisk::new(1, Lies::default());
+    let options = Options { dir: "/log".into(), segment_bytes: 4096, cache_bytes: 0 };
+    let (log, driver) = Log::open_driven(Arc::new(disk.clone()), options).unwrap();
+    tokio::spawn(driver.run(|| Duration::ZERO));
+    let mut store = Store::new(log, 1);
+    store.blocking_append((0..3).map(|index| entry(index, 10))).await.unwrap();
+    disk.stop();
+    store.blocking_append([entry(3, 10)]).await.unwrap_err();
+    // openraft may apply these, as others have committed them.
+    store.blocking_append([entry(4, 10)]).await.unwrap_err();
+    let applied: Result<Vec<Entry>, _> = store.entries_stream(4..5).await.try_collect().await;
+    applied.unwrap_err();
 }

@@ -17,13 +17,13 @@ use proptest::{
 use super::{
     super::*,
     model::{Change, Model},
-    sim::{Lies, SimDisk, Trouble},
     wait,
 };
+use crate::env::sim::{Lies, SimDisk, Trouble};
 
 /// A call, with numbers that are fitted to the state of its moment.
 #[derive(Clone, Debug)]
-enum Call {
+pub(super) enum Call {
     Append { count: u8, payload: u16 },
     Vote(u16),
     Checkpoint(u16),
@@ -33,7 +33,7 @@ enum Call {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum End {
+pub(super) enum End {
     /// The last handle is dropped.
     Close,
     /// kill -9: the machine's cache survives.
@@ -43,21 +43,27 @@ enum End {
 
 /// One life of the process.
 #[derive(Clone, Debug)]
-struct Life {
+pub(super) struct Life {
     calls: Vec<(GroupId, Call, bool)>,
     trouble: Option<(u64, Trouble)>,
-    end: End,
+    pub(super) end: End,
+}
+
+impl Life {
+    pub(super) fn without_trouble(&self) -> Self {
+        Self { trouble: None, ..self.clone() }
+    }
 }
 
 #[derive(Clone, Debug)]
-struct History {
-    seed: u64,
-    segment_bytes: u64,
-    cache_bytes: usize,
-    lives: Vec<Life>,
+pub(super) struct History {
+    pub(super) seed: u64,
+    pub(super) segment_bytes: u64,
+    pub(super) cache_bytes: usize,
+    pub(super) lives: Vec<Life>,
 }
 
-fn histories() -> impl Strategy<Value = History> {
+pub(super) fn histories() -> impl Strategy<Value = History> {
     let call = prop_oneof![
         10 => (1..6_u8, 0..1500_u16).prop_map(|(count, payload)| Call::Append { count, payload }),
         2 => (0..200_u16).prop_map(Call::Vote),
@@ -69,6 +75,7 @@ fn histories() -> impl Strategy<Value = History> {
     let trouble = prop_oneof![
         3 => Just(Trouble::Stop),
         1 => Just(Trouble::Error),
+        2 => (1..4_u64).prop_map(Trouble::Full),
     ];
     let end = prop_oneof![Just(End::Close), Just(End::Kill), Just(End::PowerCut)];
     let life = (
@@ -92,10 +99,16 @@ fn histories() -> impl Strategy<Value = History> {
 }
 
 /// What may be on the disk: all states since the last that is known to be durable.
-struct Expected {
+pub(super) struct Expected {
     states: Vec<Model>,
     /// Record that the payloads are made from, so that no two are alike.
     made: u64,
+}
+
+impl From<Model> for Expected {
+    fn from(model: Model) -> Self {
+        Self { states: vec![model], made: 0 }
+    }
 }
 
 impl Expected {
@@ -158,7 +171,12 @@ fn call(log: &Log, group: GroupId, changes: &[Change], done: Done) {
 }
 
 /// Lives one life. Returns how many states have been acknowledged.
-fn live(log: &Log, disk: &SimDisk, life: &Life, expected: &mut Expected) -> Result<usize, String> {
+pub(super) fn live(
+    log: &Log,
+    disk: &SimDisk,
+    life: &Life,
+    expected: &mut Expected,
+) -> Result<usize, String> {
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let disorder = Arc::new(AtomicBool::new(false));
     if let Some((after, trouble)) = life.trouble {
@@ -190,7 +208,8 @@ fn live(log: &Log, disk: &SimDisk, life: &Life, expected: &mut Expected) -> Resu
             Ok(())
         };
         match (result, Model::of(log)) {
-            (Err(LogError::Disk(_)), _) | (_, Err(LogError::Disk(_))) => break,
+            (Err(LogError::Disk(_) | LogError::NoSpace(_)), _)
+            | (_, Err(LogError::Disk(_) | LogError::NoSpace(_))) => break,
             (Err(e), _) | (_, Err(e)) => return Err(format!("in life: {e}")),
             (Ok(()), Ok(seen)) if seen == *expected.now() => {}
             // A call to a log that has failed changes nothing.
@@ -216,7 +235,7 @@ enum Failure {
 impl From<LogError> for Failure {
     fn from(error: LogError) -> Self {
         match error {
-            LogError::Disk(_) => Self::Disk,
+            LogError::Disk(_) | LogError::NoSpace(_) => Self::Disk,
             error => Self::Wrong(format!("opening: {error}")),
         }
     }

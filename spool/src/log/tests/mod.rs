@@ -1,14 +1,21 @@
 //! Tests of the whole log: on the machine's disk here, on a simulated one in the modules.
 
+#![allow(clippy::disallowed_methods, reason = "a test waits for threads of its own")]
+
 mod damage;
+mod full;
+mod golden;
 mod history;
 mod model;
-mod sim;
+mod reading;
+mod rot;
+mod scrubbing;
+mod sidecars;
 
 use std::sync::mpsc;
 
 use super::*;
-use crate::env::SystemDisk;
+use crate::env::{Clock as _, SystemClock, SystemDisk};
 
 pub(super) fn entry(term: u64, index: u64, payload: impl Into<Bytes>) -> Entry {
     Entry { position: Position { term, index }, payload: payload.into() }
@@ -21,6 +28,15 @@ pub(super) fn wait(call: impl FnOnce(Done)) -> Result<(), LogError> {
         let _ = tell.send(result);
     }));
     told.recv().expect("done is always called")
+}
+
+/// Waits until the spare is there: from then on only the writer uses the disk, until it has taken it.
+pub(super) fn settle(log: &Log) {
+    let begun = SystemClock.instant();
+    while !log.inner.shared.disk_space.has_spare() {
+        assert!((SystemClock.instant() - begun).as_secs() < 30, "no spare was made");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
 }
 
 fn options(dir: &std::path::Path) -> Options {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use ppsw_proto::queue as pb;
 
-use super::{Record, cut};
+use super::{Record, Tried, cut};
 use crate::{
     env::UnixMs,
     queue::message::{
@@ -12,14 +12,15 @@ use crate::{
     },
 };
 
-pub(super) fn write_id(id: MessageId) -> pb::MessageId {
+pub(in crate::queue) fn write_id(id: MessageId) -> pb::MessageId {
     pb::MessageId { second: id.second, counter: id.counter, node: u32::from(id.node) }
 }
 
-pub(super) fn read_id(id: Option<pb::MessageId>) -> Result<MessageId, String> {
+pub(in crate::queue) fn read_id(id: Option<pb::MessageId>) -> Result<MessageId, String> {
     let id = id.ok_or("an entry without a message id")?;
     let node = u16::try_from(id.node).map_err(|_| format!("no node has number {}", id.node))?;
-    Ok(MessageId { second: id.second, counter: id.counter, node })
+    let id = MessageId { second: id.second, counter: id.counter, node };
+    if id.is_writable() { Ok(id) } else { Err(format!("{id:?} is no message id: out of bounds")) }
 }
 
 pub(super) fn write_recipient(recipient: &Recipient) -> pb::Recipient {
@@ -34,7 +35,7 @@ pub(super) fn read_recipient(recipient: pb::Recipient) -> Recipient {
     Recipient { address: recipient.address, notify: recipient.notify, original: recipient.original }
 }
 
-pub(super) fn write_envelope(envelope: &Envelope) -> pb::Envelope {
+pub(in crate::queue) fn write_envelope(envelope: &Envelope) -> pb::Envelope {
     let origin = &envelope.origin;
     pb::Envelope {
         sender: envelope.sender.clone(),
@@ -62,7 +63,7 @@ pub(super) fn write_envelope(envelope: &Envelope) -> pb::Envelope {
     }
 }
 
-pub(super) fn read_envelope(envelope: Option<pb::Envelope>) -> Result<Envelope, String> {
+pub(in crate::queue) fn read_envelope(envelope: Option<pb::Envelope>) -> Result<Envelope, String> {
     let envelope = envelope.ok_or("a message without an envelope")?;
     let origin = envelope.origin.unwrap_or_default();
     Ok(Envelope {
@@ -131,10 +132,11 @@ pub(super) fn read_outcome(outcome: pb::Outcome) -> Result<Outcome, String> {
         finished: outcome.finished,
         creates,
         warned: outcome.warned,
+        goes_on: outcome.goes_on,
     })
 }
 
-pub(super) fn write_attempt(attempt: &Attempt) -> pb::Attempt {
+pub(in crate::queue) fn write_attempt(attempt: &Attempt) -> pb::Attempt {
     let state = match attempt.state {
         RecipientState::New => pb::RecipientState::New,
         RecipientState::Deferred => pb::RecipientState::Deferred,
@@ -151,9 +153,13 @@ pub(super) fn write_attempt(attempt: &Attempt) -> pb::Attempt {
     }
 }
 
-pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
-    let mut recipients = Vec::with_capacity(record.recipients.len());
-    for attempt in record.recipients {
+/// Attempts as they were written. One without a recipient has that of the envelope at its place.
+pub(in crate::queue) fn read_attempts(
+    attempts: Vec<pb::Attempt>,
+    accepted: &[Recipient],
+) -> Result<Vec<Attempt>, String> {
+    let mut recipients = Vec::with_capacity(attempts.len());
+    for (number, attempt) in attempts.into_iter().enumerate() {
         let state = match attempt.state() {
             pb::RecipientState::New => RecipientState::New,
             pb::RecipientState::Deferred => RecipientState::Deferred,
@@ -163,8 +169,9 @@ pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
                 return Err(format!("unknown state {} of a recipient", attempt.state));
             }
         };
+        let recipient = attempt.recipient.map(read_recipient);
         recipients.push(Attempt {
-            recipient: read_recipient(attempt.recipient.unwrap_or_default()),
+            recipient: recipient.or_else(|| accepted.get(number).cloned()).unwrap_or_default(),
             state,
             attempts: attempt.attempts,
             last_error: attempt.last_error,
@@ -172,7 +179,13 @@ pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
             done: attempt.done.into_iter().collect(),
         });
     }
+    Ok(recipients)
+}
+
+pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
+    let recipients = read_attempts(record.recipients, &[])?;
     let state = if record.held { MessageState::Held } else { MessageState::Queued };
     let envelope = read_envelope(record.envelope)?;
-    Ok(Record { envelope, state, recipients, warned: record.warned, tried: record.tried })
+    let tried = Tried { recorded: record.tried, begun: record.begun };
+    Ok(Record { envelope, state, recipients, warned: record.warned, tried })
 }

@@ -1,17 +1,14 @@
 //! What each kind of entry does to the index.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Effects, Handover, Index, Partial, Refusal, Slot};
+use super::{Effects, Handover, Index, Partial, Refusal};
 use crate::{
     env::UnixMs,
     group::Position,
     limits::CHUNKS_PER_MESSAGE_MAX,
     queue::{
-        entry::{Change, NewBody, Record, cut},
+        entry::{Change, NewBody, Record, Tried, cut},
         message::{
             Attempt, Body, Envelope, MessageId, MessageState, Outcome, QueuedMessage, Recipient,
             RecipientState, Verdict,
@@ -27,6 +24,7 @@ impl Index {
         bytes: u64,
         change: Change,
     ) -> Result<Effects, Refusal> {
+        self.term = at.term;
         self.pass(at.index, bytes);
         match change {
             Change::Chunk { id, number, bytes } => {
@@ -60,8 +58,19 @@ impl Index {
             }
             Change::Handover { to } => {
                 self.handover = Some(Handover { term: at.term, to });
+                // The leader has waited for its attempts to end.
+                self.end_begun();
+                self.history.touch_all(at.index);
                 Ok(Effects::default())
             }
+            Change::Begin { ids } => {
+                for id in ids {
+                    self.begin(id);
+                    self.touch(at.index, id, false);
+                }
+                Ok(Effects::default())
+            }
+            Change::Settle { upto } => self.settle(at.index, upto),
             Change::Expand { id, .. }
             | Change::Hold { id }
             | Change::Release { id, .. }
@@ -88,7 +97,7 @@ impl Index {
             return Err(format!("{id} was aborted before its chunk {number}"));
         }
         if !self.partials.contains_key(&id) {
-            self.pin(at.index);
+            self.pins.add(at.index);
             let (chunks, term) = (BTreeMap::new(), at.term);
             self.partials.insert(id, Partial { chunks, pin: at.index, term });
         }
@@ -106,8 +115,8 @@ impl Index {
         body: NewBody,
     ) -> Result<(), Refusal> {
         let partial = self.take_partial(id);
-        if let Some(slot) = self.messages.get(&id) {
-            self.history.refused(index, slot.pin);
+        if let Some(head) = self.head(id) {
+            self.history.refused(index, head.pin);
             return Err(format!("{id} is in the queue already"));
         }
         if let Some(ended) = self.history.ended(id) {
@@ -118,19 +127,15 @@ impl Index {
             return Err(format!("{id} has no recipient"));
         }
         let (body, bytes, pin) = place(index, id, body, partial)?;
-        self.insert(Slot {
-            message: Arc::new(fresh(id, envelope, body, bytes)),
-            pin,
-            tried: false,
-        });
+        self.insert(&fresh(id, envelope, body, bytes), pin, index, Tried::default());
         Ok(())
     }
 
     fn abort(&mut self, id: MessageId, upload_only: bool) -> Result<(), Refusal> {
         let upload = self.take_partial(id).is_some();
-        match self.messages.get(&id) {
-            Some(slot) if !upload_only && slot.tried => {
-                Err(format!("{id} cannot be aborted: it has been tried"))
+        match self.head(id) {
+            Some(head) if !upload_only && (head.tried.recorded || head.tried.begun) => {
+                Err(format!("{id} cannot be aborted: an attempt has begun"))
             }
             Some(_) if !upload_only => {
                 self.remove(id);
@@ -143,44 +148,45 @@ impl Index {
 
     fn outcome(&mut self, index: u64, outcome: Outcome) -> Result<Effects, Refusal> {
         let id = outcome.message;
-        let slot = self.messages.get(&id).ok_or_else(|| unknown(id))?;
-        let pin = slot.pin.min(index);
-        check_outcome(&slot.message, &outcome)?;
+        let (head, mut message) = self.open(id).ok_or_else(|| unknown(id))?;
+        let pin = head.pin.min(index);
+        check_outcome(&message, &outcome)?;
         let mut effects = Effects::default();
         for (made, envelope, body) in &outcome.creates {
             // The same outcome again (its proposer timed out and tried once more) must not make a second bounce.
-            let present = self.messages.get(made).map(|slot| slot.pin);
+            let present = self.head(*made).map(|head| head.pin);
             if let Some(because) = present.or_else(|| self.history.created(*made)) {
                 self.history.refused(index, because);
             } else if !envelope.recipients.is_empty() {
                 let body_bytes = body.len() as u64;
                 let message = fresh(*made, envelope.clone(), Body::Inline { index }, body_bytes);
-                self.insert(Slot { message: Arc::new(message), pin, tried: false });
+                self.insert(&message, pin, index, Tried::default());
                 self.history.made(index, *made);
                 effects.accepted += 1;
             }
         }
-        let finished = self.update(id, |message| record(message, &outcome));
-        if let Some(slot) = self.messages.get_mut(&id) {
-            slot.tried = true;
-        }
-        if finished {
-            self.remove(id);
-            effects.completed += 1;
+        record(&mut message, &outcome);
+        let begun = head.tried.begun && outcome.goes_on;
+        let tried = Tried { recorded: true, begun };
+        let waits = begun && self.is_waiting(id, &head);
+        effects.completed += u64::from(self.replace(&head, &message, tried));
+        if waits {
+            // More is to come of the attempt of a former leader.
+            self.wait(id);
         }
         Ok(effects)
     }
 
     /// Operators' changes and expansion: the message must be there, and the recipient be unfinished.
     fn revise(&mut self, id: MessageId, change: Change) -> Result<Effects, Refusal> {
-        let slot = self.messages.get(&id).ok_or_else(|| unknown(id))?;
+        let (head, mut message) = self.open(id).ok_or_else(|| unknown(id))?;
         if let Change::Expand { recipient, .. } | Change::Edit { recipient, .. } = &change {
-            let found = slot.message.recipients.get(*recipient as usize);
+            let found = message.recipients.get(*recipient as usize);
             if !found.is_some_and(Attempt::is_open) {
                 return Err(format!("{id} has no unfinished recipient {recipient}"));
             }
         }
-        let finished = self.update(id, |message| match change {
+        match change {
             Change::Hold { .. } => message.state = MessageState::Held,
             Change::Release { due, .. } => {
                 message.state = MessageState::Queued;
@@ -204,13 +210,9 @@ impl Index {
                 message.recipients.extend(into.into_iter().map(|to| untried(to, due)));
             }
             _ => {}
-        });
-        let mut effects = Effects::default();
-        if finished {
-            self.remove(id);
-            effects.completed += 1;
         }
-        Ok(effects)
+        let completed = u64::from(self.replace(&head, &message, head.tried));
+        Ok(Effects { completed, ..Effects::default() })
     }
 
     fn carry(
@@ -225,6 +227,17 @@ impl Index {
         if made_at >= index || index - made_at > self.history.entries() {
             return Err(format!("the record of {id} as of {made_at} comes too late at {index}"));
         }
+        if let Some(settled) = self.history.settled_behind(made_at) {
+            self.history.refused(index, settled);
+            return Err(format!("the record of {id} as of {made_at} comes behind a settle"));
+        }
+        if let Some(last) = self.history.last_of_all(made_at) {
+            // A hand-over ended the attempts that the record may have as begun.
+            self.history.refused(index, last);
+            return Err(format!(
+                "the record of {id} as of {made_at} comes behind a hand-over or settle"
+            ));
+        }
         if let Some(last) = self.history.last(id).filter(|last| *last > made_at) {
             self.history.refused(index, last);
             return Err(format!("{id} has changed at {last}, its record is as of {made_at}"));
@@ -238,11 +251,21 @@ impl Index {
         let Record { envelope, state, recipients, warned, tried } = record;
         let mut message = fresh(id, envelope, body, bytes);
         (message.state, message.recipients, message.warned) = (state, recipients, warned);
-        self.insert(Slot { message: Arc::new(message), pin, tried });
-        if let Some(key) = waits.filter(|key| self.due.remove(key)) {
-            self.grace.waiting.insert(key);
+        self.insert(&message, pin, index, tried);
+        if let Some(due) = waits.filter(|due| self.due.remove(due)) {
+            self.grace.waiting.insert(due);
         }
         Ok(())
+    }
+}
+
+impl Index {
+    fn settle(&mut self, index: u64, upto: u64) -> Result<Effects, Refusal> {
+        if upto >= index {
+            return Err(format!("a settle at {index} cannot reach up to {upto}"));
+        }
+        self.history.settle(index, upto);
+        Ok(Effects::default())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Index, Slot};
+use super::Index;
 use crate::{
     env::UnixMs,
     queue::{
@@ -17,11 +17,17 @@ pub(in crate::queue) struct View {
     messages: BTreeMap<MessageId, (QueuedMessage, bool)>,
     uploads: BTreeMap<MessageId, BTreeMap<u32, (u64, u64)>>,
     due: BTreeSet<(UnixMs, MessageId)>,
+    begun: BTreeSet<MessageId>,
     bytes: u64,
     held: usize,
 }
 
 impl View {
+    /// How many messages there are.
+    pub(in crate::queue) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// All but where bytes lie.
     pub(in crate::queue) fn but_places(mut self) -> Self {
         self.uploads.clear();
@@ -37,12 +43,21 @@ impl Index {
         Self { history: History::new(entries), ..Self::default() }
     }
 
+    /// What was written of an index with a short history has one, too.
+    pub(in crate::queue) fn set_history(&mut self, entries: u64) {
+        self.history.set_entries(entries);
+    }
+
     pub(in crate::queue) fn view(&self) -> View {
-        let message = |slot: &Slot| (QueuedMessage::clone(&slot.message), slot.tried);
+        let messages = self.messages.iter().map(|(key, slot)| {
+            let (head, message) = slot.open(key.id()).unwrap();
+            (key.id(), (message, head.tried.recorded))
+        });
         View {
-            messages: self.messages.iter().map(|(id, slot)| (*id, message(slot))).collect(),
+            messages: messages.collect(),
             uploads: self.partials.iter().map(|(id, part)| (*id, part.chunks.clone())).collect(),
-            due: self.due.clone(),
+            due: self.due.iter().map(|due| (due.due(), due.key().id())).collect(),
+            begun: self.begun.iter().map(|key| key.id()).collect(),
             bytes: self.bytes,
             held: self.held,
         }

@@ -22,10 +22,10 @@ use crate::{
     log::{Log, Options},
 };
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
-struct Loopback(Mutex<HashMap<NodeId, SocketAddr>>);
+pub(super) struct Loopback(Mutex<HashMap<NodeId, SocketAddr>>);
 
 #[async_trait]
 impl Dial for Loopback {
@@ -35,34 +35,52 @@ impl Dial for Loopback {
     }
 }
 
-struct Node {
+pub(super) struct Node {
     groups: Groups,
-    spool: Spool,
-    partition: Partition,
+    pub(super) spool: Spool,
+    pub(super) partition: Partition,
     server: JoinHandle<()>,
 }
 
 impl Node {
     async fn start(node: NodeId, dir: &Path, dial: &Arc<Loopback>) -> Self {
+        Self::start_with(node, dir, None, dial).await
+    }
+
+    /// With local checkpoints in `kept`.
+    pub(super) async fn start_with(
+        node: NodeId,
+        dir: &Path,
+        kept: Option<&Path>,
+        dial: &Arc<Loopback>,
+    ) -> Self {
         let options =
             Options { dir: dir.to_owned(), segment_bytes: LOG_SEGMENT_BYTES, cache_bytes: 1 << 20 };
         let log = Log::open(Arc::new(SystemDisk), options).unwrap();
+        let checkpoints = kept.map(|kept| {
+            Checkpoints::open(Arc::new(SystemDisk), kept.to_owned(), node, &log).unwrap()
+        });
         let clock = Arc::new(SystemClock);
         let groups =
             Groups::new(node, log, clock.clone(), Arc::clone(dial) as _, Timing::default());
         let server = serve(node, &groups, dial).await;
-        let spool = Spool::new(node, groups.clone(), clock);
+        let spool = Spool::with_options(
+            node,
+            groups.clone(),
+            clock,
+            SpoolOptions { checkpoints, ..SpoolOptions::default() },
+        );
         let partition = spool.open(1).await.unwrap();
         Self { groups, spool, partition, server }
     }
 
-    async fn stop(self) {
+    pub(super) async fn stop(self) {
         self.groups.shutdown().await;
         self.server.abort();
         let _ = self.server.await;
     }
 
-    async fn accept(&self, recipients: usize, body: &[u8]) -> MessageId {
+    pub(super) async fn accept(&self, recipients: usize, body: &[u8]) -> MessageId {
         let mut writer = self.spool.begin(PATIENCE).await.unwrap();
         writer.write(body).await.unwrap();
         let received = SystemClock.now();
@@ -70,7 +88,7 @@ impl Node {
         writer.accept(envelope, PATIENCE).await.unwrap()
     }
 
-    async fn body(&self, id: MessageId) -> Vec<u8> {
+    pub(super) async fn body(&self, id: MessageId) -> Vec<u8> {
         let mut reader = self.partition.body(&self.partition.get(id).unwrap());
         let mut all = Vec::new();
         while let Some(bytes) = reader.next().await.unwrap() {
@@ -80,12 +98,12 @@ impl Node {
     }
 
     /// Waits until it leads, and may deliver.
-    async fn leads(&self) {
+    pub(super) async fn leads(&self) {
         wait(|| self.partition.may_deliver()).await;
     }
 
     /// The queue without what only the leader knows.
-    fn queue(&self) -> Vec<QueuedMessage> {
+    pub(super) fn queue(&self) -> Vec<QueuedMessage> {
         let message = |m: &Arc<QueuedMessage>| QueuedMessage {
             not_before: UnixMs(0),
             ..QueuedMessage::clone(m)
@@ -95,7 +113,7 @@ impl Node {
 }
 
 #[allow(clippy::disallowed_methods, reason = "loopback sockets of this test")]
-async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
+pub(super) async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     dial.0.lock().unwrap().insert(node, listener.local_addr().unwrap());
     let server = tonic::transport::Server::builder().add_routes(groups.service());
@@ -104,7 +122,7 @@ async fn serve(node: NodeId, groups: &Groups, dial: &Loopback) -> JoinHandle<()>
     })
 }
 
-async fn wait(mut until: impl FnMut() -> bool) {
+pub(super) async fn wait(mut until: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {
         while !until() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -113,7 +131,7 @@ async fn wait(mut until: impl FnMut() -> bool) {
     waited.await.expect("in time");
 }
 
-fn content(len: usize) -> Vec<u8> {
+pub(super) fn content(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n % 251) as u8).collect()
 }
 
@@ -139,6 +157,8 @@ async fn a_restart_finds_the_queue_as_it_was() {
     let mut cut_off = node.spool.begin(PATIENCE).await.unwrap();
     cut_off.write(&content(CHUNK_BYTES_MAX * 3)).await.unwrap();
     wait(|| node.partition.summary().uploads == 1).await;
+    let untouched = node.accept(1, b"never tried").await;
+    assert!(node.partition.begin(small).await);
     let before = node.queue();
     node.stop().await;
     drop(cut_off);
@@ -152,11 +172,10 @@ async fn a_restart_finds_the_queue_as_it_was() {
     assert_eq!(node.body(small).await, b"Received: here\r\nsmall");
     let waits = node.partition.get(small).unwrap();
     assert!(waits.not_before > SystemClock.now(), "it may have been in flight");
-    assert!(node.partition.due(SystemClock.now(), 10, &|_| false).is_empty());
     let new = node.accept(1, b"new").await;
     assert!(new > large_id);
     let due = node.partition.due(SystemClock.now(), 10, &|_| false);
-    assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [new]);
+    assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [untouched, new]);
     wait(|| node.partition.summary().uploads == 0).await;
     node.stop().await;
 }
@@ -220,13 +239,61 @@ async fn three_nodes_hand_over_without_delay_and_take_over_with_it() {
     let expected = Err(crate::group::ProposeError::NotLeader { leader: Some(2) });
     assert_eq!(format!("{moved:?}"), format!("{expected:?}", expected = expected as Result<(), _>));
     assert!(nodes[0].spool.begin(Duration::ZERO).await.is_err());
+    let untouched = nodes[1].accept(1, b"never tried").await;
+    assert!(nodes[1].partition.begin(id).await);
 
     nodes.remove(1).stop().await;
     wait(|| nodes.iter().any(|node| node.partition.may_deliver())).await;
     let leader = nodes.iter().find(|node| node.partition.may_deliver()).unwrap();
-    assert!(leader.partition.due(SystemClock.now(), 10, &|_| false).is_empty(), "it waits");
+    let due = leader.partition.due(SystemClock.now(), 10, &|_| false);
+    assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [untouched], "the other one waits");
     assert!(leader.partition.get(id).unwrap().not_before > now);
-    assert_eq!(leader.queue(), replicas[0]);
+    assert_eq!(leader.queue()[..1], replicas[0][..]);
+    for node in nodes {
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_committed_after_the_451_is_not_delivered() {
+    let dirs: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let dial = Arc::default();
+    let mut nodes = Vec::new();
+    for (number, dir) in (1..).zip(&dirs) {
+        nodes.push(Node::start(number, dir.path(), &dial).await);
+    }
+    nodes[0].partition.group().initialise(&[1, 2, 3]).await.unwrap();
+    nodes[0].leads().await;
+    let first = nodes[0].accept(1, b"all is well").await;
+    let mut writer = nodes[0].spool.begin(PATIENCE).await.unwrap();
+    let late = writer.id();
+    writer.write(b"too late").await.unwrap();
+    nodes.pop().unwrap().stop().await;
+    nodes.pop().unwrap().stop().await;
+    let answer = writer.accept(envelope(1), Duration::from_secs(1)).await;
+    assert!(matches!(answer, Err(AcceptError::NoMajority)), "{answer:?}");
+    assert!(nodes[0].partition.get(late).is_none(), "not committed yet");
+
+    // Written in its log, so it is committed when a majority is there again; and then aborted.
+    let leader = nodes[0].partition.clone();
+    let index = leader.group().status().last_index;
+    let watching = tokio::spawn(async move {
+        let mut seen = false;
+        while leader.group().status().applied_index <= index || leader.get(late).is_some() {
+            seen |= leader.get(late).is_some();
+            let due = leader.due(SystemClock.now(), 10, &|_| false);
+            assert!(due.iter().all(|message| message.id == first));
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        seen
+    });
+    for number in [2, 3] {
+        nodes.push(Node::start(number, dirs[number as usize - 1].path(), &dial).await);
+    }
+    wait(|| watching.is_finished()).await;
+    println!("seen in the queue before its abort: {}", watching.await.unwrap());
+    let kept = |node: &Node| node.queue().iter().map(|m| m.id).collect::<Vec<_>>();
+    wait(|| nodes.iter().all(|node| kept(node) == [first])).await;
     for node in nodes {
         node.stop().await;
     }

@@ -49,6 +49,11 @@ pub(super) struct Fake {
     waiting: AtomicU64,
     pub(super) waiting_most: AtomicU64,
     trimmed: AtomicU64,
+    pub(super) trim_wanted: watch::Sender<Option<u64>>,
+    /// Whether `forward` finds a leader.
+    pub(super) leader_known: Mutex<bool>,
+    /// What the disks can take.
+    pub(super) headroom: AtomicU64,
 }
 
 #[async_trait]
@@ -74,6 +79,13 @@ impl Proposals for Fake {
         Ok(reply)
     }
 
+    async fn forward(&self, payload: Bytes, _: Duration) -> Result<Reply, ProposeError> {
+        if !*self.leader_known.lock().unwrap() {
+            return Err(ProposeError::NotLeader { leader: None });
+        }
+        Ok(self.append(payload))
+    }
+
     async fn read(&self, index: u64) -> Result<Bytes, LogError> {
         let log = self.log.lock().unwrap();
         let trimmed = self.trimmed.load(Ordering::SeqCst);
@@ -85,7 +97,9 @@ impl Proposals for Fake {
         if to == 9 {
             return Err(ChangeError::Unfit { node: to, why: "far behind".into() });
         }
-        self.machine.leadership(Leadership::Following { leader: Some(to) });
+        if to != NODE {
+            self.machine.leadership(Leadership::Following { leader: Some(to) });
+        }
         Ok(())
     }
 
@@ -97,8 +111,20 @@ impl Proposals for Fake {
         *self.mode.lock().unwrap() != Mode::Elsewhere
     }
 
+    fn headroom(&self) -> u64 {
+        self.headroom.load(Ordering::SeqCst)
+    }
+
+    fn is_low(&self) -> bool {
+        self.headroom() == 0
+    }
+
     fn purged(&self) -> Option<u64> {
         None
+    }
+
+    fn trim_wanted(&self) -> watch::Receiver<Option<u64>> {
+        self.trim_wanted.subscribe()
     }
 }
 
@@ -168,6 +194,9 @@ pub(super) fn world() -> World {
         waiting: AtomicU64::new(0),
         waiting_most: AtomicU64::new(0),
         trimmed: AtomicU64::new(0),
+        trim_wanted: watch::Sender::new(None),
+        leader_known: Mutex::new(true),
+        headroom: AtomicU64::new(u64::MAX),
     });
     let replica = Arc::new(Replica::new(machine, fake.clone(), clock.clone()));
     World { replica, fake, clock, ids }

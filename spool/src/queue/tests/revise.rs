@@ -199,6 +199,7 @@ async fn an_outcome_too_long_for_an_entry_is_recorded_in_parts() {
         finished: (0..4000).collect(),
         creates: bounces.collect(),
         warned: false,
+        goes_on: false,
     };
     let deadline = std::time::Duration::from_secs(1);
     world.replica.record(long.clone(), deadline).await.unwrap();

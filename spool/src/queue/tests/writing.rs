@@ -96,6 +96,27 @@ async fn a_chunk_that_is_not_committed_in_time_ends_the_message() {
 }
 
 #[tokio::test]
+async fn low_disks_end_a_message_before_it_is_taken() {
+    let world = led();
+    let mut long = world.writer();
+    long.write(&content(CHUNK_BYTES_MAX * 3)).await.unwrap();
+    let mut short = world.writer();
+    short.write(b"small").await.unwrap();
+    let entries = world.fake.log.lock().unwrap().len();
+    world.fake.headroom.store(0, Ordering::SeqCst);
+    let error = long.write(&content(CHUNK_BYTES_MAX * 2)).await.unwrap_err();
+    assert!(matches!(error, AcceptError::NoSpace), "{error}");
+    world.fake.headroom.store(1, Ordering::SeqCst);
+    assert!(matches!(long.accept(envelope(1), SECOND).await, Err(AcceptError::NoSpace)));
+    world.fake.headroom.store(0, Ordering::SeqCst);
+    assert!(matches!(short.accept(envelope(1), SECOND).await, Err(AcceptError::NoSpace)));
+    assert_eq!(world.fake.log.lock().unwrap().len(), entries, "nothing more was proposed");
+    // What is there of the long one goes, although the disks are low.
+    upkeep::settle(&world.replica).await.unwrap();
+    assert_eq!(world.summary().uploads, 0);
+}
+
+#[tokio::test]
 async fn a_dropped_writer_leaves_nothing() {
     let world = led();
     let mut writer = world.writer();
@@ -159,7 +180,7 @@ async fn a_carried_message_is_the_same_and_readers_follow_it() {
     let mut reader = BodyReader::new(std::sync::Arc::clone(&world.replica), &before);
     reader.next().await.unwrap();
 
-    let reply = std::sync::Arc::clone(&world.replica).carry(id, SECOND).await.unwrap();
+    let reply = std::sync::Arc::clone(&world.replica).carry(id, SECOND, None).await.unwrap();
     assert_eq!(reply, crate::group::Reply::Done);
     let after = world.get(id).unwrap();
     assert_ne!(after.body, before.body);
