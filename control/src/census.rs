@@ -118,6 +118,8 @@ fn patience(node: NodeId, state: &State, reports: &Reports) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use ppsw_spool::env::{Clock as _, SystemClock};
+
     use super::*;
     use crate::state::tests::cluster;
 
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn a_silent_node_is_away_after_its_time_and_back_after_some_answers() {
         let mut state = cluster(3);
-        let (mut census, start) = (Census::default(), Instant::now());
+        let (mut census, start) = (Census::default(), SystemClock.instant());
         let limit = state.replace_after();
         let second = Duration::from_secs(1);
         let mut look = |state: &State, after: Duration, up: &[NodeId]| {
@@ -163,7 +165,7 @@ mod tests {
     #[test]
     fn one_that_pins_much_log_is_away_sooner_and_a_new_leader_waits_anew() {
         let state = cluster(3);
-        let start = Instant::now();
+        let start = SystemClock.instant();
         let much = Some((3, limits::PINNED_BYTES_MAX + 1));
         let mut census = Census::default();
         let mut look =

@@ -5,12 +5,12 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use ppsw_proto::control as pb;
 use ppsw_spool::{NodeId, PartitionId, group::Group, queue::Partition};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 use crate::{
     drain, limits,
     placement::{self, Step},
-    plane::Shared,
+    plane::{CONTROL, Shared},
     state::State,
 };
 
@@ -31,8 +31,29 @@ pub(crate) async fn step_towards(
     let Some(step) = placement::next_step(&voters, wanted, shared.node, &up, round) else {
         return false;
     };
-    take_step(group, step).await;
+    let mut view = shared.view.subscribe();
+    tokio::select! {
+        () = take_step(group, step) => {}
+        // The next state may want another voter, and the one that was to come may have no replica any more: then the
+        // wait for it would last to its deadline. A change that was proposed already counts or not; the next look tells.
+        () = until_unwanted(&mut view, group.id(), step) => {
+            tracing::info!(group = group.id(), ?step, "no longer wanted");
+        }
+    }
     true
+}
+
+/// Returns when the state of the cluster doesn't want the voter any more that is being added.
+async fn until_unwanted(view: &mut watch::Receiver<Arc<State>>, group: PartitionId, step: Step) {
+    let wanted = |state: &Arc<State>| {
+        let Step::Add(node) = step else { return true };
+        if group == CONTROL {
+            return placement::control_voters(&state.present()).contains(&node);
+        }
+        state.partitions.get(&group).is_some_and(|voters| voters.contains(&node))
+    };
+    // The sender lives in `Shared`, which the caller holds.
+    let _ = view.wait_for(|state| !wanted(state)).await;
 }
 
 /// One change of a group's voters.

@@ -265,7 +265,8 @@ async fn a_node_that_is_down_does_not_pin_the_leaders_log() {
             let upto = leader.status().checkpoint_index.unwrap();
             until("the leader has purged", || leader.status().purged_index >= Some(upto)).await;
         }
-        assert!(leader.status().heard_ms[&3].is_none_or(|ms| ms > 500));
+        until("the leader misses it", || leader.status().heard_ms[&3].is_none_or(|ms| ms > 500))
+            .await;
         assert!(leader.status().heard_ms[&2].is_some_and(|ms| ms < 5_000));
         let last = format!("{quiet} 4 49");
         if quiet {
