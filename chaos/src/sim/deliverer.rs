@@ -9,7 +9,7 @@ use ppsw_spool::{
     env::{Clock as _, UnixMs},
     group::ProposeError,
     log::LogError,
-    queue::{Delivered, Envelope, Outcome, Partition, QueuedMessage, Recipient, Verdict},
+    queue::{Attempt, Delivered, Envelope, Outcome, Partition, QueuedMessage, Recipient, Verdict},
 };
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
@@ -138,7 +138,13 @@ async fn attempt(process: &Process, partition: &Partition, message: &Arc<QueuedM
         return;
     }
     pause(if rand::rng().random_ratio(1, 50) { 200..1500 } else { 1..30 }).await;
-    if !partition.may_deliver() {
+    // Nor what a former leader has recorded meanwhile: in ppswd that ends the transaction, and the next attempt is for
+    // the rest.
+    let open = |message: &QueuedMessage| {
+        message.recipients.iter().map(Attempt::is_open).collect::<Vec<_>>()
+    };
+    let unchanged = partition.get(message.id).is_some_and(|now| open(&now) == open(message));
+    if !unchanged || !partition.may_deliver() {
         return;
     }
     let Some(account) = dot(process, partition, message, &bytes) else { return };

@@ -18,7 +18,7 @@ use tracing::warn;
 use super::{
     Parts,
     lanes::Lanes,
-    plan::{Leg, Plan, plan},
+    plan::{Address, Leg, Plan, plan},
     progress::Known,
     record::record,
     result::{Attempted, Result},
@@ -57,12 +57,15 @@ pub(super) enum LegResult {
 }
 
 /// The lease of the partition, while this node is not to end; and the mark of the attempt in its log.
+#[derive(Clone, Copy)]
 pub(super) struct Lease<'a> {
     source: &'a dyn QueueSource,
     stopped: &'a AtomicBool,
     message: MessageId,
     /// One for all transactions of the attempt.
-    begun: OnceCell<bool>,
+    begun: &'a OnceCell<bool>,
+    /// What one transaction is for.
+    addresses: &'a [Address],
 }
 
 #[async_trait]
@@ -73,6 +76,15 @@ impl Fence for Lease<'_> {
 
     async fn begun(&self) -> bool {
         *self.begun.get_or_init(|| self.source.begin(self.message)).await
+    }
+
+    fn is_open(&self) -> bool {
+        let Some(message) = self.source.get(self.message) else { return false };
+        let is_open = |address: &Address, number: u32| {
+            let recipient = message.recipients.get(number as usize);
+            recipient.is_some_and(|r| r.is_open() && !r.done.contains(&address.rcpt.address))
+        };
+        self.addresses.iter().all(|address| address.recipients.iter().all(|n| is_open(address, *n)))
     }
 
     async fn broken(&self) {
@@ -92,7 +104,13 @@ impl Workshop {
     ) -> Ended {
         let routing = self.parts.router.current();
         let begun = OnceCell::new();
-        let fence = Lease { source, stopped: &self.stopped, message: message.id, begun };
+        let fence = Lease {
+            source,
+            stopped: &self.stopped,
+            message: message.id,
+            begun: &begun,
+            addresses: &[],
+        };
         let planned = tokio::select! {
             plan = plan(message, &*routing, self.parts.clock.now()) => plan,
             () = fence.broken() => return Ended::Done,
@@ -100,7 +118,7 @@ impl Workshop {
         if !fence.holds() {
             return Ended::Done;
         }
-        let known = self.transmit(source, message, &*routing, &planned, &fence).await;
+        let known = self.transmit(source, message, &*routing, &planned, fence).await;
         if known.nothing_was_tried() {
             return Ended::Postponed;
         }
@@ -114,8 +132,9 @@ impl Workshop {
         source: &dyn QueueSource,
         message: &QueuedMessage,
         leg: &Leg,
-        fence: &Lease<'_>,
+        fence: Lease<'_>,
     ) -> LegResult {
+        let fence = Lease { addresses: &leg.addresses, ..fence };
         let fenced = || {
             let sent =
                 Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
@@ -146,7 +165,7 @@ impl Workshop {
             mail: &mail,
             recipients: &recipients,
             body: &|| source.body(message),
-            fence,
+            fence: &fence,
         };
         let mut transmit = pin!(self.transmitter.transmit(&transmission));
         // The mark is written beside the dialogue, which waits for it before the final dot.

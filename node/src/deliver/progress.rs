@@ -111,7 +111,7 @@ impl Workshop {
         message: &Arc<QueuedMessage>,
         routing: &dyn Routing,
         plan: &Plan,
-        fence: &Lease<'_>,
+        fence: Lease<'_>,
     ) -> Known {
         let decided = decided_results(&self.attempted(message, routing), plan);
         let (tried, running) = (!decided.is_empty(), plan.legs.len());

@@ -95,6 +95,9 @@ pub trait Fence: Send + Sync {
     /// Resolves when it is in the log that an attempt is under way: awaited before the final dot. False: it is not,
     /// and nothing may be sent.
     async fn begun(&self) -> bool;
+    /// Asked directly before the final dot, too: nothing of what is to be sent has been recorded as done meanwhile, by
+    /// a former leader whose outcome came late.
+    fn is_open(&self) -> bool;
     /// Resolves when the fence no longer holds.
     async fn broken(&self);
 }

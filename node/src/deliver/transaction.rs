@@ -97,7 +97,7 @@ pub(crate) async fn send(
         begun = fence.begun() => begun,
         () = fence.broken() => false,
     };
-    if !begun || !fence.holds() {
+    if !begun || !fence.is_open() || !fence.holds() {
         return run.broken(&SessionError::Fenced);
     }
     run.finish(fence).await

@@ -54,6 +54,9 @@ impl Fence for Switch {
     async fn begun(&self) -> bool {
         true
     }
+    fn is_open(&self) -> bool {
+        true
+    }
     async fn broken(&self) {
         while self.holds() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -70,6 +73,9 @@ impl Fence for Silent {
         !self.0.load(Ordering::SeqCst)
     }
     async fn begun(&self) -> bool {
+        true
+    }
+    fn is_open(&self) -> bool {
         true
     }
     async fn broken(&self) {

@@ -9,7 +9,7 @@ use mail_parser::MessageParser;
 use ppsw_spool::{
     env::UnixMs,
     group::ProposeError,
-    queue::{Envelope, Recipient, RecipientState, Verdict},
+    queue::{Delivered, Envelope, Outcome, Recipient, RecipientState, Verdict},
 };
 use tokio::sync::Notify;
 
@@ -271,6 +271,39 @@ async fn the_final_dot_waits_until_the_attempt_is_in_the_log() {
     setting.queue.leading.store(false, Ordering::SeqCst);
     setting.until("ended", || setting.deliverer.attempts_in_flight(1) == 0).await;
     assert_eq!((server.complete().len(), setting.outcomes().len()), (1, 1));
+}
+
+#[tokio::test]
+async fn what_a_former_leader_records_meanwhile_is_not_sent_again() {
+    let server = good().await;
+    let there = destination(&[&server], Protocol::Smtp);
+    let setting = Setting::new(table(&[
+        ("a@y", vec![deliver_to("a@y", &there)]),
+        ("b@y", vec![deliver_to("b@y", &there)]),
+    ]));
+    setting.queue.marks.forget_permits(100_000);
+    let id = setting.put(1, "s@x", &["a@y", "b@y"]);
+    let in_data = |n| server.commands().iter().filter(|c| *c == "DATA").count() == n;
+    setting.until("data", || in_data(1)).await;
+    let delivered = Delivered {
+        recipient: 0,
+        address: "a@y".into(),
+        verdict: Verdict::Delivered,
+        text: String::new(),
+    };
+    setting.queue.apply(&Outcome {
+        message: id,
+        results: vec![delivered],
+        finished: vec![0],
+        creates: vec![],
+        warned: false,
+        goes_on: false,
+    });
+    setting.queue.marks.add_permits(2);
+    setting.until("delivered", || setting.queue.len() == 0).await;
+    let complete = server.complete();
+    assert!(in_data(2) && complete.len() == 1, "{complete:?}");
+    assert_eq!(complete[0].rcpts, ["RCPT TO:<b@y>"]);
 }
 
 #[tokio::test]
