@@ -2,6 +2,7 @@
 
 mod cluster;
 mod fake;
+mod golden;
 mod kept;
 mod kept_replay;
 mod leading;
