@@ -30,6 +30,8 @@ const LEAD_OUT: Duration = Duration::from_secs(2);
 const LOSSY_FLIP_MS: u64 = 250;
 /// The operator's patience with one drain.
 const DRAIN_MAX: &str = "20s";
+/// Between two tries to end a drain.
+const OPERATOR_PAUSE: Duration = Duration::from_millis(500);
 /// How long a node that is stopped in order has for it before a rolling restart gives up.
 const ROLLING_STEP_MAX: Duration = Duration::from_secs(60);
 
@@ -46,8 +48,17 @@ pub(super) struct Nemesis<'a> {
     active: Vec<Active>,
     rolling: Option<Rolling>,
     /// `ppswctl drain` and `undrain`.
-    operators: Vec<Child>,
+    operators: Vec<Operator>,
     outcome: Outcome,
+}
+
+/// One who drains a node, or ends that.
+struct Operator {
+    /// The node that is to be undrained; 0 for a drain.
+    undrains: u16,
+    child: Option<Child>,
+    /// When to (re)try.
+    again: Option<Instant>,
 }
 
 /// What happened besides what was planned.
@@ -152,7 +163,7 @@ impl<'a> Nemesis<'a> {
         }
         self.flip_links()?;
         self.step_rolling()?;
-        self.operators.retain_mut(|operator| matches!(operator.try_wait(), Ok(None)));
+        self.look_at_operators()?;
         let now = Instant::now();
         let (over, active) =
             std::mem::take(&mut self.active).into_iter().partition(|active| active.ends <= now);
@@ -188,7 +199,9 @@ impl<'a> Nemesis<'a> {
             Kind::Rolling => self.rolling = Some(Rolling { next: 1, waiting: None }),
             Kind::Drain { node } => {
                 self.measure.drained(*node, self.cluster.size());
-                self.operate(&["drain", &node.to_string(), "--timeout", DRAIN_MAX])?;
+                let child =
+                    Some(self.operate(&["drain", &node.to_string(), "--timeout", DRAIN_MAX])?);
+                self.operators.push(Operator { undrains: 0, child, again: None });
             }
             Kind::BitFlip { node } => self.flip_bit(*node, fault.length)?,
         }
@@ -209,7 +222,10 @@ impl<'a> Nemesis<'a> {
                 self.cluster.node(*node).disk.rules(&[])?;
             }
             Kind::Clock { node, .. } => self.cluster.node(*node).disk.set_clock(0)?,
-            Kind::Drain { node } => self.operate(&["undrain", &node.to_string()])?,
+            Kind::Drain { node } => {
+                let again = Some(Instant::now());
+                self.operators.push(Operator { undrains: *node, child: None, again });
+            }
             Kind::Kill { .. } | Kind::KillAll | Kind::Rolling | Kind::BitFlip { .. } => {}
         }
         let instant = matches!(active.fault.kind, Kind::Kill { .. } | Kind::KillAll);
@@ -313,14 +329,33 @@ impl<'a> Nemesis<'a> {
         Ok(())
     }
 
-    fn operate(&mut self, arguments: &[&str]) -> Result<(), HarnessError> {
+    fn operate(&self, arguments: &[&str]) -> Result<Child, HarnessError> {
         let mut command: Command = self.cluster.ctl_command();
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn().map_err(|error| HarnessError::Program {
+        command.spawn().map_err(|error| HarnessError::Program {
             command: format!("{command:?}"),
             reason: error.to_string(),
-        })?;
-        self.operators.push(child);
+        })
+    }
+
+    /// A drain that fails is not repeated: it is a fault, and may meet others. That it ends, is: with all nodes down,
+    /// nobody takes it.
+    fn look_at_operators(&mut self) -> Result<(), HarnessError> {
+        let now = Instant::now();
+        for mut operator in std::mem::take(&mut self.operators) {
+            if operator.again.is_some_and(|again| again <= now) {
+                operator.child = Some(self.operate(&["undrain", &operator.undrains.to_string()])?);
+                operator.again = None;
+            }
+            match operator.child.as_mut().map(Child::try_wait) {
+                None | Some(Ok(None)) => self.operators.push(operator),
+                Some(Ok(Some(status))) if !status.success() && operator.undrains > 0 => {
+                    let again = Some(now + OPERATOR_PAUSE);
+                    self.operators.push(Operator { child: None, again, ..operator });
+                }
+                Some(_) => {}
+            }
+        }
         Ok(())
     }
 
@@ -369,9 +404,9 @@ impl<'a> Nemesis<'a> {
 
 impl Drop for Nemesis<'_> {
     fn drop(&mut self) {
-        for operator in &mut self.operators {
-            let _ = operator.kill();
-            let _ = operator.wait();
+        for child in self.operators.iter_mut().filter_map(|operator| operator.child.as_mut()) {
+            let _ = child.kill();
+            let _ = child.wait();
         }
     }
 }
