@@ -57,6 +57,13 @@ pub fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     fs::write(path, content)
 }
 
+/// Writes a file so that whoever opens it finds the old content or the new, whole. Not synced: for what may be lost.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let new = path.with_extension("new");
+    write(&new, content)?;
+    fs::rename(&new, path)
+}
+
 /// Reads every file below `dir`, keyed by its path from there with `/` between names. Hidden files and the backups
 /// of editors (`name~`) are left out, symbolic links are followed. All errors at once.
 pub fn read_tree(dir: &Path) -> Result<BTreeMap<String, Vec<u8>>, Vec<FileError>> {

@@ -1,11 +1,12 @@
 //! ppswd: every node is SMTP front end, policy, router and deliverer.
 //!
 //! * [`smtp`] takes mail; [`policy`] says whether; [`tables`] and [`route`] say where to; [`deliver`] brings it
-//!   there; [`message`] makes what we write ourselves (headers, bounces); [`maillog`] tells what happened.
+//!   there; [`message`] makes what we write ourselves (headers, bounces); [`callout`] asks other hosts about addresses; [`maillog`] tells what happened.
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
 pub mod agent_check;
 pub mod allocator;
+pub mod callout;
 pub mod config;
 pub mod deliver;
 pub mod dev;

@@ -173,6 +173,48 @@ pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time that rules may take for one command, callouts included (4 minutes in the paper): a client waits 5 minutes.
 pub const RULES_DEADLINE: Duration = Duration::from_secs(285);
 
+/// Time for each command of a callout, if the rule says nothing (Exim's default).
+pub const CALLOUT_TIME: Duration = Duration::from_secs(30);
+
+/// Callouts that a node makes at once: each holds a session of a client.
+pub const CALLOUTS_MAX: usize = 200;
+
+/// Callouts to one host at once: half of what a stranger may open here (the paper's `smtp_accept_max_per_host`).
+pub const CALLOUTS_PER_HOST_MAX: usize = 5;
+
+/// Call-backs to one host within [`CALLBACK_WINDOW`]: whoever forges senders must not make us a burden for others.
+pub const CALLBACKS_PER_HOST_MAX: u32 = 100;
+
+/// See [`CALLBACKS_PER_HOST_MAX`].
+pub const CALLBACK_WINDOW: Duration = Duration::from_secs(60);
+
+/// Hosts whose callouts are counted: some megabytes.
+pub const CALLOUT_HOSTS_MAX: usize = 10_000;
+
+/// Answers to callouts that are kept, the most used ones: some 30 MB at most.
+pub const CALLOUT_CACHE_MAX: u64 = 100_000;
+
+/// Text of a refusal that is kept with it.
+pub const CALLOUT_TEXT_BYTES_MAX: usize = 256;
+
+/// Largest file of kept answers; twice what is ever written.
+pub const CALLOUT_CACHE_BYTES_MAX: u64 = 128 << 20;
+
+/// How often answers are written down: what a crash loses is asked again.
+pub const CALLOUT_SAVE_PERIOD: Duration = Duration::from_secs(300);
+
+/// How long an address that was taken is not asked about again (this one and the next three: Exim's defaults).
+pub const CALLOUT_ADDRESS_YES_TIME: Duration = Duration::from_secs(24 * 3_600);
+
+/// How long a refused address stays refused.
+pub const CALLOUT_ADDRESS_NO_TIME: Duration = Duration::from_secs(2 * 3_600);
+
+/// How long a domain that takes every local part is not asked again.
+pub const CALLOUT_DOMAIN_YES_TIME: Duration = Duration::from_secs(7 * 24 * 3_600);
+
+/// How long a domain that refused a reverse-path is not asked again with it.
+pub const CALLOUT_DOMAIN_NO_TIME: Duration = Duration::from_secs(3 * 3_600);
+
 /// Longest delay that rules may ask for; more, and the client gives up instead (RFC 5321 §4.5.3.2).
 pub const RULES_DELAY_MAX: Duration = Duration::from_secs(180);
 

@@ -27,18 +27,22 @@ use tokio::{
 
 use crate::{
     agent_check,
+    callout::Caller,
     config::{NodeConfig, OnDamage},
-    deliver::{Deliverer, seams::ConfiguredRouter},
+    deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
     files, http, limits,
     maillog::MailLog,
-    policy::{Configuration, NodeFacts},
+    policy::{Configuration, NodeFacts, Surroundings},
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
 mod stop;
 
 pub use stop::Stop;
+
+/// What callouts have learnt, below `data`.
+const CALLOUTS_FILE: &str = "callouts";
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -112,11 +116,18 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         log.clone(),
         Arc::new(SystemClock),
     );
+    let answers = config.data.join(CALLOUTS_FILE);
+    let connector = Arc::new(TcpConnector);
+    let callouts =
+        Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
     let front = Arc::new(FrontEnd {
         host_name: config.name.clone(),
         rules: Arc::new(CurrentRules(current)),
-        dns,
-        facts: Arc::new(Facts(spool.clone())),
+        around: Surroundings {
+            dns,
+            facts: Arc::new(Facts(spool.clone())),
+            callouts: callouts.clone(),
+        },
         intake: Arc::new(spool),
         events: Arc::new(log.clone()),
         certificates: Certificates::load(&config.certificates)?,
@@ -138,6 +149,13 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             Ok(())
         });
     }
+    tasks.spawn({
+        let (callouts, answers) = (callouts.clone(), answers.clone());
+        async move {
+            callouts.upkeep(&answers).await;
+            Ok(())
+        }
+    });
     let ready: http::Readiness = {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
@@ -157,6 +175,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
 
     let ended = serve(&config, &switch, &plane, &log, &mut tasks).await;
     stop(&front, &deliverer, &plane).await;
+    callouts.save(&answers);
     log.close().await;
     // The last lines; a disk that hangs must not keep the process.
     let written = tokio::task::spawn_blocking(|| log_thread.join());

@@ -12,22 +12,22 @@
 mod attempt;
 pub mod connect;
 mod dot;
-mod hosts;
+pub(crate) mod hosts;
 mod lanes;
-mod plan;
-mod pool;
+pub(crate) mod plan;
+pub(crate) mod pool;
 mod progress;
 mod record;
-mod reply;
+pub(crate) mod reply;
 mod result;
 pub mod retry;
 mod schedule;
 pub mod seams;
-mod session;
+pub(crate) mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transaction;
-mod transmit;
+pub(crate) mod transmit;
 
 use std::sync::Arc;
 

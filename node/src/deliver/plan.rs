@@ -129,7 +129,7 @@ fn add(addresses: &mut Vec<Address>, address: Address) {
 }
 
 /// Whether an address can stand in a command line: nothing that ends the line or its brackets.
-fn is_sendable(address: &str) -> bool {
+pub(crate) fn is_sendable(address: &str) -> bool {
     let quoted = address.rsplit_once('@').is_some_and(|(local, _)| local.starts_with('"'));
     address.len() <= 1_000
         && !address.chars().any(char::is_control)

@@ -12,7 +12,7 @@ use super::{
     reply::{Reply, ReplyBuffer, ReplyError},
 };
 use crate::{
-    limits::{CONNECT_TIMEOUT, DATA_WRITE_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
+    limits::{DATA_WRITE_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
     route::Protocol,
 };
 
@@ -59,15 +59,16 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    /// Connects, and greets as `name`.
+    /// Connects within `limit`, and greets as `name`.
     pub(crate) async fn open(
         connector: &dyn Connector,
         peer: SocketAddr,
         protocol: Protocol,
         name: &str,
+        limit: Duration,
     ) -> Result<Self, SessionError> {
         let stream = connector
-            .connect(peer, CONNECT_TIMEOUT)
+            .connect(peer, limit)
             .await
             .map_err(|error| SessionError::Connect(format!("{peer}: {error}")))?;
         let mut session = Self {

@@ -12,7 +12,10 @@ use super::{
     session::{Session, SessionError},
     transaction::{self, Answer, Mail, Rcpt},
 };
-use crate::{limits::HOSTS_TRIED_MAX, route::Destination};
+use crate::{
+    limits::{CONNECT_TIMEOUT, HOSTS_TRIED_MAX},
+    route::Destination,
+};
 
 /// What one recipient got, and from whom.
 #[derive(Clone, Debug)]
@@ -144,7 +147,14 @@ impl Transmitter {
         candidate: &Candidate,
     ) -> Result<Session, SessionError> {
         let protocol = what.destination.protocol;
-        let opened = Session::open(&*self.connector, candidate.address, protocol, &self.name).await;
+        let opened = Session::open(
+            &*self.connector,
+            candidate.address,
+            protocol,
+            &self.name,
+            CONNECT_TIMEOUT,
+        )
+        .await;
         match &opened {
             Ok(_) => self.down.mark_up(candidate.address),
             // Busy is not down: a host that answers is asked again.

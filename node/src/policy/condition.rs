@@ -13,7 +13,10 @@ use super::{
     source::{Setting, flag, number, parse_duration, size, text},
     template::{Scope, Template, is_name},
 };
-use crate::limits;
+use crate::{
+    callout::{CalloutOptions, ReversePath},
+    limits,
+};
 
 /// What a rule asks.
 #[derive(Debug)]
@@ -30,7 +33,8 @@ pub(crate) enum Condition {
     Encrypted,
     /// Index of an auxiliary ACL: it accepts.
     Acl(usize),
-    Verify(Verify),
+    /// And the callout that follows, if the address can be routed.
+    Verify(Verify, Option<CalloutOptions>),
     DnsLists(Vec<DnsList>),
     /// More messages wait than this.
     QueueOver(u64),
@@ -268,20 +272,33 @@ fn verify(
         compiler.errors.unknown(setting.span, "verification", word, VERIFY.map(|(n, _)| n));
         return None;
     };
+    let mut callout = None;
     if let Some(entry) = setting.option("callout") {
         if !matches!(verify, Verify::Sender | Verify::Recipient) {
             compiler.errors.at(entry.span(), "only a sender or a recipient has a callout");
         }
         let words = text(entry, "options of the callout", &mut compiler.errors)?;
+        let mut options = CalloutOptions::default();
         for word in words.split_whitespace() {
-            callout_word(word, entry.span(), compiler);
+            callout_word(word, &mut options, entry.span(), compiler);
         }
+        if *verify == Verify::Sender && options.reverse_path == ReversePath::Sender {
+            let what =
+                "a sender is called back as <>: else both sides could ask each other for ever";
+            compiler.errors.at(entry.span(), what);
+        }
+        callout = Some(options);
     }
-    Some(Test { negated, condition: Condition::Verify(*verify) })
+    Some(Test { negated, condition: Condition::Verify(*verify, callout) })
 }
 
-/// Checks an option of a callout.
-fn callout_word(word: &str, span: miette::SourceSpan, compiler: &mut Compiler<'_>) {
+/// Sets an option of a callout.
+fn callout_word(
+    word: &str,
+    options: &mut CalloutOptions,
+    span: miette::SourceSpan,
+    compiler: &mut Compiler<'_>,
+) {
     const KNOWN: [&str; 8] = [
         "use-sender",
         "use-postmaster",
@@ -292,13 +309,17 @@ fn callout_word(word: &str, span: miette::SourceSpan, compiler: &mut Compiler<'_
         "connect=30s",
         "maxwait=4m",
     ];
-    let time = match word.split_once('=') {
-        Some(("connect" | "maxwait", time)) => time,
-        Some(_) => "",
-        None => word,
-    };
-    if !KNOWN.contains(&word) && parse_duration(time).is_none() {
-        compiler.errors.unknown(span, "option of a callout", word, KNOWN);
+    let time = |text| parse_duration(text).filter(|time| !time.is_zero());
+    match (word, word.split_once('=')) {
+        ("use-sender", _) => options.reverse_path = ReversePath::Sender,
+        ("use-postmaster", _) => options.reverse_path = ReversePath::Postmaster,
+        ("defer-ok", _) => options.defer_ok = true,
+        ("no-cache", _) => options.no_cache = true,
+        ("random", _) => options.random = true,
+        (_, Some(("connect", text))) if time(text).is_some() => options.connect = time(text),
+        (_, Some(("maxwait", text))) if time(text).is_some() => options.maxwait = time(text),
+        (text, None) if time(text).is_some() => options.time = time(text).unwrap_or(options.time),
+        _ => compiler.errors.unknown(span, "option of a callout", word, KNOWN),
     }
 }
 

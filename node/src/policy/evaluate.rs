@@ -7,7 +7,7 @@ use std::{borrow::Cow, net::IpAddr, time::Duration};
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
-    Configuration, Connection, Decision, NodeFacts, Personality, Stage, Submission, Transaction,
+    Configuration, Connection, Decision, Personality, Stage, Submission, Surroundings, Transaction,
     Verdict,
     condition::Condition,
     list::{List, Subject, World},
@@ -15,7 +15,7 @@ use super::{
     source::parse_duration,
     template::{Facts, Field, bounded},
 };
-use crate::{dns::Dns, limits, tables::Tables};
+use crate::{limits, tables::Tables};
 
 /// What a client hears when neither rule nor verification has a text.
 const PROHIBITED: &str = "Administrative prohibition";
@@ -50,8 +50,7 @@ struct Evaluation<'a> {
     personality: &'a Personality,
     connection: &'a mut Connection,
     transaction: &'a Transaction,
-    dns: &'a dyn Dns,
-    node: &'a dyn NodeFacts,
+    around: &'a Surroundings,
     decision: Decision,
     /// Why the last verification, list or auxiliary ACL said no.
     reason: Option<String>,
@@ -65,8 +64,7 @@ pub(super) async fn run(
     stage: Stage,
     connection: &mut Connection,
     transaction: &Transaction,
-    dns: &dyn Dns,
-    node: &dyn NodeFacts,
+    around: &Surroundings,
 ) -> Decision {
     let personality = configuration.personality(connection.server.ip());
     let rules = match configuration.acl(&personality.acl).map(|acl| &acl.body) {
@@ -83,8 +81,7 @@ pub(super) async fn run(
         personality: &personality,
         connection,
         transaction,
-        dns,
-        node,
+        around,
         decision: Decision::default(),
         reason: None,
         listed: None,
@@ -215,7 +212,7 @@ impl Evaluation<'_> {
             Condition::Any(tests) => self.group(tests, Truth::Yes).await,
             Condition::All(tests) => self.group(tests, Truth::No).await,
             Condition::Acl(index) => self.acl(*index).await,
-            Condition::Verify(verify) => self.verify(*verify).await,
+            Condition::Verify(verify, callout) => self.verify(*verify, callout.as_ref()).await,
             Condition::DnsLists(lists) => self.dns_lists(lists).await,
             plain => Truth::of(self.plain(plain)),
         }
@@ -260,7 +257,7 @@ impl Evaluation<'_> {
                 .as_deref()
                 .is_some_and(|user| self.holds(list, Subject::LocalPart(user))),
             Condition::Encrypted => connection.tls.is_some(),
-            Condition::QueueOver(n) => self.node.queue_length() > *n,
+            Condition::QueueOver(n) => self.around.facts.queue_length() > *n,
             Condition::SizeOver(n) => self.transaction.size_declared.is_some_and(|size| size > *n),
             Condition::RecipientsOver(n) => self.transaction.recipients_accepted as u64 > *n,
             Condition::Lookup(template) => template.fill(self).is_some_and(|text| found(&text)),
@@ -286,7 +283,7 @@ impl Evaluation<'_> {
             Condition::Any(_)
             | Condition::All(_)
             | Condition::Acl(_)
-            | Condition::Verify(_)
+            | Condition::Verify(..)
             | Condition::DnsLists(_) => false,
         }
     }

@@ -4,12 +4,42 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use super::*;
 use crate::{
+    callout::{Answer, Callouts, Question},
     dev::configuration::tests::loaded,
     dns::FixedDns,
     route::{self, Fate, Target},
 };
 
 const DECISIONS: &str = include_str!("golden/decisions.txt");
+
+/// What the other side of a callout says, by address; others are taken.
+const CALLOUTS: [(&str, &str); 7] = [
+    ("gone@chem.cam.ac.uk", "550 5.1.1 no such person"),
+    ("full@chem.cam.ac.uk", "452 4.2.2 mailbox full"),
+    ("forged@example.org", "550 5.1.1 we have no such user"),
+    ("busy@example.org", "451 4.3.0 try later"),
+    // Exempt: these are never asked.
+    ("httpd@www.example.com", "550 5.1.1 nobody reads mail here"),
+    ("x@a.noreply.example.net", "550 5.1.1 nobody reads mail here"),
+    ("x@spam.example.org", "550 5.7.1 no bounces"),
+];
+
+struct Asked;
+
+#[async_trait::async_trait]
+impl Callouts for Asked {
+    async fn ask(&self, question: Question<'_>) -> Answer {
+        match CALLOUTS.iter().find(|(address, _)| *address == question.address) {
+            Some((_, text)) if text.starts_with('4') => Answer::Later((*text).to_owned()),
+            Some((_, text)) => Answer::No(format!("Callout verification failed:\n{text}")),
+            None => Answer::Yes,
+        }
+    }
+}
+
+fn around(queue: u64) -> Surroundings {
+    Surroundings { dns: Arc::new(dns()), facts: Arc::new(Queue(queue)), callouts: Arc::new(Asked) }
+}
 
 struct Queue(u64);
 
@@ -44,6 +74,8 @@ pub(crate) fn dns() -> FixedDns {
         .with_text("66.66.200.127.bl.example", "https://bl.example/66")
         .with_address("spam.example.org.bl.example", ip("127.0.0.2"))
         .with_mx("spam.example.org", 10, "sink.example.org")
+        .with_address("www.example.com", ip("127.10.0.1"))
+        .with_address("a.noreply.example.net", ip("127.10.0.1"))
 }
 
 fn connection(client: &str, server: &str, helo: &str, user: &str) -> Connection {
@@ -80,8 +112,7 @@ async fn reply(
             recipient: (stage == Stage::Rcpt).then(|| recipient.to_owned()),
             ..Transaction::default()
         };
-        let (dns, queue) = (dns(), Queue(queue));
-        decision = configuration.check(stage, connection, &transaction, &dns, &queue).await;
+        decision = configuration.check(stage, connection, &transaction, &around(queue)).await;
         delay += decision.delay;
         if decision.verdict != Verdict::Accept {
             break;
@@ -177,7 +208,7 @@ async fn submission_is_mended_by_personality() {
     let mut connection = connection("127.0.0.1", "127.10.1.3/587", "x", "spqr1");
     let transaction = Transaction::default();
     let decision =
-        configuration.check(Stage::Connect, &mut connection, &transaction, &dns(), &Queue(0)).await;
+        configuration.check(Stage::Connect, &mut connection, &transaction, &around(0)).await;
     assert!(decision.enforce_sync_off);
 }
 

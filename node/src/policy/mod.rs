@@ -24,6 +24,7 @@ pub use diagnostic::{PlainError, PolicyError};
 pub(crate) use evaluate::found;
 
 use crate::{
+    callout::Callouts,
     dns::Dns,
     files, limits,
     tables::{TableError, Tables},
@@ -151,9 +152,22 @@ pub struct Submission {
 }
 
 /// Facts about this node that rules may ask for.
-pub trait NodeFacts: Send + Sync {
+pub trait NodeFacts: Send + Sync + 'static {
     /// Messages that wait in this node's queue (`queue-over`).
     fn queue_length(&self) -> u64;
+}
+
+/// Whom rules may ask.
+pub struct Surroundings {
+    pub dns: Arc<dyn Dns>,
+    pub facts: Arc<dyn NodeFacts>,
+    pub callouts: Arc<dyn Callouts>,
+}
+
+impl std::fmt::Debug for Surroundings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Surroundings").finish_non_exhaustive()
+    }
 }
 
 /// Name of the policy's file in a configuration's directory.
@@ -203,10 +217,9 @@ impl Configuration {
         stage: Stage,
         connection: &mut Connection,
         transaction: &Transaction,
-        dns: &dyn Dns,
-        facts: &dyn NodeFacts,
+        around: &Surroundings,
     ) -> Decision {
-        evaluate::run(self, stage, connection, transaction, dns, facts).await
+        evaluate::run(self, stage, connection, transaction, around).await
     }
 
     /// The crypt(3) hash of a user's password (`users/passwd`).

@@ -68,7 +68,8 @@ pub struct Target {
 /// Result of the verification of an address at SMTP time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verified {
-    Yes,
+    /// With the one address that it leads to, and where that goes; `None` if it leads to several.
+    Yes(Option<(String, Destination)>),
     No(String),
     /// Not known now.
     Later(String),

@@ -93,13 +93,13 @@ pub(super) async fn verify(
     };
     for _ in 0..=limits::ROUTE_DEPTH_MAX {
         match walk.step(&address).await {
-            Step::Final(Fate::Deliver(_)) => return Verified::Yes,
+            Step::Final(Fate::Deliver(to)) => return Verified::Yes(Some((address.text(), to))),
             Step::Final(Fate::Fail(why)) => return Verified::No(why),
             Step::Final(Fate::Defer(why)) => return Verified::Later(why),
             Step::Children(mut children) => match (children.pop(), children.is_empty()) {
                 (Some(only), true) => address = only,
                 // Several: some may be bad, but that is not the business of this client (the paper, section 4).
-                _ => return Verified::Yes,
+                _ => return Verified::Yes(None),
             },
         }
     }

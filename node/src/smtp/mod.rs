@@ -48,9 +48,8 @@ pub use wire::Transport;
 use admission::Admission;
 
 use crate::{
-    dns::Dns,
     limits::{AUTH_CONCURRENT_MAX, PROXY_HEADERS_PENDING_MAX},
-    policy::NodeFacts,
+    policy::Surroundings,
 };
 
 /// What all sessions of a node share.
@@ -58,8 +57,8 @@ pub struct FrontEnd {
     /// This machine's own name: first word of the banner (RFC 5321 §4.2).
     pub host_name: String,
     pub rules: Arc<dyn Rules>,
-    pub dns: Arc<dyn Dns>,
-    pub facts: Arc<dyn NodeFacts>,
+    /// Whom rules may ask.
+    pub around: Surroundings,
     pub intake: Arc<dyn Intake>,
     pub events: Arc<dyn Events>,
     pub certificates: Certificates,

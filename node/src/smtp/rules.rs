@@ -4,11 +4,8 @@ use std::{net::IpAddr, sync::Arc};
 
 use async_trait::async_trait;
 
-use crate::{
-    dns::Dns,
-    policy::{
-        Configuration, Connection, Decision, NodeFacts, Options, Personality, Stage, Transaction,
-    },
+use crate::policy::{
+    Configuration, Connection, Decision, Options, Personality, Stage, Surroundings, Transaction,
 };
 
 /// The configuration of now. It may be another one at the next command.
@@ -27,8 +24,7 @@ pub trait Policy: Send + Sync {
         stage: Stage,
         connection: &mut Connection,
         transaction: &Transaction,
-        dns: &dyn Dns,
-        facts: &dyn NodeFacts,
+        around: &Surroundings,
     ) -> Decision;
     /// The crypt(3) hash of a user's password.
     fn password_hash(&self, user: &str) -> Option<&str>;
@@ -49,10 +45,9 @@ impl Policy for Configuration {
         stage: Stage,
         connection: &mut Connection,
         transaction: &Transaction,
-        dns: &dyn Dns,
-        facts: &dyn NodeFacts,
+        around: &Surroundings,
     ) -> Decision {
-        Self::check(self, stage, connection, transaction, dns, facts).await
+        Self::check(self, stage, connection, transaction, around).await
     }
 
     fn password_hash(&self, user: &str) -> Option<&str> {

@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// A wall clock that tests move; the monotonic one is real.
-pub(super) struct TestClock(pub(super) AtomicU64);
+pub(crate) struct TestClock(pub(crate) AtomicU64);
 
 impl Clock for TestClock {
     fn now(&self) -> UnixMs {
@@ -286,7 +286,7 @@ pub(super) struct Setting {
     _thread: LogThread,
 }
 
-pub(super) const START: u64 = 1_795_464_000_000;
+pub(crate) const START: u64 = 1_795_464_000_000;
 
 impl Setting {
     pub(super) fn new(table: Table) -> Self {

@@ -1,6 +1,6 @@
 //! Delivery against scripted servers on loopback and a queue in memory.
 
 mod dialogue;
-mod fake;
+pub(crate) mod fake;
 mod queue;
-mod server;
+pub(crate) mod server;

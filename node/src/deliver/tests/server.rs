@@ -18,7 +18,7 @@ use tokio::{
 
 /// Where the server closes the connection instead of answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum At {
+pub(crate) enum At {
     Greeting,
     Ehlo,
     Mail,
@@ -34,24 +34,24 @@ type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// What the server says.
 #[derive(Clone)]
-pub(super) struct Script {
-    pub(super) greeting: &'static str,
-    pub(super) ehlo: &'static str,
-    pub(super) helo: &'static str,
-    pub(super) mail: &'static str,
+pub(crate) struct Script {
+    pub(crate) greeting: &'static str,
+    pub(crate) ehlo: &'static str,
+    pub(crate) helo: &'static str,
+    pub(crate) mail: &'static str,
     /// Reply to RCPT: the first entry whose word the command contains, else 250.
-    pub(super) rcpt: Vec<(&'static str, &'static str)>,
-    pub(super) data: &'static str,
+    pub(crate) rcpt: Vec<(&'static str, &'static str)>,
+    pub(crate) data: &'static str,
     /// Replies to the final dot; for LMTP by recipient, as `rcpt`.
-    pub(super) dot: Vec<(&'static str, &'static str)>,
-    pub(super) lmtp: bool,
-    pub(super) close: Option<At>,
+    pub(crate) dot: Vec<(&'static str, &'static str)>,
+    pub(crate) lmtp: bool,
+    pub(crate) close: Option<At>,
     /// Called when DATA has been answered.
-    pub(super) in_data: Option<Hook>,
+    pub(crate) in_data: Option<Hook>,
     /// Called when RCPT arrives.
-    pub(super) at_rcpt: Option<Hook>,
+    pub(crate) at_rcpt: Option<Hook>,
     /// The greeting comes when somebody says so.
-    pub(super) greets: Option<Arc<Notify>>,
+    pub(crate) greets: Option<Arc<Notify>>,
 }
 
 impl Default for Script {
@@ -75,29 +75,29 @@ impl Default for Script {
 
 /// A message as the server got it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Taken {
-    pub(super) mail: String,
-    pub(super) rcpts: Vec<String>,
+pub(crate) struct Taken {
+    pub(crate) mail: String,
+    pub(crate) rcpts: Vec<String>,
     /// With dots removed; `complete`: the final dot came.
-    pub(super) data: Vec<u8>,
-    pub(super) complete: bool,
+    pub(crate) data: Vec<u8>,
+    pub(crate) complete: bool,
 }
 
 #[derive(Default)]
-pub(super) struct Seen {
-    pub(super) taken: Mutex<Vec<Taken>>,
-    pub(super) commands: Mutex<Vec<String>>,
-    pub(super) connections: AtomicUsize,
+pub(crate) struct Seen {
+    pub(crate) taken: Mutex<Vec<Taken>>,
+    pub(crate) commands: Mutex<Vec<String>>,
+    pub(crate) connections: AtomicUsize,
 }
 
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
-    pub(super) seen: Arc<Seen>,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<Seen>,
     task: AbortHandle,
 }
 
 impl Server {
-    pub(super) async fn start(script: Script) -> Self {
+    pub(crate) async fn start(script: Script) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
@@ -114,16 +114,16 @@ impl Server {
     }
 
     /// Messages that were taken whole.
-    pub(super) fn complete(&self) -> Vec<Taken> {
+    pub(crate) fn complete(&self) -> Vec<Taken> {
         let taken = self.seen.taken.lock().unwrap();
         taken.iter().filter(|taken| taken.complete && !taken.rcpts.is_empty()).cloned().collect()
     }
 
-    pub(super) fn commands(&self) -> Vec<String> {
+    pub(crate) fn commands(&self) -> Vec<String> {
         self.seen.commands.lock().unwrap().clone()
     }
 
-    pub(super) fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.seen.connections.load(Ordering::SeqCst)
     }
 }

@@ -12,27 +12,32 @@ use super::{
     Evaluation, Truth,
 };
 use crate::{
+    callout::{Answer, CalloutOptions, Question, ReversePath},
     dns::DnsError,
     limits,
-    route::{self, Verified},
+    route::{self, Destination, Verified},
 };
 
 impl Evaluation<'_> {
-    pub(super) async fn verify(&mut self, verify: Verify) -> Truth {
+    pub(super) async fn verify(
+        &mut self,
+        verify: Verify,
+        callout: Option<&CalloutOptions>,
+    ) -> Truth {
         match verify {
             Verify::Sender => {
                 let sender = self.transaction.sender.clone();
                 if sender.is_empty() {
                     return Truth::Yes;
                 }
-                let truth = self.address(&sender).await;
+                let truth = self.address(&sender, callout, true).await;
                 self.reason = self.reason.take().map(|reason| {
                     format!("Verification failed for <{sender}>\n{reason}\nSender verify failed")
                 });
                 truth
             }
             Verify::Recipient => match self.transaction.recipient.clone() {
-                Some(recipient) => self.address(&recipient).await,
+                Some(recipient) => self.address(&recipient, callout, false).await,
                 None => Truth::Later,
             },
             Verify::Helo => self.helo().await,
@@ -40,14 +45,46 @@ impl Evaluation<'_> {
         }
     }
 
-    async fn address(&mut self, address: &str) -> Truth {
-        let (truth, reason) = match route::verify(self.configuration, self.dns, address).await {
-            Verified::Yes => (Truth::Yes, None),
-            Verified::No(reason) => (Truth::No, Some(reason)),
-            Verified::Later(reason) => (Truth::Later, Some(reason)),
+    async fn address(
+        &mut self,
+        address: &str,
+        callout: Option<&CalloutOptions>,
+        is_sender: bool,
+    ) -> Truth {
+        let verified = route::verify(self.configuration, &*self.around.dns, address).await;
+        let (truth, reason) = match (verified, callout) {
+            (Verified::Yes(Some((address, to))), Some(options)) => {
+                self.call_out(&address, &to, options, is_sender).await
+            }
+            (Verified::Yes(_), _) => (Truth::Yes, None),
+            (Verified::No(reason), _) => (Truth::No, Some(reason)),
+            (Verified::Later(reason), _) => (Truth::Later, Some(reason)),
         };
         self.reason = reason;
         truth
+    }
+
+    async fn call_out(
+        &self,
+        address: &str,
+        destination: &Destination,
+        options: &CalloutOptions,
+        is_sender: bool,
+    ) -> (Truth, Option<String>) {
+        let postmaster = format!("postmaster@{}", self.configuration.options().qualify_domain);
+        let reverse_path = match options.reverse_path {
+            ReversePath::Null => "",
+            ReversePath::Sender => &self.transaction.sender,
+            ReversePath::Postmaster => &postmaster,
+        };
+        let question =
+            Question { address, destination, reverse_path, calls_back: is_sender, options };
+        match self.around.callouts.ask(question).await {
+            Answer::Yes => (Truth::Yes, None),
+            Answer::No(why) => (Truth::No, Some(why)),
+            Answer::Later(_) if options.defer_ok => (Truth::Yes, None),
+            Answer::Later(why) => (Truth::Later, Some(why)),
+        }
     }
 
     /// The client's own literal, its verified name, or a name with its address.
@@ -62,7 +99,7 @@ impl Evaluation<'_> {
             return Truth::Yes;
         }
         // A name that cannot be looked up now counts as wrong: no mail is refused for that alone.
-        let known = self.dns.addresses(&helo).await.unwrap_or_default();
+        let known = self.around.dns.addresses(&helo).await.unwrap_or_default();
         Truth::of(known.iter().any(|address| address.to_canonical() == client))
     }
 
@@ -71,14 +108,14 @@ impl Evaluation<'_> {
             return Truth::Yes;
         }
         let client = self.connection.client.ip().to_canonical();
-        let names = match self.dns.names(client).await {
+        let names = match self.around.dns.names(client).await {
             Ok(names) => names,
             Err(DnsError::NoName | DnsError::NoRecord) => return Truth::No,
             Err(DnsError::Temporary(_)) => return Truth::Later,
         };
         let mut truth = Truth::No;
         for name in names.into_iter().take(limits::HOST_ADDRESSES_MAX) {
-            match self.dns.addresses(&name).await {
+            match self.around.dns.addresses(&name).await {
                 Ok(found) if found.iter().any(|a| a.to_canonical() == client) => {
                     self.connection.client_name = Some(name);
                     return Truth::Yes;
@@ -104,7 +141,7 @@ impl Evaluation<'_> {
                     .map(|subject| format!("{subject}.{}", list.zone)),
             })
             .collect();
-        let dns = self.dns;
+        let dns = &self.around.dns;
         let answers = join_all(questions.iter().map(|question| async move {
             match question {
                 Some(name) => dns.addresses(name).await.unwrap_or_default(),

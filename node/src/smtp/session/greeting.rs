@@ -29,7 +29,7 @@ impl Session {
         }
         let front = self.front.clone();
         let client = self.connection.client.ip();
-        self.connection.client_name = verified_name(&*front.dns, client).await;
+        self.connection.client_name = verified_name(&*front.around.dns, client).await;
         let decision = self.check(Stage::Connect, &Transaction::default()).await;
         if let Some(reply) = refusal(&decision.verdict, 554, 421) {
             self.note_rejection(&Rejection {

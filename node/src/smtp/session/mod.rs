@@ -304,8 +304,7 @@ impl Session {
     async fn check(&mut self, stage: Stage, transaction: &Transaction) -> Decision {
         let policy = self.front.rules.current();
         let front = &self.front;
-        let check =
-            policy.check(stage, &mut self.connection, transaction, &*front.dns, &*front.facts);
+        let check = policy.check(stage, &mut self.connection, transaction, &front.around);
         let decision = timeout(RULES_DEADLINE, check).await.unwrap_or_else(|_| Decision {
             verdict: Verdict::Defer("Checks take too long, try again later".into()),
             delay: Default::default(),

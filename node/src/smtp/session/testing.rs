@@ -18,9 +18,11 @@ use tokio::{
 
 use super::{Ends, serve};
 use crate::{
+    callout::{Answer, Callouts, Question},
     dns::{Dns, DnsError, Mx},
     policy::{
-        Connection, Decision, NodeFacts, Options, Personality, Service, Stage, Transaction, Verdict,
+        Connection, Decision, NodeFacts, Options, Personality, Service, Stage, Surroundings,
+        Transaction, Verdict,
     },
     smtp::{
         Activity, Arrival, Certificates, Events, FrontEnd, Incoming, Intake, Peer, Policy,
@@ -93,8 +95,7 @@ impl Policy for TestPolicy {
         stage: Stage,
         connection: &mut Connection,
         transaction: &Transaction,
-        _: &dyn Dns,
-        _: &dyn NodeFacts,
+        _: &Surroundings,
     ) -> Decision {
         (self.rule)(stage, connection, transaction)
     }
@@ -236,6 +237,15 @@ impl Dns for TestDns {
     }
 }
 
+struct NoCallouts;
+
+#[async_trait]
+impl Callouts for NoCallouts {
+    async fn ask(&self, _: Question<'_>) -> Answer {
+        Answer::Yes
+    }
+}
+
 struct NoFacts;
 
 impl NodeFacts for NoFacts {
@@ -279,8 +289,11 @@ impl Bench {
         let front = FrontEnd {
             host_name: "ppsw-1.example".into(),
             rules: Arc::new(OnePolicy(Arc::new(policy))),
-            dns: Arc::new(TestDns),
-            facts: Arc::new(NoFacts),
+            around: Surroundings {
+                dns: Arc::new(TestDns),
+                facts: Arc::new(NoFacts),
+                callouts: Arc::new(NoCallouts),
+            },
             intake: Arc::new(TestIntake(Arc::clone(&spool))),
             events: Arc::clone(&events) as Arc<dyn Events>,
             certificates,

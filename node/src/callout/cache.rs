@@ -1,0 +1,173 @@
+//! What callouts have learnt: of addresses, and of whole domains. Bounded, and kept over restarts in a file; losing it
+//! costs callouts, so it is not synced, and a damaged line is passed over.
+
+use std::{io, path::Path, time::Duration};
+
+use moka::sync::Cache as Bounded;
+use ppsw_spool::env::UnixMs;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, dialogue::Said};
+use crate::{
+    files,
+    limits::{
+        CALLOUT_ADDRESS_NO_TIME, CALLOUT_ADDRESS_YES_TIME, CALLOUT_CACHE_BYTES_MAX,
+        CALLOUT_CACHE_MAX, CALLOUT_DOMAIN_NO_TIME, CALLOUT_DOMAIN_YES_TIME, CALLOUT_TEXT_BYTES_MAX,
+    },
+};
+
+/// First line of the file, with the version of its form.
+const HEAD: &str = "ppswitch callouts 1";
+
+pub(super) struct Cache {
+    entries: Bounded<String, Entry>,
+}
+
+/// What is known, under which names.
+pub(super) struct Key {
+    address: String,
+    /// What a domain does with everybody.
+    domain: String,
+    /// What a domain does with one reverse-path.
+    from: String,
+}
+
+/// An answer worth keeping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Known {
+    Yes,
+    Anything,
+    No(String),
+    #[serde(rename = "not-from")]
+    NotFrom(String),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Entry {
+    known: Known,
+    /// Wall clock, milliseconds.
+    until: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Line {
+    key: String,
+    #[serde(flatten)]
+    entry: Entry,
+}
+
+impl Key {
+    pub(super) fn new(address: &str, reverse_path: &str) -> Self {
+        let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
+        let domain = domain.to_lowercase();
+        // A blank ends an address: none of ours has one outside quotes, and the first field is the kind.
+        Self {
+            address: format!("address <{reverse_path}> {local}@{domain}"),
+            from: format!("from <{reverse_path}> {domain}"),
+            domain: format!("domain {domain}"),
+        }
+    }
+}
+
+impl Known {
+    pub(super) fn of(said: &Said) -> Option<Self> {
+        let short = |text: &str| {
+            let end = text.floor_char_boundary(CALLOUT_TEXT_BYTES_MAX);
+            text[..end].to_owned()
+        };
+        Some(match said {
+            Said::Yes => Self::Yes,
+            Said::Anything => Self::Anything,
+            Said::No(text) => Self::No(short(text)),
+            Said::NotFrom(text) => Self::NotFrom(short(text)),
+            Said::Later(_) => return None,
+        })
+    }
+
+    pub(super) fn answer(&self) -> Answer {
+        match self {
+            Self::Yes | Self::Anything => Answer::Yes,
+            Self::No(text) | Self::NotFrom(text) => {
+                Answer::No(format!("Callout verification failed:\n{text}"))
+            }
+        }
+    }
+
+    fn time(&self) -> Duration {
+        match self {
+            Self::Yes => CALLOUT_ADDRESS_YES_TIME,
+            Self::No(_) => CALLOUT_ADDRESS_NO_TIME,
+            Self::Anything => CALLOUT_DOMAIN_YES_TIME,
+            Self::NotFrom(_) => CALLOUT_DOMAIN_NO_TIME,
+        }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self { entries: Bounded::new(CALLOUT_CACHE_MAX) }
+    }
+}
+
+impl Cache {
+    pub(super) fn get(&self, key: &Key, now: UnixMs) -> Option<Answer> {
+        [&key.from, &key.domain, &key.address].into_iter().find_map(|name| {
+            let entry = self.entries.get(name)?;
+            (entry.until > now.0).then(|| entry.known.answer())
+        })
+    }
+
+    pub(super) fn learn(&self, key: &Key, said: &Said, now: UnixMs) {
+        let Some(known) = Known::of(said) else { return };
+        let name = match known {
+            Known::Yes | Known::No(_) => &key.address,
+            Known::Anything => &key.domain,
+            Known::NotFrom(_) => &key.from,
+        };
+        let until = now.plus(known.time()).0;
+        self.entries.insert(name.clone(), Entry { known, until });
+    }
+
+    /// Adds what a file says; how many answers that was.
+    ///
+    /// # Errors
+    /// The file is not there, too large, or of another version.
+    pub(super) fn load(&self, path: &Path, now: UnixMs) -> io::Result<usize> {
+        let bytes = files::read(path, CALLOUT_CACHE_BYTES_MAX)?;
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines();
+        if lines.next() != Some(HEAD) {
+            return Err(io::Error::other(format!("it does not begin with {HEAD:?}")));
+        }
+        let known = lines.filter_map(|line| serde_json::from_str::<Line>(line).ok());
+        let mut count = 0;
+        for Line { key, entry } in known {
+            // A clock that was ahead when it was written must not keep an answer for ever.
+            let latest = now.plus(entry.known.time()).0;
+            if entry.until > now.0 && entry.until <= latest {
+                self.entries.insert(key, entry);
+                count += 1;
+            }
+        }
+        Ok(count)
+    }
+
+    /// # Errors
+    /// Of the disk.
+    pub(super) fn save(&self, path: &Path, now: UnixMs) -> io::Result<()> {
+        let mut text = format!("{HEAD}\n");
+        for (key, entry) in &self.entries {
+            if entry.until <= now.0 {
+                continue;
+            }
+            let line = Line { key: key.as_ref().clone(), entry };
+            text.push_str(&serde_json::to_string(&line).map_err(io::Error::other)?);
+            text.push('\n');
+            if text.len() as u64 > CALLOUT_CACHE_BYTES_MAX / 2 {
+                break;
+            }
+        }
+        files::replace(path, text.as_bytes())
+    }
+}
