@@ -18,6 +18,7 @@ pub mod maillog;
 pub mod message;
 pub mod net;
 pub mod policy;
+pub mod rate;
 pub mod route;
 pub mod run;
 pub mod smtp;

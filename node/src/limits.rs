@@ -173,6 +173,12 @@ pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Time that rules may take for one command, callouts included (4 minutes in the paper): a client waits 5 minutes.
 pub const RULES_DEADLINE: Duration = Duration::from_secs(285);
 
+/// Keys (clients, senders, users) that one rate counts: some 10 MB. Beyond, those that are not known yet pass.
+pub const RATE_KEYS_MAX: usize = 100_000;
+
+/// Different rates that are counted at once; more come only of many changes of a policy.
+pub const RATES_MAX: usize = 256;
+
 /// Time for each command of a callout, if the rule says nothing (Exim's default).
 pub const CALLOUT_TIME: Duration = Duration::from_secs(30);
 

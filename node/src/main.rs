@@ -137,7 +137,14 @@ fn read(path: &std::path::Path) -> Result<NodeConfig, run::Failure> {
 fn check(path: &std::path::Path) -> Result<(), run::Failure> {
     let config = read(path)?;
     match Configuration::load(&config.config) {
-        Ok(_) => {
+        Ok(configuration) => {
+            let open = futures::executor::block_on(configuration.open_relays());
+            for relay in &open {
+                eprintln!("{relay}");
+            }
+            if !open.is_empty() {
+                return Err(format!("{}: relays for everybody", config.config.display()).into());
+            }
             println!("{}: good", path.display());
             Ok(())
         }

@@ -34,6 +34,7 @@ use crate::{
     files, http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts, Surroundings},
+    rate::Rates,
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
@@ -90,6 +91,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
     let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
     let configuration = load(&config)?;
+    cry_if_open(&configuration).await;
     let metrics = http::install_metrics()?;
     let (switch, current) = watch::channel(configuration);
     let dns = Arc::new(match config.dns.as_slice() {
@@ -127,6 +129,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             dns,
             facts: Arc::new(Facts(spool.clone())),
             callouts: callouts.clone(),
+            rates: Rates::default(),
         },
         intake: Arc::new(spool),
         events: Arc::new(log.clone()),
@@ -282,7 +285,7 @@ async fn serve(
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
                 log.reopen();
-                reload(config, switch);
+                reload(config, switch).await;
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
@@ -293,9 +296,17 @@ async fn serve(
     }
 }
 
-fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {
+/// A policy that relays for everybody is served, for it may be wanted where nobody else can connect; but loudly.
+async fn cry_if_open(configuration: &Configuration) {
+    for relay in configuration.open_relays().await {
+        tracing::error!("{relay}");
+    }
+}
+
+async fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {
     match load(config) {
         Ok(configuration) => {
+            cry_if_open(&configuration).await;
             switch.send_replace(configuration);
             tracing::info!("configuration reloaded");
         }
@@ -366,6 +377,11 @@ impl NodeFacts for Facts {
     fn queue_length(&self) -> u64 {
         let led = self.0.partitions().into_iter().filter(|p| p.group().leads());
         led.map(|partition| partition.len() as u64).sum()
+    }
+
+    fn load(&self) -> Option<u32> {
+        // Saturates; a load is never negative.
+        files::load_average().map(|load| (load * 100.0).round() as u32)
     }
 }
 

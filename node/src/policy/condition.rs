@@ -10,12 +10,13 @@ use super::{
     compile::Compiler,
     list::{Kind, List},
     rule::{Test, opposite, words},
-    source::{Setting, flag, number, parse_duration, size, text},
+    source::{Setting, flag, load, number, parse_duration, size, text},
     template::{Scope, Template, is_name},
 };
 use crate::{
     callout::{CalloutOptions, ReversePath},
     limits,
+    rate::Rate,
 };
 
 /// What a rule asks.
@@ -38,6 +39,10 @@ pub(crate) enum Condition {
     DnsLists(Vec<DnsList>),
     /// More messages wait than this.
     QueueOver(u64),
+    /// The load average of this machine, times 100, is more than this.
+    LoadOver(u32),
+    /// The text has come more often than this.
+    RateOver(Rate, Template),
     /// The client announced a larger message, in bytes.
     SizeOver(u64),
     /// More recipients were accepted than this.
@@ -86,7 +91,7 @@ pub(crate) struct DnsList {
 }
 
 /// Names of all conditions.
-pub(super) const CONDITIONS: [&str; 26] = [
+pub(super) const CONDITIONS: [&str; 28] = [
     "hosts",
     "senders",
     "sender-domains",
@@ -99,6 +104,8 @@ pub(super) const CONDITIONS: [&str; 26] = [
     "verify",
     "dnslists",
     "queue-over",
+    "load-over",
+    "rate-over",
     "size-over",
     "recipients-over",
     "lookup",
@@ -113,6 +120,18 @@ pub(super) const CONDITIONS: [&str; 26] = [
     "any",
     "all",
     "not",
+];
+
+/// Options of a callout, times as examples.
+const CALLOUT_WORDS: [&str; 8] = [
+    "use-sender",
+    "use-postmaster",
+    "defer-ok",
+    "no-cache",
+    "random",
+    "4m",
+    "connect=30s",
+    "maxwait=4m",
 ];
 
 const SERVICES: [(&str, Service); 3] = [
@@ -143,6 +162,7 @@ pub(super) fn compile(
     match setting.name {
         "any" | "all" | "not" => return group(setting, stage, depth, compiler),
         "verify" => return verify(setting, stage, compiler),
+        "rate-over" => return rate_over(setting, compiler),
         _ => setting.only(&[], &mut compiler.errors),
     }
     let plain = |condition| Some(Test { negated: false, condition });
@@ -168,6 +188,10 @@ pub(super) fn compile(
         "size-over" => {
             let entry = setting.value("a size", &mut compiler.errors)?;
             size(entry, &mut compiler.errors).map(Condition::SizeOver).and_then(plain)
+        }
+        "load-over" => {
+            let entry = setting.value("a load average", &mut compiler.errors)?;
+            load(entry, &mut compiler.errors).map(Condition::LoadOver).and_then(plain)
         }
         "queue-over" | "recipients-over" => {
             let entry = setting.value("a number", &mut compiler.errors)?;
@@ -259,6 +283,24 @@ fn group(
     })
 }
 
+/// `rate-over="100/1h" per="{user}"`; per client, if nothing else is said.
+fn rate_over(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test> {
+    setting.only(&["per"], &mut compiler.errors);
+    let text = setting.text("a rate like \"100/1h\"", &mut compiler.errors)?;
+    let Some(rate) = Rate::parse(text, parse_duration) else {
+        compiler.errors.at(setting.span, "expected a rate like \"100/1h\"");
+        return None;
+    };
+    let (span, key) = match setting.option("per") {
+        Some(entry) => {
+            (entry.span(), self::text(entry, "a text like \"{sender}\"", &mut compiler.errors)?)
+        }
+        None => (setting.span, "{client}"),
+    };
+    let key = compiler.template(span, key, Scope::Rule)?;
+    Some(Test { negated: false, condition: Condition::RateOver(rate, key) })
+}
+
 fn verify(
     setting: &Setting<'_>,
     stage: Option<Stage>,
@@ -299,16 +341,6 @@ fn callout_word(
     span: miette::SourceSpan,
     compiler: &mut Compiler<'_>,
 ) {
-    const KNOWN: [&str; 8] = [
-        "use-sender",
-        "use-postmaster",
-        "defer-ok",
-        "no-cache",
-        "random",
-        "4m",
-        "connect=30s",
-        "maxwait=4m",
-    ];
     let time = |text| parse_duration(text).filter(|time| !time.is_zero());
     match (word, word.split_once('=')) {
         ("use-sender", _) => options.reverse_path = ReversePath::Sender,
@@ -319,7 +351,7 @@ fn callout_word(
         (_, Some(("connect", text))) if time(text).is_some() => options.connect = time(text),
         (_, Some(("maxwait", text))) if time(text).is_some() => options.maxwait = time(text),
         (text, None) if time(text).is_some() => options.time = time(text).unwrap_or(options.time),
-        _ => compiler.errors.unknown(span, "option of a callout", word, KNOWN),
+        _ => compiler.errors.unknown(span, "option of a callout", word, CALLOUT_WORDS),
     }
 }
 
@@ -418,6 +450,13 @@ fn dns_lists(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Condi
         compiler.errors.at(setting.span, format!("expected 1 to {max} DNS lists"));
     }
     Some(Condition::DnsLists(found))
+}
+
+/// Names of the options of callouts.
+#[cfg(test)]
+pub(super) fn callout_words() -> impl Iterator<Item = &'static str> {
+    let name = |word: &'static str| word.split('=').next().unwrap_or(word);
+    CALLOUT_WORDS.into_iter().map(name).filter(|word| parse_duration(word).is_none())
 }
 
 /// Indexes of the ACLs that a condition calls.

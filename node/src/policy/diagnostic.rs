@@ -61,6 +61,10 @@ impl Errors {
         self.push(span, format!("unknown {kind} {word:?}"), help);
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.found.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.found.is_empty()
     }

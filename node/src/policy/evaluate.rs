@@ -214,6 +214,15 @@ impl Evaluation<'_> {
             Condition::Acl(index) => self.acl(*index).await,
             Condition::Verify(verify, callout) => self.verify(*verify, callout.as_ref()).await,
             Condition::DnsLists(lists) => self.dns_lists(lists).await,
+            Condition::RateOver(rate, key) => {
+                // A key that is not known is not counted.
+                let over = key.fill(self).is_some_and(|key| self.around.rates.is_over(*rate, &key));
+                if over {
+                    let seconds = rate.time.as_secs();
+                    self.reason = Some(format!("More than {} in {seconds} s", rate.times));
+                }
+                Truth::of(over)
+            }
             plain => Truth::of(self.plain(plain)),
         }
     }
@@ -258,6 +267,7 @@ impl Evaluation<'_> {
                 .is_some_and(|user| self.holds(list, Subject::LocalPart(user))),
             Condition::Encrypted => connection.tls.is_some(),
             Condition::QueueOver(n) => self.around.facts.queue_length() > *n,
+            Condition::LoadOver(n) => self.around.facts.load().is_some_and(|load| load > *n),
             Condition::SizeOver(n) => self.transaction.size_declared.is_some_and(|size| size > *n),
             Condition::RecipientsOver(n) => self.transaction.recipients_accepted as u64 > *n,
             Condition::Lookup(template) => template.fill(self).is_some_and(|text| found(&text)),
@@ -279,12 +289,13 @@ impl Evaluation<'_> {
                 .is_some_and(|text| !text.is_empty() && text.eq_ignore_ascii_case(helo)),
             Condition::HeloMatches(regex) => regex.is_match(helo),
             Condition::HeloDomains(list) => self.holds(list, Subject::Domain(helo)),
-            // The five that `condition` handles itself.
+            // Those that `condition` handles itself.
             Condition::Any(_)
             | Condition::All(_)
             | Condition::Acl(_)
             | Condition::Verify(..)
-            | Condition::DnsLists(_) => false,
+            | Condition::DnsLists(_)
+            | Condition::RateOver(..) => false,
         }
     }
 
@@ -388,6 +399,6 @@ pub(crate) fn found(text: &str) -> bool {
     !matches!(text.trim(), "0" | "no" | "false")
 }
 
-fn says_yes(text: &str) -> bool {
+pub(super) fn says_yes(text: &str) -> bool {
     found(text) && !text.trim().is_empty()
 }

@@ -7,6 +7,7 @@ use crate::{
     callout::{Answer, Callouts, Question},
     dev::configuration::tests::loaded,
     dns::FixedDns,
+    rate::Rates,
     route::{self, Fate, Target},
 };
 
@@ -37,8 +38,13 @@ impl Callouts for Asked {
     }
 }
 
-fn around(queue: u64) -> Surroundings {
-    Surroundings { dns: Arc::new(dns()), facts: Arc::new(Queue(queue)), callouts: Arc::new(Asked) }
+pub(super) fn around(queue: u64) -> Surroundings {
+    Surroundings {
+        dns: Arc::new(dns()),
+        facts: Arc::new(Queue(queue)),
+        callouts: Arc::new(Asked),
+        rates: Rates::default(),
+    }
 }
 
 struct Queue(u64);
@@ -46,6 +52,10 @@ struct Queue(u64);
 impl NodeFacts for Queue {
     fn queue_length(&self) -> u64 {
         self.0
+    }
+
+    fn load(&self) -> Option<u32> {
+        Some(750)
     }
 }
 

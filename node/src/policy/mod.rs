@@ -5,6 +5,7 @@ mod condition;
 mod diagnostic;
 mod evaluate;
 pub(crate) mod list;
+mod open_relay;
 mod options;
 pub(crate) mod personality;
 mod rule;
@@ -22,11 +23,15 @@ use std::{
 pub(crate) use compile::Compiler;
 pub use diagnostic::{PlainError, PolicyError};
 pub(crate) use evaluate::found;
+pub use open_relay::OpenRelay;
+#[cfg(test)]
+pub(crate) use source::parse_duration;
 
 use crate::{
     callout::Callouts,
     dns::Dns,
     files, limits,
+    rate::Rates,
     tables::{TableError, Tables},
 };
 use compile::Compiled;
@@ -155,6 +160,8 @@ pub struct Submission {
 pub trait NodeFacts: Send + Sync + 'static {
     /// Messages that wait in this node's queue (`queue-over`).
     fn queue_length(&self) -> u64;
+    /// Load of the machine over the last minute, times 100 (`load-over`). `None`: not known.
+    fn load(&self) -> Option<u32>;
 }
 
 /// Whom rules may ask.
@@ -162,6 +169,7 @@ pub struct Surroundings {
     pub dns: Arc<dyn Dns>,
     pub facts: Arc<dyn NodeFacts>,
     pub callouts: Arc<dyn Callouts>,
+    pub rates: Rates,
 }
 
 impl std::fmt::Debug for Surroundings {
@@ -237,6 +245,11 @@ impl Configuration {
         self.holds(&self.compiled.reserve_hosts, Subject::Host(client, None, None))
     }
 
+    /// Whether `addrparams` says yes to a parameter of an address.
+    pub fn says_yes(&self, address: IpAddr, name: &str) -> bool {
+        self.parameter(address, name).is_some_and(evaluate::says_yes)
+    }
+
     /// What `addrparams` says of an address: `benice`, `mua` and so on.
     pub fn parameter(&self, address: IpAddr, name: &str) -> Option<&str> {
         self.personalities.parameter(address, name)
@@ -291,6 +304,8 @@ pub struct Options {
     pub smtp_accept_reserve: usize,
     pub smtp_accept_max_per_host: usize,
     pub smtp_accept_max_per_relay_host: usize,
+    /// Load average, times 100, above which only `smtp_reserve_hosts` get a session.
+    pub smtp_load_reserve: Option<u32>,
     pub message_size_limit: u64,
     pub bounce_return_size_limit: u64,
     pub errors_reply_to: Option<String>,

@@ -6,17 +6,18 @@ use super::{
     Options,
     compile::Compiler,
     list::Kind,
-    source::{Setting, duration, flag, number, size, text},
+    source::{Setting, duration, flag, load, number, size, text},
 };
 
 /// Names of all options.
-pub(crate) const NAMES: [&str; 16] = [
+pub(crate) const NAMES: [&str; 17] = [
     "qualify_domain",
     "smtp_accept_max",
     "smtp_accept_reserve",
     "smtp_accept_max_per_host",
     "smtp_accept_max_per_relay_host",
     "smtp_reserve_hosts",
+    "smtp_load_reserve",
     "message_size_limit",
     "bounce_return_size_limit",
     "errors_reply_to",
@@ -40,6 +41,7 @@ impl Default for Options {
             smtp_accept_reserve: 20,
             smtp_accept_max_per_host: 10,
             smtp_accept_max_per_relay_host: 10,
+            smtp_load_reserve: None,
             message_size_limit: 100 << 20,
             bounce_return_size_limit: 10 << 10,
             errors_reply_to: None,
@@ -85,6 +87,7 @@ pub(super) fn compile(setting: &Setting<'_>, compiler: &mut Compiler<'_>) {
         "bounce_return_size_limit" => {
             set(&mut options.bounce_return_size_limit, size(entry, errors));
         }
+        "smtp_load_reserve" => options.smtp_load_reserve = load(entry, errors),
         "check_spool_space" => set(&mut options.check_spool_space, size(entry, errors)),
         "check_spool_inodes" => {
             set(&mut options.check_spool_inodes, number(entry, u64::MAX, errors));

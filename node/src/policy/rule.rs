@@ -82,6 +82,14 @@ pub(crate) enum Control {
     PipeliningOff,
 }
 
+impl Rule {
+    /// No rule after it is ever tried.
+    fn always_decides(&self) -> bool {
+        let ends = !matches!(self.verb, Verb::Require | Verb::Warn);
+        ends && !self.steps.iter().any(|step| matches!(step, Step::Test(_)))
+    }
+}
+
 /// Verbs by name.
 const VERBS: [(&str, Verb); 7] = [
     ("accept", Verb::Accept),
@@ -153,7 +161,22 @@ fn stages(children: &[KdlNode], compiler: &mut Compiler<'_>) -> BTreeMap<Stage, 
 }
 
 fn rules(nodes: &[KdlNode], stage: Option<Stage>, compiler: &mut Compiler<'_>) -> Vec<Rule> {
-    nodes.iter().filter_map(|node| rule(node, stage, compiler)).collect()
+    let mut found: Vec<Rule> = Vec::new();
+    let (mut decided, mut said) = (false, false);
+    for node in nodes {
+        if decided && !said {
+            let help = "remove it, or put `/-` before it";
+            let what = "this rule is never tried: the one before it always decides";
+            compiler.errors.help(node.name().span(), what, help);
+            said = true;
+        }
+        let errors = compiler.errors.len();
+        let Some(rule) = rule(node, stage, compiler) else { continue };
+        // A condition that was not understood is one nevertheless.
+        decided |= compiler.errors.len() == errors && rule.always_decides();
+        found.push(rule);
+    }
+    found
 }
 
 fn rule(node: &KdlNode, stage: Option<Stage>, compiler: &mut Compiler<'_>) -> Option<Rule> {
@@ -296,6 +319,12 @@ fn calls(acl: &Acl) -> Vec<usize> {
 /// `"!x"` in a condition's value.
 pub(super) fn opposite(word: &str) -> (bool, &str) {
     negation(word)
+}
+
+/// Names of the verbs.
+#[cfg(test)]
+pub(super) fn verbs() -> impl Iterator<Item = &'static str> {
+    VERBS.into_iter().map(|(word, _)| word)
 }
 
 /// Every word that a rule may have, for suggestions.

@@ -19,8 +19,12 @@ pub(crate) struct Setting<'a> {
 
 /// Properties that are options of the statement before them when both are written as properties:
 /// `verify="recipient" callout="defer-ok"`.
-const OPTIONS: [(&str, &[&str]); 3] =
-    [("callout", &["verify"]), ("sender-retain", &["control"]), ("domain", &["control"])];
+const OPTIONS: [(&str, &[&str]); 4] = [
+    ("callout", &["verify"]),
+    ("sender-retain", &["control"]),
+    ("domain", &["control"]),
+    ("per", &["rate-over"]),
+];
 
 impl<'a> Setting<'a> {
     pub(crate) fn node(node: &'a KdlNode) -> Self {
@@ -154,6 +158,21 @@ pub(crate) fn duration(entry: &KdlEntry, errors: &mut Errors) -> Option<Duration
         errors.at(entry.span(), "expected a time like \"30s\", \"15m\", \"24h\" or \"5d\"");
     }
     duration
+}
+
+/// A load average, times 100.
+pub(crate) fn load(entry: &KdlEntry, errors: &mut Errors) -> Option<u32> {
+    let value = entry.value();
+    let load = value.as_float().or_else(|| {
+        let whole = value.as_integer().and_then(|n| u32::try_from(n).ok());
+        whole.map(f64::from)
+    });
+    let load = load.filter(|load| (0.0..=10_000.0).contains(load));
+    if load.is_none() {
+        errors.at(entry.span(), "expected a load average like 15 or 7.5");
+    }
+    // In range, see above.
+    load.map(|load| (load * 100.0).round() as u32)
 }
 
 /// `100M`: K, M and G are powers of 1024.

@@ -91,6 +91,97 @@ fn conditions_stand_where_they_can_be_asked() {
 }
 
 #[test]
+fn rules_that_are_never_tried_are_refused() {
+    let found = errors(
+        r#"acl "mx" { rcpt {
+    deny domains="x"
+    accept log="all"
+    deny hosts="y"
+    deny
+} }
+acl "a" { deny; accept }
+acl "b" { require; warn; accept senders="" endpass=#true; deny }"#,
+        &[],
+    );
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].starts_with("policy.kdl:4:5: this rule is never tried"), "{found:?}");
+    assert!(found[1].starts_with("policy.kdl:7:17: this rule is never tried"), "{found:?}");
+}
+
+/// What the rules of a stage say to a client of this host.
+async fn asked(rules: &str, around: &Surroundings) -> Decision {
+    let policy = format!("acl \"local\" {{ rcpt {{ {rules} }} }}");
+    let files = BTreeMap::from([(POLICY.to_owned(), policy.into_bytes())]);
+    let configuration = Configuration::from_files(&files).unwrap();
+    let mut connection = Connection {
+        client: "192.0.2.9:4000".parse().unwrap(),
+        server: "127.0.0.1:25".parse().unwrap(),
+        service: Service::Smtp,
+        client_name: None,
+        helo: None,
+        authenticated: None,
+        tls: None,
+        variables: BTreeMap::new(),
+    };
+    let transaction = Transaction {
+        sender: "s@x.example".to_owned(),
+        recipient: Some("r@y.example".to_owned()),
+        ..Transaction::default()
+    };
+    configuration.check(Stage::Rcpt, &mut connection, &transaction, around).await
+}
+
+#[tokio::test]
+async fn a_rate_is_counted_by_its_key_and_over_a_change_of_the_policy() {
+    let around = golden::around(0);
+    let over = |decision: Decision| match decision.verdict {
+        Verdict::Accept => false,
+        Verdict::Defer(text) => text == "More than 2 in 3600 s",
+        other => panic!("{other:?}"),
+    };
+    let by_sender = "defer rate-over=\"2/1h\" per=\"{sender}\"; accept";
+    for expected in [false, false, true] {
+        assert_eq!(over(asked(by_sender, &around).await), expected);
+    }
+    // The same rate of another key, and the same key in a policy of later.
+    let by_client = "defer rate-over=\"2/1h\"; accept";
+    assert!(!over(asked(by_client, &around).await));
+    let later = "warn log=\"new\"; defer rate-over=\"2/1h\" per=\"{sender}\"; accept";
+    assert!(over(asked(later, &around).await));
+    for bad in ["rate-over=\"0/1h\"", "rate-over=\"5\"", "rate-over=\"1/1h\" pre=\"x\""] {
+        assert!(!errors(&format!("acl \"a\" {{ deny {bad} }}"), &[]).is_empty(), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_loaded_machine_may_say_so() {
+    let around = golden::around(0);
+    for (load, verdict) in [("7.4", true), ("7.5", false), ("8", false)] {
+        let decision = asked(&format!("deny load-over={load}; accept"), &around).await;
+        assert_eq!(decision.verdict != Verdict::Accept, verdict, "{load}");
+    }
+}
+
+/// Every word of the language stands in its reference.
+#[test]
+fn the_reference_has_every_word() {
+    let text = include_str!("../../../docs/policy.md");
+    let stages = rule::STAGES.map(|(word, _)| word);
+    let words = rule::words().chain(rule::verbs()).chain(stages).chain(options::NAMES);
+    let words = words.chain(condition::callout_words()).chain(crate::route::compile::words());
+    let missing: Vec<&str> = words.filter(|word| !is_word_in(text, word)).collect();
+    assert!(missing.is_empty(), "docs/policy.md lacks {missing:?}");
+    assert!(!is_word_in(text, "no-such-word"));
+}
+
+/// In code quotes, alone or with others.
+fn is_word_in(text: &str, word: &str) -> bool {
+    let quoted = text.split('`').skip(1).step_by(2);
+    let ends = |c: char| !(c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    quoted.into_iter().any(|code| code.split(ends).any(|part| part == word))
+}
+
+#[test]
 fn lists_that_name_themselves_are_refused() {
     let found = errors(r#"domains "a" { list "b" }; domains "b" { list "a" }"#, &[]);
     assert_eq!(found.len(), 2, "{found:?}");

@@ -41,6 +41,13 @@ const MANUAL: [&str; 3] = ["route", "randomize", "host-find-failed"];
 const DNS: [&str; 3] = ["mx-domains", "widen", "ignore-hosts"];
 const TRANSPORT: [&str; 3] = ["port", "strip-nul", "hosts"];
 
+/// Every word of these blocks.
+#[cfg(test)]
+pub(crate) fn words() -> impl Iterator<Item = &'static str> {
+    let options = COMMON.into_iter().chain(REDIRECT).chain(MANUAL).chain(DNS).chain(TRANSPORT);
+    KINDS.into_iter().chain(options)
+}
+
 /// Compiles the blocks `routers` and `transports`.
 pub(crate) fn compile(
     routers: Option<&KdlNode>,

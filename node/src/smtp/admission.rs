@@ -16,6 +16,9 @@ pub(super) enum Refusal {
     Full,
     #[error("Too many connections from your host, try again later")]
     HostFull,
+    /// `smtp_load_reserve`.
+    #[error("This host is too busy, try again later")]
+    Busy,
 }
 
 impl Refusal {
@@ -24,6 +27,7 @@ impl Refusal {
         match self {
             Self::Full => "full",
             Self::HostFull => "host_full",
+            Self::Busy => "load",
         }
     }
 }

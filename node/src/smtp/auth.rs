@@ -1,23 +1,28 @@
-//! AUTH PLAIN and LOGIN (RFC 4954, RFC 4616). Passwords travel in clear inside them, so only over TLS. They are wiped
-//! from memory after use and never logged.
+//! AUTH PLAIN, LOGIN and EXTERNAL (RFC 4954, RFC 4616, RFC 4422 appendix A). Passwords travel in clear inside the first
+//! two, so only over TLS. They are wiped from memory after use and never logged. EXTERNAL has none: it is for clients
+//! that are trusted to name their users (the paper, section 3.3).
 
 use std::sync::Arc;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use sha_crypt::{PasswordVerifier, ShaCrypt};
 use zeroize::Zeroizing;
 
 use super::{
-    FrontEnd, Policy,
+    FrontEnd, Policy, password,
     reply::{self, Reply},
 };
 use crate::limits::USER_BYTES_MAX;
+
+/// Name of the mechanism.
+pub(super) const EXTERNAL: &str = "EXTERNAL";
 
 /// An exchange that waits for the client's next line.
 #[derive(Debug)]
 pub(super) enum Exchange {
     /// PLAIN without initial response.
     Plain,
+    /// EXTERNAL; the user name comes next.
+    External,
     /// LOGIN; the user name comes next.
     LoginUser,
     /// LOGIN; the password comes next.
@@ -31,6 +36,8 @@ pub(super) enum Step {
     Challenge(Exchange, Reply),
     /// Everything is there.
     Credentials(Credentials),
+    /// EXTERNAL: this user, who needs no password.
+    Trusted(String),
     /// It ended without credentials.
     Failed(Reply),
 }
@@ -52,12 +59,14 @@ impl std::fmt::Debug for Credentials {
 const NOBODY: &str = "$6$ppswitch$rktyceHJUV2tAhkFOyiXLUNqnokh1.pFsEavzqggWcZ1wPRxiRjJra9NGDbX/n7cVUy7PgpvyqrxF7sYAj93B/";
 
 impl Exchange {
-    /// Begins an exchange. `initial` is the response that came with the command.
-    pub(super) fn begin(mechanism: &str, initial: Option<&str>) -> Step {
+    /// Begins an exchange. `initial` is the response that came with the command; `trusted`: EXTERNAL may be used.
+    pub(super) fn begin(mechanism: &str, initial: Option<&str>, trusted: bool) -> Step {
         let exchange = if mechanism.eq_ignore_ascii_case("PLAIN") {
             Self::Plain
         } else if mechanism.eq_ignore_ascii_case("LOGIN") {
             Self::LoginUser
+        } else if trusted && mechanism.eq_ignore_ascii_case(EXTERNAL) {
+            Self::External
         } else {
             let text = "Mechanism is not supported; use PLAIN or LOGIN";
             return Step::Failed(Reply::new(504, reply::BAD_PARAMETER, text));
@@ -83,6 +92,7 @@ impl Exchange {
         let Ok(response) = STANDARD.decode(line).map(Zeroizing::new) else { return malformed() };
         match self {
             Self::Plain => plain(&response).map_or_else(malformed, Step::Credentials),
+            Self::External => user_name(&response).map_or_else(malformed, Step::Trusted),
             Self::LoginUser => match user_name(&response) {
                 Some(user) => {
                     let exchange = Self::LoginPassword { user };
@@ -101,7 +111,7 @@ impl Exchange {
         Reply::plain(
             334,
             match self {
-                Self::Plain => String::new(),
+                Self::Plain | Self::External => String::new(),
                 Self::LoginUser => STANDARD.encode("Username:"),
                 Self::LoginPassword { .. } => STANDARD.encode("Password:"),
             },
@@ -134,9 +144,13 @@ impl Credentials {
         let check = move || {
             let hash = policy.password_hash(&self.user);
             let known = hash.is_some();
-            // Compares in constant time.
-            let same = ShaCrypt::default().verify_password(&self.password, hash.unwrap_or(NOBODY));
-            known && same.is_ok()
+            match password::is_right(&self.password, hash.unwrap_or(NOBODY)) {
+                Ok(right) => known && right,
+                Err(error) => {
+                    tracing::warn!(user = self.user, %error, "users/passwd: nobody can log in as this user");
+                    false
+                }
+            }
         };
         tokio::task::spawn_blocking(check).await.unwrap_or(false)
     }
@@ -156,7 +170,7 @@ mod tests {
     fn code(step: Step) -> u16 {
         match step {
             Step::Failed(reply) | Step::Challenge(_, reply) => reply.code(),
-            Step::Credentials(_) => 0,
+            Step::Credentials(_) | Step::Trusted(_) => 0,
         }
     }
 
@@ -164,15 +178,19 @@ mod tests {
     fn plain_with_and_without_initial_response() {
         let line = STANDARD.encode("\0spqr1\0secret");
         let expected = ("spqr1".to_owned(), b"secret".to_vec());
-        assert_eq!(credentials(Exchange::begin("plain", Some(&line))), expected);
-        let Step::Challenge(exchange, reply) = Exchange::begin("PLAIN", None) else { panic!() };
+        assert_eq!(credentials(Exchange::begin("plain", Some(&line), false)), expected);
+        let Step::Challenge(exchange, reply) = Exchange::begin("PLAIN", None, false) else {
+            panic!()
+        };
         assert_eq!(reply, Reply::plain(334, ""));
         assert_eq!(credentials(exchange.respond(line.as_bytes())), expected);
     }
 
     #[test]
     fn login_asks_twice() {
-        let Step::Challenge(exchange, reply) = Exchange::begin("LOGIN", None) else { panic!() };
+        let Step::Challenge(exchange, reply) = Exchange::begin("LOGIN", None, false) else {
+            panic!()
+        };
         assert_eq!(reply, Reply::plain(334, "VXNlcm5hbWU6"));
         let Step::Challenge(exchange, reply) = exchange.respond(b"c3BxcjE=") else { panic!() };
         assert_eq!(reply, Reply::plain(334, "UGFzc3dvcmQ6"));
@@ -180,9 +198,24 @@ mod tests {
     }
 
     #[test]
+    fn external_is_for_the_trusted() {
+        let line = STANDARD.encode("spqr1");
+        assert_eq!(code(Exchange::begin("EXTERNAL", Some(&line), false)), 504);
+        let step = Exchange::begin("external", Some(&line), true);
+        assert!(matches!(step, Step::Trusted(user) if user == "spqr1"));
+        let Step::Challenge(exchange, reply) = Exchange::begin("EXTERNAL", None, true) else {
+            panic!()
+        };
+        assert_eq!(reply, Reply::plain(334, ""));
+        assert!(matches!(exchange.respond(line.as_bytes()), Step::Trusted(_)));
+        // RFC 4422 appendix A.1: no name means whoever the connection belongs to, and it belongs to nobody.
+        assert_eq!(code(Exchange::begin("EXTERNAL", Some("="), true)), 501);
+    }
+
+    #[test]
     fn what_is_wrong_ends_the_exchange() {
-        assert_eq!(code(Exchange::begin("CRAM-MD5", None)), 504);
-        assert_eq!(code(Exchange::begin("PLAIN", Some("="))), 501);
+        assert_eq!(code(Exchange::begin("CRAM-MD5", None, false)), 504);
+        assert_eq!(code(Exchange::begin("PLAIN", Some("="), false)), 501);
         assert_eq!(code(Exchange::Plain.respond(b"*")), 501);
         assert_eq!(code(Exchange::Plain.respond(b"not base64!")), 501);
         for bad in ["\0user", "other\0user\0pw", "\0user\0pw\0", "\0us er\0pw", "\0\0pw"] {
@@ -196,7 +229,6 @@ mod tests {
 
     #[test]
     fn the_hash_of_nobody_is_a_real_one() {
-        let error = ShaCrypt::default().verify_password(b"x", NOBODY).unwrap_err();
-        assert_eq!(error, sha_crypt::password_hash::Error::PasswordInvalid);
+        assert_eq!(password::is_right(b"x", NOBODY), Ok(false));
     }
 }

@@ -12,7 +12,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{FrontEnd, proxy, session};
+use super::{FrontEnd, admission::Refusal, proxy, session};
 use crate::{
     limits::{ACCEPT_BACK_OFF, PROXY_HEADER_TIMEOUT},
     net::{self, BindError},
@@ -133,7 +133,16 @@ impl Connected {
         let policy = front.rules.current();
         let client = self.client.ip();
         let relay = policy.is_relay_host(client);
-        let ticket = match front.activity.admission.admit(client, relay, policy.options()) {
+        let busy = policy.options().smtp_load_reserve.is_some_and(|most| {
+            // Read only where the policy asks for it.
+            front.around.facts.load().is_some_and(|load| load > most)
+        });
+        let admitted = if busy && !relay {
+            Err(Refusal::Busy)
+        } else {
+            front.activity.admission.admit(client, relay, policy.options())
+        };
+        let ticket = match admitted {
             Ok(ticket) => ticket,
             Err(refusal) => {
                 let text = format!("421 4.7.0 {refusal}\r\n");

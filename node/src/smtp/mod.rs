@@ -16,6 +16,7 @@ mod events;
 mod intake;
 mod line;
 mod listener;
+mod password;
 mod proxy;
 pub mod reply;
 mod rules;

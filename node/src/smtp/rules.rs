@@ -30,6 +30,8 @@ pub trait Policy: Send + Sync {
     fn password_hash(&self, user: &str) -> Option<&str>;
     /// Options outside rules.
     fn options(&self) -> &Options;
+    /// The client is trusted to name the user on whose behalf it submits (`mua` in `addrparams`).
+    fn is_mua(&self, client: IpAddr) -> bool;
     /// The client is one of ours: own limits, and the reserve (`smtp_reserve_hosts = +relay_hosts` in the paper).
     fn is_relay_host(&self, client: IpAddr) -> bool;
 }
@@ -56,6 +58,10 @@ impl Policy for Configuration {
 
     fn options(&self) -> &Options {
         Self::options(self)
+    }
+
+    fn is_mua(&self, client: IpAddr) -> bool {
+        self.says_yes(client, "mua")
     }
 
     fn is_relay_host(&self, client: IpAddr) -> bool {

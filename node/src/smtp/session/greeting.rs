@@ -10,7 +10,7 @@ use crate::{
     policy::{Service, Stage, Transaction},
     smtp::{
         Rejection,
-        auth::{Credentials, Exchange, Step},
+        auth::{Credentials, EXTERNAL, Exchange, Step},
         client_name::verified_name,
         reply::{self, Reply},
         wire::Lost,
@@ -101,8 +101,9 @@ impl Session {
         if self.may_start_tls() {
             list.push("STARTTLS".into());
         }
-        if self.may_authenticate() {
-            list.push("AUTH PLAIN LOGIN".into());
+        let mechanisms = self.mechanisms();
+        if !mechanisms.is_empty() {
+            list.push(format!("AUTH {}", mechanisms.join(" ")));
         }
         list.push("HELP".into());
         list
@@ -114,8 +115,23 @@ impl Session {
     }
 
     /// Passwords only over TLS; offered until used.
-    fn may_authenticate(&self) -> bool {
-        self.connection.tls.is_some() && self.connection.authenticated.is_none()
+    fn mechanisms(&self) -> Vec<&'static str> {
+        let mut list = Vec::new();
+        if self.connection.authenticated.is_some() {
+            return list;
+        }
+        if self.connection.tls.is_some() {
+            list.extend(["PLAIN", "LOGIN"]);
+        }
+        if self.is_trusted() {
+            list.push(EXTERNAL);
+        }
+        list
+    }
+
+    /// The client may say who its user is.
+    fn is_trusted(&self) -> bool {
+        self.policy().is_mua(self.connection.client.ip())
     }
 
     /// STARTTLS (RFC 3207).
@@ -153,7 +169,9 @@ impl Session {
         initial: Option<&str>,
         state: State,
     ) -> Result<State, Lost> {
-        if self.connection.tls.is_none() {
+        let trusted = self.is_trusted();
+        let external = trusted && mechanism.eq_ignore_ascii_case(EXTERNAL);
+        if self.connection.tls.is_none() && !external {
             let text = "Authentication needs TLS: use STARTTLS first";
             return self.protocol_error(Reply::new(538, reply::NEEDS_TLS, text), state).await;
         }
@@ -169,7 +187,7 @@ impl Session {
         if let Some(reply) = refusal(&decision.verdict, 535, 454) {
             return self.say(reply, State::Ready).await;
         }
-        self.auth_step(Exchange::begin(mechanism, initial)).await
+        self.auth_step(Exchange::begin(mechanism, initial, trusted)).await
     }
 
     /// Goes on with an exchange.
@@ -179,16 +197,25 @@ impl Session {
             Step::Challenge(exchange, reply) => self.say(reply, State::Auth(exchange)).await,
             Step::Failed(reply) => self.protocol_error(reply, State::Ready).await,
             Step::Credentials(credentials) => self.authenticate(credentials).await,
+            Step::Trusted(user) => self.authenticated(EXTERNAL, user).await,
         }
+    }
+
+    async fn authenticated(
+        &mut self,
+        mechanism: &'static str,
+        user: String,
+    ) -> Result<State, Lost> {
+        self.connection.authenticated = Some(user);
+        self.mechanism = Some(mechanism);
+        let reply = Reply::new(235, reply::AUTH_OK, "Authentication succeeded");
+        self.say(reply, State::Ready).await
     }
 
     async fn authenticate(&mut self, credentials: Credentials) -> Result<State, Lost> {
         let (mechanism, user) = (credentials.mechanism, credentials.user.clone());
         if credentials.verify(&self.front, self.policy()).await {
-            self.connection.authenticated = Some(user);
-            self.mechanism = Some(mechanism);
-            let reply = Reply::new(235, reply::AUTH_OK, "Authentication succeeded");
-            return self.say(reply, State::Ready).await;
+            return self.authenticated(mechanism, user).await;
         }
         self.front.events.authentication_failed(&self.peer(), mechanism, &user);
         metrics::counter!("ppsw_smtp_auth_failures_total").increment(1);

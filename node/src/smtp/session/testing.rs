@@ -1,7 +1,7 @@
 //! What tests put in the place of policy, spool, DNS and log, and a client that speaks line by line.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -24,11 +24,17 @@ use crate::{
         Connection, Decision, NodeFacts, Options, Personality, Service, Stage, Surroundings,
         Transaction, Verdict,
     },
+    rate::Rates,
     smtp::{
         Activity, Arrival, Certificates, Events, FrontEnd, Incoming, Intake, Peer, Policy,
         Rejection, Rules, reply::Reply,
     },
 };
+
+/// A client that may name its user by AUTH EXTERNAL.
+pub(in crate::smtp) const MUA: &str = "127.0.0.66";
+
+const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 200, 1, 1));
 
 /// The hash of `secret`.
 pub(in crate::smtp) const SECRET: &str =
@@ -41,6 +47,7 @@ pub(in crate::smtp) fn options() -> Options {
         smtp_accept_reserve: 20,
         smtp_accept_max_per_host: 10,
         smtp_accept_max_per_relay_host: 200,
+        smtp_load_reserve: None,
         message_size_limit: 1 << 20,
         bounce_return_size_limit: 10_240,
         errors_reply_to: None,
@@ -106,6 +113,10 @@ impl Policy for TestPolicy {
 
     fn options(&self) -> &Options {
         &self.options
+    }
+
+    fn is_mua(&self, client: IpAddr) -> bool {
+        client.to_string() == MUA
     }
 
     fn is_relay_host(&self, client: IpAddr) -> bool {
@@ -207,7 +218,7 @@ impl Events for TestEvents {
     fn connection_lost(&self, _: &Peer<'_>, why: &str, in_transaction: bool) {
         self.push(format!("lost {why} {in_transaction}"));
     }
-    fn connection_refused(&self, _: std::net::SocketAddr, _: std::net::SocketAddr, why: &str) {
+    fn connection_refused(&self, _: SocketAddr, _: SocketAddr, why: &str) {
         self.push(format!("refused {why}"));
     }
     fn note(&self, _: &Peer<'_>, text: &str) {
@@ -252,6 +263,10 @@ impl NodeFacts for NoFacts {
     fn queue_length(&self) -> u64 {
         0
     }
+
+    fn load(&self) -> Option<u32> {
+        None
+    }
 }
 
 /// A front end over fakes.
@@ -260,6 +275,7 @@ pub(in crate::smtp) struct Bench {
     pub(in crate::smtp) spool: Arc<TestSpool>,
     pub(in crate::smtp) events: Arc<TestEvents>,
     pub(in crate::smtp) service: Service,
+    pub(in crate::smtp) client: IpAddr,
 }
 
 impl Bench {
@@ -293,6 +309,7 @@ impl Bench {
                 dns: Arc::new(TestDns),
                 facts: Arc::new(NoFacts),
                 callouts: Arc::new(NoCallouts),
+                rates: Rates::default(),
             },
             intake: Arc::new(TestIntake(Arc::clone(&spool))),
             events: Arc::clone(&events) as Arc<dyn Events>,
@@ -300,14 +317,14 @@ impl Bench {
             clock: Arc::new(SystemClock),
             activity: Activity::default(),
         };
-        Self { front: Arc::new(front), spool, events, service: Service::Smtp }
+        Self { front: Arc::new(front), spool, events, service: Service::Smtp, client: STRANGER }
     }
 
     /// Connects without reading the banner.
     pub(in crate::smtp) fn connect(&self) -> Client {
         let (near, far) = tokio::io::duplex(256 * 1024);
         let ends = Ends {
-            client: "127.200.1.1:40000".parse().unwrap(),
+            client: SocketAddr::new(self.client, 40_000),
             server: "127.10.1.1:2525".parse().unwrap(),
             service: self.service,
         };

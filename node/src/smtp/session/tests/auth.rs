@@ -1,6 +1,6 @@
 //! STARTTLS and AUTH.
 
-use super::super::testing::{Bench, decision};
+use super::super::testing::{Bench, MUA, decision};
 use crate::policy::{Service, Stage, Submission, Verdict};
 
 #[tokio::test]
@@ -52,6 +52,38 @@ async fn a_user_submits_over_tls() {
     );
     assert_eq!(envelope.origin.authenticated, "spqr1");
     assert_eq!(envelope.origin.auth_sender, "spqr1@hermes.example");
+}
+
+#[tokio::test]
+async fn a_trusted_client_names_its_user() {
+    let mut bench = Bench::new("submit");
+    bench.client = MUA.parse().unwrap();
+    let mut client = bench.connect();
+    client.expect("220").await;
+    let hello = client.ask("EHLO mua.example", "250").await;
+    assert!(hello.contains("250-AUTH EXTERNAL\r\n"), "{hello}");
+    // Passwords need TLS from this client, too.
+    client.ask("AUTH PLAIN AHNwcXIxAHNlY3JldA==", "538").await;
+    client.ask("AUTH EXTERNAL =", "501").await;
+    client.ask("AUTH EXTERNAL c3BxcjE=", "235").await;
+    client.ask("MAIL FROM:<spqr1@hermes.example>", "250").await;
+    client.ask("RCPT TO:<b@y.org>", "250").await;
+    client.ask("DATA", "354").await;
+    client.raw("From: spqr1@hermes.example\r\n\r\nhi\r\n.\r\n").await;
+    client.expect("250").await;
+    let (envelope, _) = bench.accepted().remove(0);
+    assert_eq!(envelope.origin.authenticated, "spqr1");
+    let prepend = String::from_utf8_lossy(&envelope.prepend).replace("\r\n\t", " ");
+    assert!(prepend.contains("with ESMTPA (EXTERNAL:spqr1)"), "{prepend}");
+
+    bench.client = "127.200.1.2".parse().unwrap();
+    let mut client = bench.hello().await;
+    client.ask("AUTH EXTERNAL c3BxcjE=", "538").await;
+    client.ask("STARTTLS", "220").await;
+    let mut client = client.start_tls().await;
+    let hello = client.ask("EHLO c", "250").await;
+    assert!(hello.contains("250-AUTH PLAIN LOGIN\r\n"), "{hello}");
+    client.ask("AUTH EXTERNAL c3BxcjE=", "504").await;
 }
 
 #[tokio::test]
