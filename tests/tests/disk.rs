@@ -140,8 +140,14 @@ fn full_disks_of_two_nodes_refuse_mail_deliver_the_queue_and_recover() {
     });
     assert_eq!(mail(first, " SIZE=1000").code, 250);
 
-    process::signal(cluster.file.sink.pid, Signal::STOP);
     let mut tally = Tally::default();
+    // Once, each node calls the sender back.
+    for node in 1..=3 {
+        let id = format!("first-{node}");
+        assert_eq!(send(cluster.node(node).smart, &id, 10).unwrap().code, 250);
+        tally.taken.insert(id, std::time::SystemTime::now());
+    }
+    process::signal(cluster.file.sink.pid, Signal::STOP);
     for n in 0..60 {
         let id = format!("waits-{n}");
         let address = cluster.node(n % 3 + 1).smart;
