@@ -12,9 +12,10 @@ use crate::{
 };
 
 const DECISIONS: &str = include_str!("golden/decisions.txt");
+const CAMBRIDGE: &str = include_str!("golden/cambridge.txt");
 
 /// What the other side of a callout says, by address; others are taken.
-const CALLOUTS: [(&str, &str); 7] = [
+const CALLOUTS: [(&str, &str); 12] = [
     ("gone@chem.cam.ac.uk", "550 5.1.1 no such person"),
     ("full@chem.cam.ac.uk", "452 4.2.2 mailbox full"),
     ("forged@example.org", "550 5.1.1 we have no such user"),
@@ -23,6 +24,11 @@ const CALLOUTS: [(&str, &str); 7] = [
     ("httpd@www.example.com", "550 5.1.1 nobody reads mail here"),
     ("x@a.noreply.example.net", "550 5.1.1 nobody reads mail here"),
     ("x@spam.example.org", "550 5.7.1 no bounces"),
+    ("gone@phy.cam.ac.uk", "550 5.1.1 no such person"),
+    ("full@phy.cam.ac.uk", "452 4.2.2 mailbox full"),
+    ("gone@eng.cam.ac.uk", "550 5.1.1 no such person"),
+    ("forged@norfc.example", "550 5.7.1 no bounces"),
+    ("forged@www.example.com", "550 5.1.1 we have no such user"),
 ];
 
 struct Asked;
@@ -88,6 +94,54 @@ pub(crate) fn dns() -> FixedDns {
         .with_address("a.noreply.example.net", ip("127.10.0.1"))
 }
 
+/// What the world answered in 2005, as far as the cases in `cambridge.txt` ask.
+fn world() -> FixedDns {
+    let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
+    let mut dns = FixedDns::default()
+        .with_mx("example.org", 10, "mx.example.org")
+        .with_address("mx.example.org", ip("203.0.113.1"))
+        .with_mx("forger.example", 10, "mx.example.org")
+        .with_mx("norfc.example", 10, "mx.example.org")
+        .with_address("www.example.com", ip("203.0.113.2"))
+        .with_address("r.cambridge.org", ip("203.0.113.2"))
+        .with_mx("cambridge.org", 10, "mx.example.org")
+        .with_mx("inside.example.org", 10, "inside-1.example.org")
+        .with_address("inside-1.example.org", ip("10.1.1.1"))
+        .with_address("wild.example.org", ip("64.94.110.11"))
+        .broken("broken.example.org")
+        .with_mx("phy.cam.ac.uk", 5, "mail.phy.cam.ac.uk")
+        .with_mx("phy.cam.ac.uk", 10, "mx.cam.ac.uk")
+        .with_address("mail.phy.cam.ac.uk", ip("131.111.16.1"))
+        .with_address("nomx.cam.ac.uk", ip("131.111.17.1"))
+        .with_address("mx.cam.ac.uk", ip("131.111.8.140"))
+        .with_address("mail.eng.private.cam.ac.uk", ip("172.20.1.1"))
+        .with_address("mta0.cl.private.cam.ac.uk", ip("172.20.2.1"))
+        .with_address("mta1.cl.private.cam.ac.uk", ip("172.20.2.2"))
+        // Clients with a name; 198.51.100.8 has none.
+        .with_host("client.example.org", ip("198.51.100.7"))
+        .with_host("listed.example.org", ip("198.51.100.61"))
+        .with_host("client2.example.org", ip("198.51.100.62"))
+        .with_host("client3.example.org", ip("198.51.100.63"))
+        .with_host("client4.example.org", ip("198.51.100.64"))
+        .with_host("six.example.org", ip("2001:db8:1::7"))
+        // DNS lists.
+        .with_address("61.100.51.198.list.dsbl.org", ip("127.0.0.2"))
+        .with_address("62.100.51.198.sbl-xbl.spamhaus.org", ip("127.0.0.4"))
+        .with_text("62.100.51.198.sbl-xbl.spamhaus.org", "http://spamhaus.example/62")
+        .with_address("62.9.111.131.sbl-xbl.spamhaus.org", ip("127.0.0.4"))
+        .with_address("63.100.51.198.rbl-plus.mail-abuse.ja.net", ip("127.0.0.2"))
+        // An answer outside 127.0.0.0/8 is no listing.
+        .with_address("64.100.51.198.sbl-xbl.spamhaus.org", ip("203.0.113.9"))
+        .with_address("forger.example.nomail.rhsbl.sorbs.net", ip("127.0.0.8"))
+        .with_text("forger.example.nomail.rhsbl.sorbs.net", "sends no mail")
+        .with_address("norfc.example.dsn.rfc-ignorant.org", ip("127.0.0.2"));
+    for n in 1..=9 {
+        let name = format!("cyrus-{n}.csi.private.cam.ac.uk");
+        dns = dns.with_address(&name, ip(&format!("172.28.13.{n}")));
+    }
+    dns
+}
+
 fn connection(client: &str, server: &str, helo: &str, user: &str) -> Connection {
     let address = |text: &str, port| SocketAddr::new(text.parse().unwrap(), port);
     let (host, service) = match server.split_once('/') {
@@ -112,7 +166,7 @@ async fn reply(
     connection: &mut Connection,
     sender: &str,
     recipient: &str,
-    queue: u64,
+    around: &Surroundings,
 ) -> (String, Decision) {
     let mut decision = Decision::default();
     let mut delay = Duration::ZERO;
@@ -122,7 +176,7 @@ async fn reply(
             recipient: (stage == Stage::Rcpt).then(|| recipient.to_owned()),
             ..Transaction::default()
         };
-        decision = configuration.check(stage, connection, &transaction, &around(queue)).await;
+        decision = configuration.check(stage, connection, &transaction, around).await;
         delay += decision.delay;
         if decision.verdict != Verdict::Accept {
             break;
@@ -159,9 +213,20 @@ pub(crate) fn shown(targets: &[Target]) -> String {
 
 #[tokio::test]
 async fn decisions_are_as_written() {
-    let configuration = loaded();
+    follow(&loaded(), &dns(), "decisions.txt", DECISIONS).await;
+}
+
+#[tokio::test]
+async fn the_universitys_own_configuration_decides_as_written() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/cambridge");
+    let configuration = Configuration::load(&dir).unwrap();
+    follow(&configuration, &world(), "cambridge.txt", CAMBRIDGE).await;
+}
+
+/// Compares a file of cases with what happens, or writes it.
+async fn follow(configuration: &Configuration, dns: &FixedDns, file: &str, expected: &str) {
     let mut actual = String::new();
-    for line in DECISIONS.lines() {
+    for line in expected.lines() {
         if line.is_empty() || line.starts_with('#') {
             let _ = writeln!(actual, "{line}");
             continue;
@@ -170,30 +235,33 @@ async fn decisions_are_as_written() {
             // What the line before it came to.
             continue;
         }
-        let words: Vec<&str> = line.split_whitespace().collect();
+        let mut words: Vec<&str> = line.split_whitespace().collect();
+        let queue = words.pop_if(|word| word.starts_with("q="));
+        let queue = queue.map_or(0, |word| word[2..].parse().unwrap());
         let [client, server, helo, user, sender, recipient] = *words.as_slice() else {
             panic!("expected six words: {line}");
         };
         let bare = |text: &str| text.trim_matches(['<', '>']).to_owned();
         let (sender, recipient) = (bare(sender), bare(recipient));
         let mut connection = connection(client, server, helo, user);
+        let around = Surroundings { dns: Arc::new(dns.clone()), ..around(queue) };
         let (reply, decision) =
-            reply(&configuration, &mut connection, &sender, &recipient, 0).await;
+            reply(configuration, &mut connection, &sender, &recipient, &around).await;
         let _ = writeln!(actual, "{line}\n    {reply}");
         if decision.verdict == Verdict::Accept {
-            let targets = route::route(&configuration, &dns(), &recipient).await;
+            let targets = route::route(configuration, dns, &recipient).await;
             let _ = writeln!(actual, "    {}", shown(&targets));
         }
     }
     if std::env::var_os("PPSW_GOLDEN_WRITE").is_some() {
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/src/policy/golden/decisions.txt");
-        files::write(Path::new(file), actual.as_bytes()).unwrap();
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/policy/golden");
+        files::write(&dir.join(file), actual.as_bytes()).unwrap();
         return;
     }
-    for (number, (expected, actual)) in DECISIONS.lines().zip(actual.lines()).enumerate() {
-        assert_eq!(expected, actual, "decisions.txt:{}", number + 1);
+    for (number, (expected, actual)) in expected.lines().zip(actual.lines()).enumerate() {
+        assert_eq!(expected, actual, "{file}:{}", number + 1);
     }
-    assert_eq!(DECISIONS.lines().count(), actual.lines().count());
+    assert_eq!(expected.lines().count(), actual.lines().count());
 }
 
 #[tokio::test]
@@ -211,7 +279,8 @@ async fn submission_is_mended_by_personality() {
     ] {
         let mut connection = connection("127.0.0.1", server, "relay.host.example", user);
         let recipient = if submission.is_some() { recipient } else { sender };
-        let (_, decision) = reply(&configuration, &mut connection, sender, recipient, 0).await;
+        let (_, decision) =
+            reply(&configuration, &mut connection, sender, recipient, &around(0)).await;
         assert_eq!(decision.verdict, Verdict::Accept, "{server}");
         assert_eq!(decision.submission, submission, "{server}");
     }
@@ -227,10 +296,10 @@ async fn a_busy_node_defers_and_remembers_it() {
     let configuration = loaded();
     let mut connection = connection("127.200.0.1", "127.10.1.1", "client.host.example", "-");
     let (sender, recipient) = ("x@example.org", "spqr1@hermes.cam.ac.uk");
-    let (text, _) = reply(&configuration, &mut connection, sender, recipient, 301).await;
+    let (text, _) = reply(&configuration, &mut connection, sender, recipient, &around(301)).await;
     assert_eq!(text, "451 Sorry, too busy. Try again later.");
     assert_eq!(connection.variables["busy"], "yes");
-    let (text, _) = reply(&configuration, &mut connection, sender, recipient, 0).await;
+    let (text, _) = reply(&configuration, &mut connection, sender, recipient, &around(0)).await;
     assert_eq!(text, "451 Sorry, too busy. Try again later.");
 }
 
@@ -240,7 +309,7 @@ async fn bad_helo_is_remembered_for_the_next_recipient() {
     let mut connection = connection("127.200.0.1", "127.10.1.1", "spqr1", "-");
     let sender = "x@example.org";
     for recipient in ["spqr1@hermes.cam.ac.uk", "spqr2@hermes.cam.ac.uk"] {
-        let (text, _) = reply(&configuration, &mut connection, sender, recipient, 0).await;
+        let (text, _) = reply(&configuration, &mut connection, sender, recipient, &around(0)).await;
         assert_eq!(text, "550 Please use your name when saying HELO (not spqr1) [5s]");
     }
 }
