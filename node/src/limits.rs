@@ -248,6 +248,16 @@ pub const SESSION_MESSAGES_MAX: u32 = 100_000;
 /// Failed AUTH commands after which a session ends.
 pub const AUTH_FAILURES_MAX: u32 = 3;
 
+/// Failed AUTH commands of one host within [`AUTH_FAILURES_TIME`] after which it is not heard: a person with a wrong
+/// password in four programs stays below, a guesser gets three thousand tries a day at most.
+pub const AUTH_FAILURES_PER_HOST_MAX: u32 = 20;
+
+/// See [`AUTH_FAILURES_PER_HOST_MAX`].
+pub const AUTH_FAILURES_TIME: Duration = Duration::from_secs(600);
+
+/// Hosts whose failures are counted: a few megabytes.
+pub const AUTH_HOSTS_MAX: usize = 50_000;
+
 /// Wait before `535`: makes guessing slow.
 pub const AUTH_FAILURE_DELAY: Duration = Duration::from_secs(2);
 

@@ -101,7 +101,7 @@ impl Drop for Ticket {
 }
 
 /// What counts as one host: an IPv4 address, or an IPv6 network that one customer has (RFC 6177).
-fn host_of(client: IpAddr) -> IpAddr {
+pub(super) fn host_of(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V4(v4) => v4.into(),
         IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX)).into(),

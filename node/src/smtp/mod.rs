@@ -13,6 +13,7 @@ mod command;
 mod content;
 mod data;
 mod events;
+mod guessing;
 mod intake;
 mod line;
 mod listener;
@@ -47,6 +48,7 @@ pub use tls::{Certificates, TlsError};
 pub use wire::Transport;
 
 use admission::Admission;
+use guessing::Guessing;
 
 use crate::{
     limits::{AUTH_CONCURRENT_MAX, PROXY_HEADERS_PENDING_MAX},
@@ -81,6 +83,7 @@ pub struct Activity {
     draining: watch::Sender<bool>,
     /// Bounds the CPU that password checks take.
     hashing: Semaphore,
+    guessing: Guessing,
     /// Bounds the connections of balancers that have not said yet whom they bring.
     unnamed: Arc<Semaphore>,
     admission: Arc<Admission>,
@@ -93,6 +96,7 @@ impl Default for Activity {
             transactions: AtomicUsize::new(0),
             draining: watch::Sender::new(false),
             hashing: Semaphore::new(AUTH_CONCURRENT_MAX),
+            guessing: Guessing::default(),
             unnamed: Arc::new(Semaphore::new(PROXY_HEADERS_PENDING_MAX)),
             admission: Arc::default(),
             tasks: TaskTracker::new(),

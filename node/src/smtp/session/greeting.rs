@@ -180,6 +180,12 @@ impl Session {
             State::Fresh => return self.out_of_sequence("Say EHLO first", state).await,
             _ => return self.out_of_sequence("AUTH is not allowed in a transaction", state).await,
         }
+        let (client, now) = (self.connection.client.ip(), self.front.clock.instant());
+        if self.front.activity.guessing.is_blocked(client, now) {
+            metrics::counter!("ppsw_smtp_auth_blocked_total").increment(1);
+            let text = "Too many failed authentications from your address, try again later";
+            return self.say(Reply::new(454, reply::POLICY_LATER, text), state).await;
+        }
         if self.connection.authenticated.is_some() {
             return self.out_of_sequence("Already authenticated", state).await;
         }
@@ -220,6 +226,8 @@ impl Session {
         self.front.events.authentication_failed(&self.peer(), mechanism, &user);
         metrics::counter!("ppsw_smtp_auth_failures_total").increment(1);
         self.tally.auth_failures += 1;
+        let (client, now) = (self.connection.client.ip(), self.front.clock.instant());
+        self.front.activity.guessing.failed(client, now);
         self.wire.flush().await?;
         sleep(AUTH_FAILURE_DELAY).await;
         let reply = if self.tally.auth_failures < AUTH_FAILURES_MAX {
