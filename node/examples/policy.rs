@@ -39,7 +39,7 @@ impl NodeFacts for Quiet {
 /// Name, client and HELO of the sessions that are measured.
 const CLIENTS: [(&str, &str, &str); 2] = [
     ("a client of the university (no DNS)", "131.111.9.9", "x.csi.cam.ac.uk"),
-    ("a stranger (11 questions to the DNS)", "198.51.100.7", "client.example.org"),
+    ("a stranger (DNS lists and names, answers at hand)", "198.51.100.7", "client.example.org"),
 ];
 
 fn dns() -> Result<FixedDns, Failure> {
