@@ -17,7 +17,7 @@ use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 pub struct NodeConfig {
     /// Name in banners, `Received` and logs; the machine's host name in real life.
     pub name: String,
-    /// `log/` (the spool) and `identity/` are in it.
+    /// `log/` (the spool), `identity/` and `callouts` (answers to callouts) are in it.
     pub data: PathBuf,
     /// `mainlog` and `events.jsonl` are written here.
     pub log: PathBuf,

@@ -1,7 +1,8 @@
 //! ppswd: every node is SMTP front end, policy, router and deliverer.
 //!
 //! * [`smtp`] takes mail; [`policy`] says whether; [`tables`] and [`route`] say where to; [`deliver`] brings it
-//!   there; [`message`] makes what we write ourselves (headers, bounces); [`callout`] asks other hosts about addresses; [`maillog`] tells what happened.
+//!   there; [`callout`] asks other hosts about addresses; [`message`] makes what we write ourselves (headers, bounces);
+//!   [`maillog`] tells what happened.
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
 pub mod agent_check;

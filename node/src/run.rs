@@ -178,9 +178,9 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
 
     let ended = serve(&config, &switch, &plane, &log, &mut tasks).await;
     stop(&front, &deliverer, &plane).await;
-    callouts.save(&answers);
     log.close().await;
     // The last lines; a disk that hangs must not keep the process.
+    let _ = tokio::time::timeout(limits::STOP_PATIENCE, callouts.save(&answers)).await;
     let written = tokio::task::spawn_blocking(|| log_thread.join());
     let _ = tokio::time::timeout(limits::STOP_PATIENCE, written).await;
     drop(plane);

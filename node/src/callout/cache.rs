@@ -7,7 +7,7 @@ use moka::sync::Cache as Bounded;
 use ppsw_spool::env::UnixMs;
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, dialogue::Said};
+use super::dialogue::Said;
 use crate::{
     files,
     limits::{
@@ -19,6 +19,8 @@ use crate::{
 /// First line of the file, with the version of its form.
 const HEAD: &str = "ppswitch callouts 1";
 
+/// Clones share what is known.
+#[derive(Clone)]
 pub(super) struct Cache {
     entries: Bounded<String, Entry>,
 }
@@ -32,20 +34,9 @@ pub(super) struct Key {
     from: String,
 }
 
-/// An answer worth keeping.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Known {
-    Yes,
-    Anything,
-    No(String),
-    #[serde(rename = "not-from")]
-    NotFrom(String),
-}
-
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Entry {
-    known: Known,
+    said: Said,
     /// Wall clock, milliseconds.
     until: u64,
 }
@@ -61,46 +52,23 @@ impl Key {
     pub(super) fn new(address: &str, reverse_path: &str) -> Self {
         let (local, domain) = address.rsplit_once('@').unwrap_or((address, ""));
         let domain = domain.to_lowercase();
-        // A blank ends an address: none of ours has one outside quotes, and the first field is the kind.
+        // No address that can be asked about has a tab.
         Self {
-            address: format!("address <{reverse_path}> {local}@{domain}"),
-            from: format!("from <{reverse_path}> {domain}"),
-            domain: format!("domain {domain}"),
+            address: format!("address\t{reverse_path}\t{local}@{domain}"),
+            from: format!("from\t{reverse_path}\t{domain}"),
+            domain: format!("domain\t{domain}"),
         }
     }
 }
 
-impl Known {
-    pub(super) fn of(said: &Said) -> Option<Self> {
-        let short = |text: &str| {
-            let end = text.floor_char_boundary(CALLOUT_TEXT_BYTES_MAX);
-            text[..end].to_owned()
-        };
-        Some(match said {
-            Said::Yes => Self::Yes,
-            Said::Anything => Self::Anything,
-            Said::No(text) => Self::No(short(text)),
-            Said::NotFrom(text) => Self::NotFrom(short(text)),
-            Said::Later(_) => return None,
-        })
-    }
-
-    pub(super) fn answer(&self) -> Answer {
-        match self {
-            Self::Yes | Self::Anything => Answer::Yes,
-            Self::No(text) | Self::NotFrom(text) => {
-                Answer::No(format!("Callout verification failed:\n{text}"))
-            }
-        }
-    }
-
-    fn time(&self) -> Duration {
-        match self {
-            Self::Yes => CALLOUT_ADDRESS_YES_TIME,
-            Self::No(_) => CALLOUT_ADDRESS_NO_TIME,
-            Self::Anything => CALLOUT_DOMAIN_YES_TIME,
-            Self::NotFrom(_) => CALLOUT_DOMAIN_NO_TIME,
-        }
+/// How long something stays known; `None` if it is not to be kept.
+fn time(said: &Said) -> Option<Duration> {
+    match said {
+        Said::Yes => Some(CALLOUT_ADDRESS_YES_TIME),
+        Said::No(_) => Some(CALLOUT_ADDRESS_NO_TIME),
+        Said::Anything => Some(CALLOUT_DOMAIN_YES_TIME),
+        Said::NotFrom(_) => Some(CALLOUT_DOMAIN_NO_TIME),
+        Said::Later(_) => None,
     }
 }
 
@@ -111,22 +79,25 @@ impl Default for Cache {
 }
 
 impl Cache {
-    pub(super) fn get(&self, key: &Key, now: UnixMs) -> Option<Answer> {
+    pub(super) fn get(&self, key: &Key, now: UnixMs) -> Option<Said> {
         [&key.from, &key.domain, &key.address].into_iter().find_map(|name| {
             let entry = self.entries.get(name)?;
-            (entry.until > now.0).then(|| entry.known.answer())
+            (entry.until > now.0).then_some(entry.said)
         })
     }
 
     pub(super) fn learn(&self, key: &Key, said: &Said, now: UnixMs) {
-        let Some(known) = Known::of(said) else { return };
-        let name = match known {
-            Known::Yes | Known::No(_) => &key.address,
-            Known::Anything => &key.domain,
-            Known::NotFrom(_) => &key.from,
+        let Some(time) = time(said) else { return };
+        let mut said = said.clone();
+        if let Said::No(text) | Said::NotFrom(text) = &mut said {
+            text.truncate(text.floor_char_boundary(CALLOUT_TEXT_BYTES_MAX));
+        }
+        let name = match said {
+            Said::Anything => &key.domain,
+            Said::NotFrom(_) => &key.from,
+            Said::Yes | Said::No(_) | Said::Later(_) => &key.address,
         };
-        let until = now.plus(known.time()).0;
-        self.entries.insert(name.clone(), Entry { known, until });
+        self.entries.insert(name.clone(), Entry { said, until: now.plus(time).0 });
     }
 
     /// Adds what a file says; how many answers that was.
@@ -144,7 +115,7 @@ impl Cache {
         let mut count = 0;
         for Line { key, entry } in known {
             // A clock that was ahead when it was written must not keep an answer for ever.
-            let latest = now.plus(entry.known.time()).0;
+            let latest = time(&entry.said).map_or(0, |time| now.plus(time).0);
             if entry.until > now.0 && entry.until <= latest {
                 self.entries.insert(key, entry);
                 count += 1;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::timeout;
 
 use crate::deliver::{
@@ -9,8 +10,9 @@ use crate::deliver::{
     session::{Session, SessionError},
 };
 
-/// What one host said.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What one host said. Also as it is kept: a change needs another version of the file (`cache`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) enum Said {
     /// It takes the address.
     Yes,

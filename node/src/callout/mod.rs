@@ -29,7 +29,7 @@ use crate::{
     limits::{CALLOUT_SAVE_PERIOD, CALLOUT_TIME, HOSTS_TRIED_MAX, IDLE_CONNECTION_TIME},
     route::Destination,
 };
-use cache::{Cache, Key, Known};
+use cache::{Cache, Key};
 use dialogue::{Envelope, Said};
 use turns::Turns;
 
@@ -137,8 +137,9 @@ impl Callouts for Caller {
         }
         let key = Key::new(question.address, question.reverse_path);
         if !question.options.no_cache
-            && let Some(answer) = self.cache.get(&key, self.clock.now())
+            && let Some(said) = self.cache.get(&key, self.clock.now())
         {
+            let answer = said.answer(question.address);
             count(&answer, true);
             return answer;
         }
@@ -192,14 +193,16 @@ impl Caller {
             since_saved += IDLE_CONNECTION_TIME;
             if since_saved >= CALLOUT_SAVE_PERIOD {
                 since_saved = Duration::ZERO;
-                self.save(path);
+                self.save(path).await;
             }
         }
     }
 
-    /// Writes down what is known. That it fails costs callouts after the next start.
-    pub fn save(&self, path: &Path) {
-        if let Err(error) = self.cache.save(path, self.clock.now()) {
+    /// Writes down what is known, beside the event loop. That it fails costs callouts after the next start.
+    pub async fn save(&self, path: &Path) {
+        let (cache, to, now) = (self.cache.clone(), path.to_owned(), self.clock.now());
+        let saved = tokio::task::spawn_blocking(move || cache.save(&to, now)).await;
+        if let Err(error) = saved.map_err(io::Error::other).flatten() {
             tracing::warn!(path = %path.display(), %error, "what callouts have learnt is not kept");
         }
     }
@@ -286,15 +289,15 @@ fn count(answer: &Answer, cached: bool) {
 }
 
 impl Said {
-    fn answer(&self, address: &str) -> Answer {
-        Known::of(self).map_or_else(
-            || match self {
-                Self::Later(why) => {
-                    Answer::Later(format!("Could not ask whether <{address}> takes mail: {why}"))
-                }
-                _ => Answer::Yes,
-            },
-            |known| known.answer(),
-        )
+    fn answer(self, address: &str) -> Answer {
+        match self {
+            Self::Yes | Self::Anything => Answer::Yes,
+            Self::No(text) | Self::NotFrom(text) => {
+                Answer::No(format!("Callout verification failed:\n{text}"))
+            }
+            Self::Later(why) => {
+                Answer::Later(format!("Could not ask whether <{address}> takes mail: {why}"))
+            }
+        }
     }
 }

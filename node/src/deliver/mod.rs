@@ -7,7 +7,7 @@
 //! the traits in [`seams`].
 //!
 //! Promises: a message is in one attempt at a time; nothing is sent without the partition's lease, which is asked
-//! again directly before the final dot; a message is not touched again before its outcome is recorded.
+//! again directly before the final dot, as is whether the recipients are still open; a message is not touched again before its outcome is recorded.
 
 mod attempt;
 pub mod connect;

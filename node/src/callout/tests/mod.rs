@@ -226,7 +226,7 @@ async fn what_is_learnt_survives_a_restart() {
     let (to, path) = (at(&[&server]), bench.dir.path().join("callouts"));
     assert_eq!(bench.ask(&to, "a@y.example").await, Answer::Yes);
     assert!(is_no(&bench.ask(&to, "gone@y.example").await, "who?"));
-    bench.caller.save(&path);
+    bench.caller.save(&path).await;
     let asked = server.commands().len();
 
     let mut damaged = files::read(&path, 10_000).unwrap();
