@@ -176,6 +176,9 @@ pub const RULES_DEADLINE: Duration = Duration::from_secs(285);
 /// Keys (clients, senders, users) that one rate counts: some 10 MB. Beyond, those that are not known yet pass.
 pub const RATE_KEYS_MAX: usize = 100_000;
 
+/// So many keys pass uncounted between two looks for keys that can be forgotten: looking takes milliseconds.
+pub const RATE_KEYS_LOOK: u32 = 10_000;
+
 /// Different rates that are counted at once; more come only of many changes of a policy.
 pub const RATES_MAX: usize = 256;
 
@@ -197,7 +200,7 @@ pub const CALLBACK_WINDOW: Duration = Duration::from_secs(60);
 /// Hosts whose callouts are counted: some megabytes.
 pub const CALLOUT_HOSTS_MAX: usize = 10_000;
 
-/// Answers to callouts that are kept, the most used ones: some 30 MB at most.
+/// Answers to callouts that are kept, the most used ones: some 30 MB, with the longest addresses 100 MB.
 pub const CALLOUT_CACHE_MAX: u64 = 100_000;
 
 /// Text of a refusal that is kept with it.
@@ -248,9 +251,9 @@ pub const SESSION_MESSAGES_MAX: u32 = 100_000;
 /// Failed AUTH commands after which a session ends.
 pub const AUTH_FAILURES_MAX: u32 = 3;
 
-/// Failed AUTH commands of one host within [`AUTH_FAILURES_TIME`] after which it is not heard: a person with a wrong
-/// password in four programs stays below, a guesser gets three thousand tries a day at most.
-pub const AUTH_FAILURES_PER_HOST_MAX: u32 = 20;
+/// Failed AUTH commands of one host within [`AUTH_FAILURES_TIME`] after which it is not heard: a house behind one
+/// address with some forgotten programs in it stays below, a guesser gets fifteen thousand tries a day at most.
+pub const AUTH_FAILURES_PER_HOST_MAX: u32 = 100;
 
 /// See [`AUTH_FAILURES_PER_HOST_MAX`].
 pub const AUTH_FAILURES_TIME: Duration = Duration::from_secs(600);

@@ -4,14 +4,18 @@
 
 use std::{
     collections::HashMap,
+    hash::{BuildHasher, RandomState},
     num::NonZeroU32,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
-use crate::limits::{RATE_KEYS_MAX, RATES_MAX};
+use crate::limits::{RATE_KEYS_LOOK, RATE_KEYS_MAX, RATES_MAX};
 
 /// So many times in such a time: as many at once, and then one each `time / times`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,12 +25,19 @@ pub struct Rate {
     pub time: Duration,
 }
 
-type Limiter = DefaultKeyedRateLimiter<String>;
+/// Of hashes, so that a key's length costs no memory.
+#[derive(Debug)]
+struct Limiter {
+    limiter: DefaultKeyedRateLimiter<u64>,
+    /// Keys for which there was no room.
+    passed: AtomicU32,
+}
 
 /// Counts by rate and key. One per node.
 #[derive(Debug, Default)]
 pub struct Rates {
     limiters: Mutex<HashMap<Rate, Arc<Limiter>>>,
+    hasher: RandomState,
 }
 
 impl Rate {
@@ -47,14 +58,17 @@ impl Rates {
     /// are is not held up.
     pub fn is_over(&self, rate: Rate, key: &str) -> bool {
         let Some(limiter) = self.limiter(rate) else { return false };
+        let Limiter { limiter, passed } = &*limiter;
         if limiter.len() >= RATE_KEYS_MAX {
-            limiter.retain_recent();
+            if passed.fetch_add(1, Ordering::Relaxed).is_multiple_of(RATE_KEYS_LOOK) {
+                limiter.retain_recent();
+            }
             if limiter.len() >= RATE_KEYS_MAX {
                 metrics::counter!("ppsw_rates_not_counted_total").increment(1);
                 return false;
             }
         }
-        limiter.check_key(&key.to_owned()).is_err()
+        limiter.check_key(&self.hasher.hash_one(key)).is_err()
     }
 
     fn limiter(&self, rate: Rate) -> Option<Arc<Limiter>> {
@@ -65,7 +79,8 @@ impl Rates {
                 limiters.clear();
             }
             let quota = Quota::with_period(rate.each())?.allow_burst(rate.times);
-            limiters.insert(rate, Arc::new(RateLimiter::keyed(quota)));
+            let limiter = RateLimiter::keyed(quota);
+            limiters.insert(rate, Arc::new(Limiter { limiter, passed: AtomicU32::new(0) }));
         }
         limiters.get(&rate).cloned()
     }

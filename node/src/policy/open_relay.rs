@@ -65,7 +65,7 @@ impl Configuration {
 
     async fn open_relay(&self, personality: &str, server: IpAddr) -> Option<OpenRelay> {
         for client in STRANGERS.iter().filter_map(|client| client.parse().ok()) {
-            for service in [Service::Smtp, Service::Submission] {
+            for service in [Service::Smtp, Service::Submission, Service::Submissions] {
                 for (sender, recipient) in
                     SENDERS.iter().flat_map(|sender| FORWARD_PATHS.map(|to| (*sender, to)))
                 {
@@ -203,6 +203,7 @@ mod tests {
             (r#"accept hosts="9.0.0.0/8""#, vec!["mx"]),
             (r#"accept senders="" "#, vec!["mx"]),
             (r#"accept service="submission""#, vec!["mx"]),
+            (r#"accept service="submissions""#, vec!["mx"]),
             (r#"accept domains="relay-test.example""#, vec!["mx"]),
             (r#"accept domains="ours.example""#, vec![]),
             (r#"accept authenticated="*""#, vec![]),

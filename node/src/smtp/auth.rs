@@ -8,7 +8,8 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use zeroize::Zeroizing;
 
 use super::{
-    FrontEnd, Policy, password,
+    FrontEnd, Policy,
+    password::{self, BadHash},
     reply::{self, Reply},
 };
 use crate::limits::USER_BYTES_MAX;
@@ -143,14 +144,15 @@ impl Credentials {
         let Ok(_permit) = front.activity.hashing.acquire().await else { return false };
         let check = move || {
             let hash = policy.password_hash(&self.user);
-            let known = hash.is_some();
-            match password::is_right(&self.password, hash.unwrap_or(NOBODY)) {
-                Ok(right) => known && right,
-                Err(error) => {
-                    tracing::warn!(user = self.user, %error, "users/passwd: nobody can log in as this user");
-                    false
-                }
+            let right = hash.map(|hash| password::is_right(&self.password, hash));
+            if let Some(Ok(right)) = right {
+                return right;
             }
+            if let Some(Err(error @ (BadHash::Unknown | BadHash::Damaged))) = right {
+                tracing::warn!(user = self.user, %error, "users/passwd: nobody can log in as this user");
+            }
+            let _ = password::is_right(&self.password, NOBODY);
+            false
         };
         tokio::task::spawn_blocking(check).await.unwrap_or(false)
     }

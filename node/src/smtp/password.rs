@@ -5,6 +5,9 @@ use sha_crypt::{PasswordVerifier, ShaCrypt};
 /// A hash that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum BadHash {
+    /// `*` or `!`: as in /etc/shadow, on purpose.
+    #[error("the user is locked")]
+    Locked,
     #[error("the hash begins with none of $y$, $6$, $5$, $2b$ and $argon2id$")]
     Unknown,
     /// Without the hash: it is a secret, too.
@@ -15,7 +18,7 @@ pub(super) enum BadHash {
 /// Whether a password is the one that was hashed. Takes a while; compares in constant time.
 ///
 /// # Errors
-/// The hash is of no known kind, or damaged.
+/// The hash is of no known kind, damaged, or says that nobody may.
 pub(super) fn is_right(password: &[u8], hash: &str) -> Result<bool, BadHash> {
     let starts = |prefixes: &[&str]| prefixes.iter().any(|prefix| hash.starts_with(prefix));
     if starts(&["$5$", "$6$"]) {
@@ -26,6 +29,8 @@ pub(super) fn is_right(password: &[u8], hash: &str) -> Result<bool, BadHash> {
         judged(argon2::Argon2::default().verify_password(password, hash))
     } else if starts(&["$2a$", "$2b$", "$2y$"]) {
         bcrypt::verify(password, hash).map_err(|_| BadHash::Damaged)
+    } else if starts(&["*", "!"]) {
+        Err(BadHash::Locked)
     } else {
         Err(BadHash::Unknown)
     }
@@ -72,10 +77,11 @@ mod tests {
 
     #[test]
     fn what_is_no_hash_lets_nobody_in() {
-        for hash in
-            ["", "*", "!", "x", "secret", "$1$abc$def", "$7$", "$argon2i$v=19$m=8,t=1,p=1$YQ$YQ"]
-        {
+        for hash in ["", "x", "secret", "$1$abc$def", "$7$", "$argon2i$v=19$m=8,t=1,p=1$YQ$YQ"] {
             assert_eq!(is_right(b"secret", hash), Err(BadHash::Unknown), "{hash:?}");
+        }
+        for hash in ["*", "!", "!$5$saltstring$C3o4O1TC6aRHF4FI.QSZMXtHbaj2gSXr4sUc/3NcUi."] {
+            assert_eq!(is_right(b"secret", hash), Err(BadHash::Locked), "{hash:?}");
         }
     }
 }

@@ -181,7 +181,8 @@ impl Session {
             _ => return self.out_of_sequence("AUTH is not allowed in a transaction", state).await,
         }
         let (client, now) = (self.connection.client.ip(), self.front.clock.instant());
-        if self.front.activity.guessing.is_blocked(client, now) {
+        // One that speaks for many users has many that mistype.
+        if !trusted && self.front.activity.guessing.is_blocked(client, now) {
             metrics::counter!("ppsw_smtp_auth_blocked_total").increment(1);
             let text = "Too many failed authentications from your address, try again later";
             return self.say(Reply::new(454, reply::POLICY_LATER, text), state).await;
