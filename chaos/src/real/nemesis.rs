@@ -54,8 +54,8 @@ pub(super) struct Nemesis<'a> {
 
 /// One who drains a node, or ends that.
 struct Operator {
-    /// The node that is to be undrained; 0 for a drain.
-    undrains: u16,
+    /// The node that is to be undrained; `None` for a drain.
+    undrains: Option<u16>,
     child: Option<Child>,
     /// When to (re)try.
     again: Option<Instant>,
@@ -201,7 +201,7 @@ impl<'a> Nemesis<'a> {
                 self.measure.drained(*node, self.cluster.size());
                 let child =
                     Some(self.operate(&["drain", &node.to_string(), "--timeout", DRAIN_MAX])?);
-                self.operators.push(Operator { undrains: 0, child, again: None });
+                self.operators.push(Operator { undrains: None, child, again: None });
             }
             Kind::BitFlip { node } => self.flip_bit(*node, fault.length)?,
         }
@@ -224,7 +224,7 @@ impl<'a> Nemesis<'a> {
             Kind::Clock { node, .. } => self.cluster.node(*node).disk.set_clock(0)?,
             Kind::Drain { node } => {
                 let again = Some(Instant::now());
-                self.operators.push(Operator { undrains: *node, child: None, again });
+                self.operators.push(Operator { undrains: Some(*node), child: None, again });
             }
             Kind::Kill { .. } | Kind::KillAll | Kind::Rolling | Kind::BitFlip { .. } => {}
         }
@@ -343,13 +343,15 @@ impl<'a> Nemesis<'a> {
     fn look_at_operators(&mut self) -> Result<(), HarnessError> {
         let now = Instant::now();
         for mut operator in std::mem::take(&mut self.operators) {
-            if operator.again.is_some_and(|again| again <= now) {
-                operator.child = Some(self.operate(&["undrain", &operator.undrains.to_string()])?);
+            if let Some(node) = operator.undrains
+                && operator.again.is_some_and(|again| again <= now)
+            {
+                operator.child = Some(self.operate(&["undrain", &node.to_string()])?);
                 operator.again = None;
             }
             match operator.child.as_mut().map(Child::try_wait) {
                 None | Some(Ok(None)) => self.operators.push(operator),
-                Some(Ok(Some(status))) if !status.success() && operator.undrains > 0 => {
+                Some(Ok(Some(status))) if !status.success() && operator.undrains.is_some() => {
                     let again = Some(now + OPERATOR_PAUSE);
                     self.operators.push(Operator { child: None, again, ..operator });
                 }
