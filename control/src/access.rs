@@ -76,7 +76,7 @@ impl Guard {
         let fits = match (service, caller.role) {
             ("ppsw.control.v1.Admin", Role::Admin) => true,
             ("ppsw.control.v1.Admin", Role::Viewer) => {
-                matches!(method, "Status" | "Queue" | "Summarise" | "Log")
+                matches!(method, "Status" | "Queue" | "Summarise" | "Log" | "Route" | "Session")
             }
             ("ppsw.control.v1.Admin", Role::Node) => false,
             // Nodes talk to nodes: control, and every Raft group.

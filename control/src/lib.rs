@@ -1,5 +1,5 @@
 //! The control plane: who is in the cluster, which node carries which partition, drains; mutual TLS between
-//! nodes; the gRPC services; `ppswctl`.
+//! nodes; the gRPC services.
 //!
 //! [`Plane`] is what a node runs. Beneath it:
 //!
@@ -10,6 +10,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use ppsw_proto::control as pb;
 use ppsw_spool::{NodeId, PartitionId, group::Timing, log::LogError};
 
 mod access;
@@ -45,6 +46,28 @@ pub trait NodeHooks: Send + Sync + 'static {
     fn open_transactions(&self) -> usize;
     /// Delivery attempts in flight for a partition.
     fn attempts_in_flight(&self, partition: PartitionId) -> usize;
+    /// Where mail for an address would go, and why.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    async fn route(&self, request: pb::RouteRequest) -> Result<pb::RouteReply, String>;
+    /// Begins a made-up SMTP session.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String>;
+}
+
+/// A made-up SMTP session. It ends when this is dropped.
+#[async_trait]
+pub trait Rehearsal: Send {
+    /// The banner.
+    async fn banner(&mut self) -> pb::SessionStep;
+    /// What follows a line of the client. Not called after a step that closes.
+    ///
+    /// # Errors
+    /// A text for the operator: this is no line.
+    async fn line(&mut self, line: String) -> Result<pb::SessionStep, String>;
 }
 
 /// How a node's control plane is set up.

@@ -12,6 +12,7 @@ pub mod config;
 pub mod deliver;
 pub mod dev;
 pub mod dns;
+pub mod explain;
 pub mod files;
 pub mod http;
 pub mod limits;

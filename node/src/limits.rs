@@ -93,6 +93,9 @@ pub const CONFIGURATION_ERRORS_MAX: usize = 200;
 /// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
 pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
+/// Characters of a rule or condition that an explanation shows.
+pub const PLACE_CHARS_MAX: usize = 300;
+
 /// Nesting of `any`, `all`, `not` and of auxiliary ACLs: bounds the stack of an evaluation.
 pub const POLICY_DEPTH_MAX: usize = 16;
 
@@ -299,6 +302,12 @@ pub const ORIGINAL_RECIPIENT_BYTES_MAX: usize = 500;
 
 /// `Message-ID` value kept for the log.
 pub const MESSAGE_ID_FIELD_BYTES_MAX: usize = 256;
+
+/// Made-up sessions (`ppswctl session`) at once: each is a person who wants to know something.
+pub const REHEARSALS_MAX: usize = 8;
+
+/// Longest line of a made-up session; a real one ends at 2,048 or less.
+pub const REHEARSAL_LINE_BYTES_MAX: usize = 4_096;
 
 // === smtp: listeners ===
 

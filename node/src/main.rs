@@ -136,25 +136,15 @@ fn read(path: &std::path::Path) -> Result<NodeConfig, run::Failure> {
 
 fn check(path: &std::path::Path) -> Result<(), run::Failure> {
     let config = read(path)?;
-    match Configuration::load(&config.config) {
-        Ok(configuration) => {
-            let open = futures::executor::block_on(configuration.open_relays());
-            for relay in &open {
-                eprintln!("{relay}");
-            }
-            if !open.is_empty() {
-                return Err(format!("{}: relays for everybody", config.config.display()).into());
-            }
-            println!("{}: good", path.display());
-            Ok(())
-        }
-        Err(reports) => {
-            for report in &reports {
-                eprintln!("{report:?}");
-            }
-            Err(format!("{} errors in {}", reports.len(), config.config.display()).into())
-        }
+    let problems = futures::executor::block_on(Configuration::problems(&config.config));
+    for problem in &problems {
+        eprintln!("{}", problem.report);
     }
+    if !problems.is_empty() {
+        return Err(format!("{} errors in {}", problems.len(), config.config.display()).into());
+    }
+    println!("{}: good", path.display());
+    Ok(())
 }
 
 const _: () = assert!(EXIT_USAGE == 2, "clap's own code for a wrong command line");

@@ -11,7 +11,8 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions};
+use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal};
+use ppsw_proto::control as pb;
 use ppsw_spool::{
     NodeId, PartitionId,
     env::{SystemClock, SystemDisk},
@@ -31,6 +32,7 @@ use crate::{
     config::{NodeConfig, OnDamage},
     deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
+    explain::Explainer,
     files, http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts, Surroundings},
@@ -124,7 +126,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
     let front = Arc::new(FrontEnd {
         host_name: config.name.clone(),
-        rules: Arc::new(CurrentRules(current)),
+        rules: Arc::new(CurrentRules(current.clone())),
         around: Surroundings {
             dns,
             facts: Arc::new(Facts(spool.clone())),
@@ -137,7 +139,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         clock: Arc::new(SystemClock),
         activity: Activity::default(),
     });
-    hooks.attach(front.clone(), deliverer.clone());
+    hooks.attach(front.clone(), deliverer.clone(), current);
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
@@ -333,12 +335,19 @@ async fn stop(front: &FrontEnd, deliverer: &Deliverer, plane: &Plane) {
 struct Hooks {
     draining: AtomicBool,
     parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
+    explainer: OnceLock<Explainer>,
 }
 
 impl Hooks {
-    fn attach(&self, front: Arc<FrontEnd>, deliverer: Deliverer) {
+    fn attach(
+        &self,
+        front: Arc<FrontEnd>,
+        deliverer: Deliverer,
+        configuration: watch::Receiver<Arc<Configuration>>,
+    ) {
         let draining = self.draining.load(Ordering::Acquire);
         front.activity.drain(draining);
+        let _ = self.explainer.set(Explainer::new(front.clone(), configuration));
         // Called once, from `node`.
         let _ = self.parts.set((front, deliverer));
     }
@@ -360,7 +369,19 @@ impl NodeHooks for Hooks {
     fn attempts_in_flight(&self, partition: PartitionId) -> usize {
         self.parts.get().map_or(0, |(_, deliverer)| deliverer.attempts_in_flight(partition))
     }
+
+    async fn route(&self, request: pb::RouteRequest) -> Result<pb::RouteReply, String> {
+        let explainer = self.explainer.get().ok_or(STARTING)?;
+        Ok(explainer.route(&request).await)
+    }
+
+    fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
+        self.explainer.get().ok_or(STARTING)?.rehearse(&open)
+    }
 }
+
+/// What an operator hears who asks too early.
+const STARTING: &str = "this node is starting: try again in a second";
 
 /// The configuration that is active now.
 struct CurrentRules(watch::Receiver<Arc<Configuration>>);

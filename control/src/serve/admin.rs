@@ -4,9 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
-use super::{log, queue};
+use super::{explain, log, queue};
 use crate::{
     NodeId, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -188,6 +188,23 @@ impl Admin for Service {
             expired: token.expires_ms <= now_ms,
         });
         Ok(Response::new(pb::ListTokensReply { tokens: tokens.collect() }))
+    }
+
+    async fn route(
+        &self,
+        request: Request<pb::RouteRequest>,
+    ) -> Result<Response<pb::RouteReply>, Status> {
+        explain::route(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    type SessionStream = BoxStream<'static, Result<pb::SessionStep, Status>>;
+
+    async fn session(
+        &self,
+        request: Request<Streaming<pb::SessionInput>>,
+    ) -> Result<Response<Self::SessionStream>, Status> {
+        let role = request.extensions().get::<Peer>().map(|peer| peer.role);
+        explain::session(&self.0, role, request.into_inner()).await.map(Response::new)
     }
 
     async fn drop_token(

@@ -1,6 +1,7 @@
 //! The gRPC services of a node, on one address: Raft groups, nodes, operators, joining machines.
 
 mod admin;
+mod explain;
 mod join;
 mod log;
 mod node;

@@ -22,9 +22,17 @@ async fn run(cluster: &Cluster, line: &str) -> Output {
         .collect();
     let text = serde_json::json!({ "nodes": nodes, "credentials": "admin", "viewer": "viewer" });
     std::fs::write(&file, text.to_string()).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_ppswctl"));
+    let mut command = Command::new(program());
     command.arg("--cluster").arg(&file).args(line.split(' ')).kill_on_drop(true);
     tokio::time::timeout(PATIENCE, command.output()).await.unwrap().unwrap()
+}
+
+/// It belongs to the crate above this one: it checks policies, too.
+fn program() -> std::path::PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let path = test.ancestors().nth(2).unwrap().join("ppswctl");
+    assert!(path.exists(), "{} is missing: run `cargo build --workspace --bins`", path.display());
+    path
 }
 
 async fn json(cluster: &Cluster, line: &str) -> Value {

@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use async_trait::async_trait;
 use ppsw_control::{
-    NodeHooks, Plane, PlaneError, PlaneOptions,
+    NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal,
     client::{Credentials, Operator},
     init, join,
 };
@@ -33,6 +34,7 @@ pub(crate) struct Hooks {
     pub(crate) attempts: AtomicUsize,
 }
 
+#[async_trait]
 impl NodeHooks for Hooks {
     fn set_draining(&self, draining: bool) {
         self.draining.store(draining, Ordering::SeqCst);
@@ -44,6 +46,14 @@ impl NodeHooks for Hooks {
 
     fn attempts_in_flight(&self, _: PartitionId) -> usize {
         self.attempts.load(Ordering::SeqCst)
+    }
+
+    async fn route(&self, _: pb::RouteRequest) -> Result<pb::RouteReply, String> {
+        Err("this node has no policy".to_owned())
+    }
+
+    fn rehearse(&self, _: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
+        Err("this node has no policy".to_owned())
     }
 }
 

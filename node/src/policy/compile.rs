@@ -127,9 +127,9 @@ impl<'t> Compiler<'t> {
                 self.errors.at(node.span_of_name(), format!("acl {name:?} is defined twice"));
             }
         }
-        if !self.acl_names.contains_key("local") {
+        let has_local = self.acl_names.contains_key("local");
+        if !has_local {
             self.acl_names.insert("local".to_owned(), acls.len());
-            acls.extend(local.nodes());
         }
         let compiled_lists: Vec<List> =
             lists.iter().map(|(kind, node)| self.named_list(*kind, node)).collect();
@@ -149,9 +149,14 @@ impl<'t> Compiler<'t> {
                 }
             }
         }
-        let acls: Vec<Acl> = acls.iter().map(|node| rule::compile_acl(node, self)).collect();
-        rule::refuse_cycles(&acls, &mut self.errors);
+        let mut acls: Vec<Acl> = acls.iter().map(|node| rule::compile_acl(node, self)).collect();
         let routing = route::compile::compile(routers, transports, self);
+        if !has_local {
+            // Last: what is built in has no place in the policy.
+            self.errors.enter_built_in(LOCAL);
+            acls.extend(local.nodes().iter().map(|node| rule::compile_acl(node, self)));
+        }
+        rule::refuse_cycles(&acls, &mut self.errors);
         Compiled {
             options: self.options.clone(),
             lists: compiled_lists,
@@ -196,12 +201,13 @@ impl<'t> Compiler<'t> {
                 "list" => {
                     child.only(&[], &mut self.errors);
                     for entry in &child.values {
-                        let Some(name) = text(entry, "a list's name", &mut self.errors) else {
+                        let Some(word) = text(entry, "a list's name", &mut self.errors) else {
                             continue;
                         };
-                        let (negated, name) = negation(name);
+                        let (negated, name) = negation(word);
                         let matcher = self.reference(kind, name, entry.span());
-                        items.extend(matcher.map(|matcher| Item { negated, matcher }));
+                        let text = format!("{}+{name}", if negated { "!" } else { "" });
+                        items.extend(matcher.map(|matcher| Item::new(&text, matcher)));
                     }
                 }
                 "item" => {
@@ -231,7 +237,8 @@ impl<'t> Compiler<'t> {
             let what = format!("table {name:?} has keys that are neither addresses nor networks");
             self.errors.at(child.span, what);
         }
-        Some(Item { negated, matcher: Matcher::Table { name: name.into(), partial } })
+        let text = format!("{}table {name}", if negated { "!" } else { "" });
+        Some(Item::new(&text, Matcher::Table { name: name.into(), partial }))
     }
 
     /// Checks that a table exists.
@@ -260,15 +267,15 @@ impl<'t> Compiler<'t> {
     fn words(&mut self, kind: Kind, entry: &KdlEntry, items: &mut Vec<Item>) {
         let Some(all) = text(entry, "a list", &mut self.errors) else { return };
         if all.trim().is_empty() {
-            items.push(Item { negated: false, matcher: Matcher::Glob(Glob::new("")) });
+            items.push(Item::new("", Matcher::Glob(Glob::new(""))));
         }
         for word in all.split_whitespace() {
-            let (negated, word) = negation(word);
-            let matcher = match word.strip_prefix('+') {
+            let (_, plain) = negation(word);
+            let matcher = match plain.strip_prefix('+') {
                 Some(name) => self.reference(kind, name, entry.span()),
-                None => self.literal(kind, word, entry),
+                None => self.literal(kind, plain, entry),
             };
-            items.extend(matcher.map(|matcher| Item { negated, matcher }));
+            items.extend(matcher.map(|matcher| Item::new(word, matcher)));
         }
     }
 

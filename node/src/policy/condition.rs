@@ -154,6 +154,17 @@ pub(super) fn compile(
     depth: usize,
     compiler: &mut Compiler<'_>,
 ) -> Option<Test> {
+    let mut test = test(setting, stage, depth, compiler)?;
+    test.text = setting.place(&compiler.errors).text;
+    Some(test)
+}
+
+fn test(
+    setting: &Setting<'_>,
+    stage: Option<Stage>,
+    depth: usize,
+    compiler: &mut Compiler<'_>,
+) -> Option<Test> {
     if !CONDITIONS.contains(&setting.name) {
         compiler.errors.unknown(setting.span, "condition or modifier", setting.name, words());
         return None;
@@ -165,7 +176,7 @@ pub(super) fn compile(
         "rate-over" => return rate_over(setting, compiler),
         _ => setting.only(&[], &mut compiler.errors),
     }
-    let plain = |condition| Some(Test { negated: false, condition });
+    let plain = |condition| Some(Test::new(false, condition));
     let mut list = |kind| compiler.list_of(kind, setting);
     match setting.name {
         "hosts" => plain(Condition::Hosts(list(Kind::Hosts))),
@@ -181,7 +192,7 @@ pub(super) fn compile(
                 "encrypted" => Condition::Encrypted,
                 _ => Condition::HeloIsAddress,
             };
-            Some(Test { negated, condition })
+            Some(Test::new(negated, condition))
         }
         "dnslists" => dns_lists(setting, compiler).and_then(plain),
         "var" => variable(setting, compiler),
@@ -234,7 +245,7 @@ fn with_text(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test>
             }
         },
     };
-    Some(Test { negated, condition })
+    Some(Test::new(negated, condition))
 }
 
 /// Conditions on an address are asked when there is one.
@@ -278,8 +289,8 @@ fn group(
     let inner = |child| compile(&Setting::node(child), stage, depth + 1, compiler);
     let tests: Vec<Test> = children.iter().filter_map(inner).collect();
     Some(match setting.name {
-        "any" => Test { negated: false, condition: Condition::Any(tests) },
-        name => Test { negated: name == "not", condition: Condition::All(tests) },
+        "any" => Test::new(false, Condition::Any(tests)),
+        name => Test::new(name == "not", Condition::All(tests)),
     })
 }
 
@@ -298,7 +309,7 @@ fn rate_over(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test>
         None => (setting.span, "{client}"),
     };
     let key = compiler.template(span, key, Scope::Rule)?;
-    Some(Test { negated: false, condition: Condition::RateOver(rate, key) })
+    Some(Test::new(false, Condition::RateOver(rate, key)))
 }
 
 fn verify(
@@ -331,7 +342,7 @@ fn verify(
         }
         callout = Some(options);
     }
-    Some(Test { negated, condition: Condition::Verify(*verify, callout) })
+    Some(Test::new(negated, Condition::Verify(*verify, callout)))
 }
 
 /// Sets an option of a callout.
@@ -360,21 +371,21 @@ fn authenticated(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<T
         && entry.value().is_bool()
     {
         let negated = !flag(entry, &mut compiler.errors);
-        return Some(Test { negated, condition: Condition::Authenticated(any_user()) });
+        return Some(Test::new(negated, Condition::Authenticated(any_user())));
     }
     match setting.text("users, \"*\" for any", &mut compiler.errors)? {
         // As a list, `!*` would hold nobody, authenticated or not.
-        "!*" => Some(Test { negated: true, condition: Condition::Authenticated(any_user()) }),
+        "!*" => Some(Test::new(true, Condition::Authenticated(any_user()))),
         _ => {
             let list = compiler.list_of(Kind::LocalParts, setting);
-            Some(Test { negated: false, condition: Condition::Authenticated(list) })
+            Some(Test::new(false, Condition::Authenticated(list)))
         }
     }
 }
 
 fn any_user() -> List {
     use super::list::{Glob, Item, Matcher};
-    List { items: vec![Item { negated: false, matcher: Matcher::Glob(Glob::new("*")) }] }
+    List { items: vec![Item::new("*", Matcher::Glob(Glob::new("*")))] }
 }
 
 fn services(
@@ -415,7 +426,7 @@ fn variable(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test> 
         }
         None => None,
     };
-    Some(Test { negated, condition: Condition::Variable { name: name.into(), value } })
+    Some(Test::new(negated, Condition::Variable { name: name.into(), value }))
 }
 
 /// `zone`, `zone/{sender_domain}`, `zone=127.0.0.2,127.0.0.3`.

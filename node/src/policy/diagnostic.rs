@@ -29,16 +29,58 @@ pub struct PolicyError {
 #[error("{0}")]
 pub struct PlainError(pub String);
 
+/// What is wrong with a configuration, for programs and for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// If it is an error of the policy: its file, line and column (from 1).
+    pub file: Option<String>,
+    pub line: Option<usize>,
+    pub column: Option<usize>,
+    pub what: String,
+    pub help: Option<String>,
+    /// All of it, with the place in the text.
+    pub report: String,
+}
+
+impl Problem {
+    pub(super) fn of_report(report: &miette::Report) -> Self {
+        let known = report.downcast_ref::<PolicyError>();
+        Self {
+            file: known.map(|error| error.file.clone()),
+            line: known.map(|error| error.line),
+            column: known.map(|error| error.column),
+            what: known.map_or_else(|| report.to_string(), |error| error.what.clone()),
+            help: known.and_then(|error| error.help.clone()),
+            report: format!("{report:?}"),
+        }
+    }
+
+    pub(super) fn plain(what: String) -> Self {
+        let (file, line, column, help) = (None, None, None, None);
+        Self { file, line, column, report: what.clone(), what, help }
+    }
+}
+
+/// Where a statement stands in the policy, and how it begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// From 1; 0 for what is built in.
+    pub line: u32,
+    /// The statement without its block, in one line.
+    pub text: Box<str>,
+}
+
 /// Collects errors while a document is compiled.
 pub(crate) struct Errors {
     file: String,
     text: Arc<str>,
+    built_in: Option<&'static str>,
     found: Vec<PolicyError>,
 }
 
 impl Errors {
     pub(super) fn new(file: &str, text: &str) -> Self {
-        Self { file: file.to_owned(), text: text.into(), found: Vec::new() }
+        Self { file: file.to_owned(), text: text.into(), built_in: None, found: Vec::new() }
     }
 
     pub(crate) fn at(&mut self, span: SourceSpan, what: impl Into<String>) {
@@ -61,6 +103,23 @@ impl Errors {
         self.push(span, format!("unknown {kind} {word:?}"), help);
     }
 
+    /// The place of a statement that goes from the beginning of `span` to the byte `end`.
+    pub(crate) fn place(&self, span: SourceSpan, end: usize) -> Place {
+        let source = self.built_in.unwrap_or(&self.text);
+        let text = source.get(span.offset()..end).unwrap_or_default();
+        // A line that goes on in the next one has a backslash at its end.
+        let words = text.split_whitespace().filter(|word| *word != "\\");
+        let text = words.collect::<Vec<_>>().join(" ");
+        let text = text.chars().take(limits::PLACE_CHARS_MAX).collect::<String>();
+        let line = if self.built_in.is_some() { 0 } else { self.line_and_column(span).0 };
+        Place { line: u32::try_from(line).unwrap_or(u32::MAX), text: text.into() }
+    }
+
+    /// What follows comes from this text instead of the policy.
+    pub(super) fn enter_built_in(&mut self, text: &'static str) {
+        self.built_in = Some(text);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.found.len()
     }
@@ -78,17 +137,22 @@ impl Errors {
         if self.found.len() >= limits::CONFIGURATION_ERRORS_MAX {
             return;
         }
-        let before = self.text.get(..span.offset()).unwrap_or(&self.text);
-        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let (line, column) = self.line_and_column(span);
         self.found.push(PolicyError {
             file: self.file.clone(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
+            line,
+            column,
             what,
             help,
             text: NamedSource::new(&self.file, Arc::clone(&self.text)),
             span,
         });
+    }
+
+    fn line_and_column(&self, span: SourceSpan) -> (usize, usize) {
+        let before = self.text.get(..span.offset()).unwrap_or(&self.text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
     }
 }
 

@@ -1,15 +1,17 @@
 //! Running rules.
 
 mod verify;
+mod why;
 
 use std::{borrow::Cow, net::IpAddr, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 
 use super::{
-    Configuration, Connection, Decision, Personality, Stage, Submission, Surroundings, Transaction,
-    Verdict,
+    Configuration, Connection, Decision, Explanation, Personality, Stage, Submission, Surroundings,
+    Transaction, Verdict,
     condition::Condition,
+    explanation::Notes,
     list::{List, Subject, World},
     rule::{Body, Control, Rule, Step, Test, Verb},
     source::parse_duration,
@@ -57,6 +59,8 @@ struct Evaluation<'a> {
     /// DNS list that matched, and its text.
     listed: Option<(String, String)>,
     depth: usize,
+    /// Only if somebody wants to know why.
+    notes: Option<Notes>,
 }
 
 pub(super) async fn run(
@@ -67,18 +71,46 @@ pub(super) async fn run(
     around: &Surroundings,
 ) -> Decision {
     let personality = configuration.personality(connection.server.ip());
+    decide(configuration, &personality, stage, connection, transaction, around, None).await.0
+}
+
+pub(super) async fn explain(
+    configuration: &Configuration,
+    stage: Stage,
+    connection: &mut Connection,
+    transaction: &Transaction,
+    around: &Surroundings,
+) -> (Decision, Explanation) {
+    let personality = configuration.personality(connection.server.ip());
+    let notes = Some(Notes::default());
+    let (decision, notes) =
+        decide(configuration, &personality, stage, connection, transaction, around, notes).await;
+    let rules = notes.map(|notes| notes.rules).unwrap_or_default();
+    (decision, Explanation { stage, acl: personality.acl, rules })
+}
+
+async fn decide(
+    configuration: &Configuration,
+    personality: &Personality,
+    stage: Stage,
+    connection: &mut Connection,
+    transaction: &Transaction,
+    around: &Surroundings,
+    notes: Option<Notes>,
+) -> (Decision, Option<Notes>) {
     let rules = match configuration.acl(&personality.acl).map(|acl| &acl.body) {
         Some(Body::Stages(stages)) => stages.get(&stage),
         // Loading has refused such personalities, so nothing is accepted here.
-        Some(Body::Rules(_)) | None => return Decision::refused(),
+        Some(Body::Rules(_)) | None => return (Decision::refused(), notes),
     };
     let Some(rules) = rules else {
         // A stage without rules accepts, save that recipients need a rule.
-        return if stage == Stage::Rcpt { Decision::refused() } else { Decision::default() };
+        let rcpt = stage == Stage::Rcpt;
+        return (if rcpt { Decision::refused() } else { Decision::default() }, notes);
     };
     let mut evaluation = Evaluation {
         configuration,
-        personality: &personality,
+        personality,
         connection,
         transaction,
         around,
@@ -86,11 +118,12 @@ pub(super) async fn run(
         reason: None,
         listed: None,
         depth: 0,
+        notes,
     };
     let verdict = evaluation.rules(rules).await;
     let mut decision = evaluation.decision;
     decision.verdict = verdict;
-    decision
+    (decision, evaluation.notes)
 }
 
 impl Decision {
@@ -117,7 +150,10 @@ impl Evaluation<'_> {
     fn rules<'b>(&'b mut self, rules: &'b [Rule]) -> BoxFuture<'b, Verdict> {
         async move {
             for rule in rules {
-                if let Some(verdict) = self.rule(rule).await {
+                let noted = self.begin_note();
+                let verdict = self.rule(rule).await;
+                self.note_rule(noted, rule, verdict.as_ref());
+                if let Some(verdict) = verdict {
                     return verdict;
                 }
             }
@@ -168,6 +204,7 @@ impl Evaluation<'_> {
     }
 
     fn modify(&mut self, step: &Step) {
+        self.note_effect(step);
         match step {
             Step::Test(_) | Step::Endpass => {}
             Step::Set(name, value) => {
@@ -201,8 +238,11 @@ impl Evaluation<'_> {
 
     fn test<'b>(&'b mut self, test: &'b Test) -> BoxFuture<'b, Truth> {
         async move {
+            let noted = self.begin_note();
             let truth = self.condition(&test.condition).await;
-            if test.negated { truth.opposite() } else { truth }
+            let truth = if test.negated { truth.opposite() } else { truth };
+            self.note_condition(noted, test, truth);
+            truth
         }
         .boxed()
     }

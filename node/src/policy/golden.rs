@@ -168,7 +168,21 @@ async fn reply(
     recipient: &str,
     around: &Surroundings,
 ) -> (String, Decision) {
+    let (reply, decision, _) =
+        explained_reply(configuration, connection, sender, recipient, around).await;
+    (reply, decision)
+}
+
+/// As [`reply`], with the rule that spoke.
+async fn explained_reply(
+    configuration: &Configuration,
+    connection: &mut Connection,
+    sender: &str,
+    recipient: &str,
+    around: &Surroundings,
+) -> (String, Decision, String) {
     let mut decision = Decision::default();
+    let mut speaker = String::new();
     let mut delay = Duration::ZERO;
     for stage in [Stage::Connect, Stage::Helo, Stage::Mail, Stage::Rcpt] {
         let transaction = Transaction {
@@ -176,7 +190,10 @@ async fn reply(
             recipient: (stage == Stage::Rcpt).then(|| recipient.to_owned()),
             ..Transaction::default()
         };
-        decision = configuration.check(stage, connection, &transaction, around).await;
+        let explanation;
+        (decision, explanation) =
+            configuration.explain(stage, connection, &transaction, around).await;
+        speaker = spoken(&explanation);
         delay += decision.delay;
         if decision.verdict != Verdict::Accept {
             break;
@@ -192,7 +209,19 @@ async fn reply(
     if delay > Duration::ZERO {
         let _ = write!(text, " [{}s]", delay.as_secs());
     }
-    (text.replace('\n', " | "), decision)
+    (text.replace('\n', " | "), decision, speaker)
+}
+
+/// The rule that spoke, and the one in an auxiliary ACL that made it speak.
+fn spoken(explanation: &Explanation) -> String {
+    let mut text = explanation.stage.name().to_owned();
+    let mut rules = &explanation.rules;
+    while let Some(rule) = rules.last() {
+        let _ = write!(text, ": {}", rule.place.text);
+        let Some(last) = rule.conditions.last() else { break };
+        rules = &last.rules;
+    }
+    text
 }
 
 pub(crate) fn shown(targets: &[Target]) -> String {
@@ -245,9 +274,9 @@ async fn follow(configuration: &Configuration, dns: &FixedDns, file: &str, expec
         let (sender, recipient) = (bare(sender), bare(recipient));
         let mut connection = connection(client, server, helo, user);
         let around = Surroundings { dns: Arc::new(dns.clone()), ..around(queue) };
-        let (reply, decision) =
-            reply(configuration, &mut connection, &sender, &recipient, &around).await;
-        let _ = writeln!(actual, "{line}\n    {reply}");
+        let (reply, decision, rule) =
+            explained_reply(configuration, &mut connection, &sender, &recipient, &around).await;
+        let _ = writeln!(actual, "{line}\n    {reply}\n    {rule}");
         if decision.verdict == Verdict::Accept {
             let targets = route::route(configuration, dns, &recipient).await;
             let _ = writeln!(actual, "    {}", shown(&targets));

@@ -28,8 +28,17 @@ pub(crate) struct List {
 /// One item; `negated` means that a match says no.
 #[derive(Clone, Debug)]
 pub(crate) struct Item {
+    /// As it stands in the policy.
+    pub(crate) text: Box<str>,
     pub(crate) negated: bool,
     pub(crate) matcher: Matcher,
+}
+
+impl Item {
+    /// `!` before the text negates it.
+    pub(crate) fn new(text: &str, matcher: Matcher) -> Self {
+        Self { text: text.into(), negated: text.starts_with('!'), matcher }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -77,6 +86,19 @@ impl List {
             }
         }
         self.items.last().is_some_and(|item| item.negated)
+    }
+
+    /// The item that decides, and those that decide in the lists that it names.
+    pub(crate) fn decider(&self, subject: Subject<'_>, world: &World<'_>) -> Option<String> {
+        let item = self.items.iter().find(|item| item.matcher.matches(subject, world))?;
+        let inner = match &item.matcher {
+            Matcher::Named(index) => {
+                world.lists.get(*index).and_then(|list| list.decider(subject, world))
+            }
+            _ => None,
+        };
+        let text = if item.text.is_empty() { "\"\"" } else { &*item.text };
+        Some(inner.map_or_else(|| text.to_owned(), |inner| format!("{text} → {inner}")))
     }
 
     /// Indexes of the named lists that this one names.
@@ -220,8 +242,8 @@ mod tests {
 
     fn holds(items: &[&str], domain: &str) -> bool {
         let items = items.iter().map(|text| match text.strip_prefix('!') {
-            Some(text) => Item { negated: true, matcher: Matcher::Glob(Glob::new(text)) },
-            None => Item { negated: false, matcher: Matcher::Glob(Glob::new(text)) },
+            Some(glob) => Item::new(text, Matcher::Glob(Glob::new(glob))),
+            None => Item::new(text, Matcher::Glob(Glob::new(text))),
         });
         let list = List { items: items.collect() };
         let tables = Tables::default();

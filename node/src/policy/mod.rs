@@ -4,6 +4,7 @@ mod compile;
 mod condition;
 mod diagnostic;
 mod evaluate;
+mod explanation;
 pub(crate) mod list;
 mod open_relay;
 mod options;
@@ -21,8 +22,9 @@ use std::{
 };
 
 pub(crate) use compile::Compiler;
-pub use diagnostic::{PlainError, PolicyError};
+pub use diagnostic::{Place, PlainError, PolicyError, Problem};
 pub(crate) use evaluate::found;
+pub use explanation::{AskedCondition, Explanation, TriedRule};
 pub use open_relay::OpenRelay;
 #[cfg(test)]
 pub(crate) use source::parse_duration;
@@ -117,6 +119,13 @@ pub enum Stage {
     NotQuit,
 }
 
+impl Stage {
+    /// As it is called in the policy.
+    pub fn name(self) -> &'static str {
+        rule::STAGES.iter().find(|(_, stage)| *stage == self).map_or("", |(name, _)| name)
+    }
+}
+
 /// What the rules decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -145,6 +154,19 @@ pub struct Decision {
     pub pipelining_off: bool,
     /// Lines for the log.
     pub log: Vec<String>,
+}
+
+impl Verdict {
+    /// As the verb that gives it is called in the policy.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Discard => "discard",
+            Self::Deny(_) => "deny",
+            Self::Defer(_) => "defer",
+            Self::Drop(_) => "drop",
+        }
+    }
 }
 
 /// What `control submission` asks for.
@@ -213,6 +235,17 @@ impl Configuration {
         if missing.is_empty() { Ok(Arc::new(configuration)) } else { Err(missing) }
     }
 
+    /// Everything that is wrong with the configuration in a directory; that it relays for everybody, too.
+    pub async fn problems(dir: &Path) -> Vec<Problem> {
+        match Self::load(dir) {
+            Err(reports) => reports.iter().map(Problem::of_report).collect(),
+            Ok(configuration) => {
+                let open = configuration.open_relays().await;
+                open.iter().map(|relay| Problem::plain(relay.to_string())).collect()
+            }
+        }
+    }
+
     /// The personality of a server address.
     pub fn personality(&self, server: IpAddr) -> Personality {
         let known = self.personalities.of(server).cloned();
@@ -228,6 +261,17 @@ impl Configuration {
         around: &Surroundings,
     ) -> Decision {
         evaluate::run(self, stage, connection, transaction, around).await
+    }
+
+    /// As [`Self::check`], and tells how it came to the decision.
+    pub async fn explain(
+        &self,
+        stage: Stage,
+        connection: &mut Connection,
+        transaction: &Transaction,
+        around: &Surroundings,
+    ) -> (Decision, Explanation) {
+        evaluate::explain(self, stage, connection, transaction, around).await
     }
 
     /// The crypt(3) hash of a user's password (`users/passwd`).

@@ -9,8 +9,8 @@ use super::{
     Stage,
     compile::{Compiler, NameSpan, negation},
     condition::{self, CONDITIONS, Condition},
-    diagnostic::Errors,
-    source::{Setting, parse_duration, text},
+    diagnostic::{Errors, Place},
+    source::{Setting, parse_duration, place, text},
     template::{Scope, Template, is_name},
 };
 
@@ -49,6 +49,7 @@ pub(crate) enum Verb {
 /// One rule.
 #[derive(Debug)]
 pub(crate) struct Rule {
+    pub(crate) place: Place,
     pub(crate) verb: Verb,
     pub(crate) message: Option<Template>,
     /// Conditions and modifiers in the order of the text.
@@ -70,8 +71,16 @@ pub(crate) enum Step {
 /// A condition, or its opposite.
 #[derive(Debug)]
 pub(crate) struct Test {
+    /// As it stands in the policy.
+    pub(crate) text: Box<str>,
     pub(crate) negated: bool,
     pub(crate) condition: Condition,
+}
+
+impl Test {
+    pub(super) fn new(negated: bool, condition: Condition) -> Self {
+        Self { text: Box::default(), negated, condition }
+    }
 }
 
 /// What `control` switches.
@@ -188,7 +197,8 @@ fn rule(node: &KdlNode, stage: Option<Stage>, compiler: &mut Compiler<'_>) -> Op
     for entry in node.entries().iter().filter(|entry| entry.name().is_none()) {
         compiler.errors.at(entry.span(), "expected name=value: a condition or a modifier");
     }
-    let mut rule = Rule { verb: *verb, message: None, steps: Vec::new() };
+    let place = place(node, &compiler.errors);
+    let mut rule = Rule { place, verb: *verb, message: None, steps: Vec::new() };
     for setting in Setting::inner(node, &mut compiler.errors) {
         if setting.name == "message" {
             setting.only(&[], &mut compiler.errors);

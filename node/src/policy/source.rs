@@ -5,7 +5,7 @@ use std::time::Duration;
 use kdl::{KdlDocument, KdlEntry, KdlNode, KdlValue};
 use miette::SourceSpan;
 
-use super::diagnostic::Errors;
+use super::diagnostic::{Errors, Place};
 
 /// Name, values, options and children of one statement: a node, or a property of one.
 #[derive(Clone)]
@@ -68,6 +68,13 @@ impl<'a> Setting<'a> {
         found
     }
 
+    /// Where it stands.
+    pub(crate) fn place(&self, errors: &Errors) -> Place {
+        let entries = self.values.iter().chain(self.options.iter().map(|(_, entry)| entry));
+        let ends = entries.map(|entry| end(entry.span()));
+        errors.place(self.span, ends.max().unwrap_or_else(|| end(self.span)))
+    }
+
     /// Reports options that nobody knows, and children where none belong.
     pub(crate) fn only(&self, known: &[&str], errors: &mut Errors) {
         for (name, entry) in &self.options {
@@ -110,6 +117,16 @@ impl<'a> Setting<'a> {
             }
         }
     }
+}
+
+fn end(span: SourceSpan) -> usize {
+    span.offset() + span.len()
+}
+
+/// Where a node stands, without its block.
+pub(crate) fn place(node: &KdlNode, errors: &Errors) -> Place {
+    let ends = node.entries().iter().map(|entry| end(entry.span()));
+    errors.place(node.name().span(), ends.max().unwrap_or_else(|| end(node.name().span())))
 }
 
 pub(crate) fn text<'a>(

@@ -13,7 +13,7 @@ use super::{
 use crate::policy::{
     Compiler,
     list::{Kind as ListKind, List},
-    source::{Setting, flag, number, text},
+    source::{Setting, flag, number, place, text},
     template::{Scope, Template},
 };
 
@@ -148,6 +148,7 @@ fn router(
         }
     };
     let mut router = Router {
+        place: place(node, &compiler.errors),
         name: compiler.name(node)?.to_owned(),
         conditions: Vec::new(),
         affix: None,
@@ -228,14 +229,15 @@ fn common(
     transports: &HashMap<String, usize>,
     compiler: &mut Compiler<'_>,
 ) {
+    let said = setting.place(&compiler.errors).text;
     match setting.name {
         "domains" => {
             let list = compiler.list_of(ListKind::Domains, setting);
-            router.conditions.push(Precondition::Domains(list));
+            router.conditions.push((Precondition::Domains(list), said));
         }
         "local-parts" => {
             let list = compiler.list_of(ListKind::LocalParts, setting);
-            router.conditions.push(Precondition::LocalParts(list));
+            router.conditions.push((Precondition::LocalParts(list), said));
         }
         "local-part-prefix" => {
             parts.prefix = affix_text(setting, compiler).map(str::to_ascii_lowercase);
@@ -266,7 +268,7 @@ fn common(
                 compiler.errors.unknown(setting.span, "transport", name, known);
             }
         }
-        _ => router.conditions.extend(precondition(setting, compiler)),
+        _ => router.conditions.extend(precondition(setting, compiler).map(|test| (test, said))),
     }
 }
 

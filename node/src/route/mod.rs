@@ -10,7 +10,10 @@ mod walk;
 
 use std::net::IpAddr;
 
-use crate::{dns::Dns, policy::Configuration};
+use crate::{
+    dns::Dns,
+    policy::{Configuration, Place},
+};
 
 /// How an address is delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -78,6 +81,33 @@ pub enum Verified {
 /// Routes a recipient. Never empty; de-duplicated; bounded by `limits`.
 pub async fn route(configuration: &Configuration, dns: &dyn Dns, address: &str) -> Vec<Target> {
     walk::route(configuration, dns, address).await
+}
+
+/// What a router made of an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TriedRouter {
+    pub name: String,
+    pub place: Place,
+    pub outcome: String,
+    /// No other router is asked about this address.
+    pub decides: bool,
+}
+
+/// An address on the way from a recipient, and the routers that were asked about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stop {
+    pub address: String,
+    pub routers: Vec<TriedRouter>,
+}
+
+/// As [`route`], and tells every router that was asked; with `verify` as a verification asks them.
+pub async fn explain(
+    configuration: &Configuration,
+    dns: &dyn Dns,
+    address: &str,
+    verify: bool,
+) -> (Vec<Target>, Vec<Stop>) {
+    walk::explain(configuration, dns, address, verify).await
 }
 
 /// Whether mail for (or replies to) an address could be routed. Stops at the first address with several children.

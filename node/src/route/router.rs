@@ -1,7 +1,7 @@
 //! Routers and transports as `policy.kdl` gives them.
 
 use super::Protocol;
-use crate::policy::{list::List, template::Template};
+use crate::policy::{Place, list::List, template::Template};
 
 /// Routers in the order of the text, and the transports that they name.
 #[derive(Debug, Default)]
@@ -13,8 +13,10 @@ pub(crate) struct Routing {
 /// One router.
 #[derive(Debug)]
 pub(crate) struct Router {
+    pub(crate) place: Place,
     pub(crate) name: String,
-    pub(crate) conditions: Vec<Precondition>,
+    /// And each as it stands in the policy.
+    pub(crate) conditions: Vec<(Precondition, Box<str>)>,
     pub(crate) affix: Option<Affix>,
     /// Only when an address is verified.
     pub(crate) verify_only: bool,

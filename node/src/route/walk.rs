@@ -1,11 +1,11 @@
 //! The walk of an address through the routers.
 
-use std::collections::HashSet;
+use std::{borrow::Cow, collections::HashSet, fmt};
 
 use futures::{StreamExt, stream};
 
 use super::{
-    Destination, Fate, Host, Target, Verified,
+    Destination, Fate, Host, Stop, Target, TriedRouter, Verified,
     address::{Address, View},
     hosts::{self, Found},
     redirect::{self, Item},
@@ -29,8 +29,8 @@ enum Step {
 /// What one router made of an address.
 enum Outcome {
     Step(Step),
-    /// The next router is asked.
-    Decline,
+    /// The next router is asked; why.
+    Decline(Cow<'static, str>),
 }
 
 pub(super) async fn route(
@@ -38,48 +38,71 @@ pub(super) async fn route(
     dns: &dyn Dns,
     recipient: &str,
 ) -> Vec<Target> {
-    let walk = Walk { configuration, dns, verify: false };
-    let Some(address) = Address::new(recipient, &configuration.options().qualify_domain) else {
-        let fate = Fate::Fail(format!("{recipient:?} is no address"));
-        return vec![target(recipient.to_owned(), None, fate)];
-    };
-    let whole = |why: String| vec![target(recipient.to_owned(), None, Fate::Defer(why))];
-    let mut targets: Vec<Target> = Vec::new();
-    let mut seen: HashSet<(String, Vec<usize>)> = HashSet::new();
-    let mut level = vec![address];
-    for _ in 0..=limits::ROUTE_DEPTH_MAX {
-        if level.is_empty() {
-            return targets;
-        }
-        let steps: Vec<(Address, Step)> = stream::iter(level)
-            .map(|address| async {
-                let step = walk.step(&address).await;
-                (address, step)
-            })
-            .buffered(limits::ROUTE_CONCURRENT)
-            .collect()
-            .await;
-        level = Vec::new();
-        for (address, step) in steps {
-            match step {
-                Step::Final(fate) => targets.push(Target {
-                    address: address.text(),
-                    parents: address.parents,
-                    errors_to: address.errors_to,
-                    fate,
-                }),
-                Step::Children(children) => {
-                    let new = |child: &Address| seen.insert((child.text(), child.skip.clone()));
-                    level.extend(children.into_iter().filter(new));
+    Walk { configuration, dns, verify: false }.whole(recipient, None).await
+}
+
+pub(super) async fn explain(
+    configuration: &Configuration,
+    dns: &dyn Dns,
+    recipient: &str,
+    verify: bool,
+) -> (Vec<Target>, Vec<Stop>) {
+    let mut stops = Vec::new();
+    let targets = Walk { configuration, dns, verify }.whole(recipient, Some(&mut stops)).await;
+    (targets, stops)
+}
+
+impl Walk<'_> {
+    /// Everything that a recipient leads to; notes the way if somebody wants to know it.
+    async fn whole(&self, recipient: &str, mut stops: Option<&mut Vec<Stop>>) -> Vec<Target> {
+        let Some(address) = Address::new(recipient, &self.configuration.options().qualify_domain)
+        else {
+            let fate = Fate::Fail(format!("{recipient:?} is no address"));
+            return vec![target(recipient.to_owned(), None, fate)];
+        };
+        let explains = stops.is_some();
+        let whole = |why: String| vec![target(recipient.to_owned(), None, Fate::Defer(why))];
+        let mut targets: Vec<Target> = Vec::new();
+        let mut seen: HashSet<(String, Vec<usize>)> = HashSet::new();
+        let mut level = vec![address];
+        for _ in 0..=limits::ROUTE_DEPTH_MAX {
+            if level.is_empty() {
+                return targets;
+            }
+            let steps: Vec<_> = stream::iter(level)
+                .map(|address| async move {
+                    let mut tried = explains.then(Vec::new);
+                    let step = self.step(&address, tried.as_mut()).await;
+                    (address, step, tried)
+                })
+                .buffered(limits::ROUTE_CONCURRENT)
+                .collect()
+                .await;
+            level = Vec::new();
+            for (address, step, tried) in steps {
+                if let (Some(stops), Some(routers)) = (stops.as_mut(), tried) {
+                    stops.push(Stop { address: address.text(), routers });
+                }
+                match step {
+                    Step::Final(fate) => targets.push(Target {
+                        address: address.text(),
+                        parents: address.parents,
+                        errors_to: address.errors_to,
+                        fate,
+                    }),
+                    Step::Children(children) => {
+                        let new = |child: &Address| seen.insert((child.text(), child.skip.clone()));
+                        level.extend(children.into_iter().filter(new));
+                    }
+                }
+                if level.len() + targets.len() > limits::ROUTE_CHILDREN_MAX {
+                    let max = limits::ROUTE_CHILDREN_MAX;
+                    return whole(format!("leads to more than {max} addresses; shorten its lists"));
                 }
             }
-            if level.len() + targets.len() > limits::ROUTE_CHILDREN_MAX {
-                let max = limits::ROUTE_CHILDREN_MAX;
-                return whole(format!("leads to more than {max} addresses; shorten its lists"));
-            }
         }
+        whole(format!("redirected more than {} times: probably a loop", limits::ROUTE_DEPTH_MAX))
     }
-    whole(format!("redirected more than {} times: probably a loop", limits::ROUTE_DEPTH_MAX))
 }
 
 pub(super) async fn verify(
@@ -92,7 +115,7 @@ pub(super) async fn verify(
         return Verified::No(format!("{recipient:?} is no address"));
     };
     for _ in 0..=limits::ROUTE_DEPTH_MAX {
-        match walk.step(&address).await {
+        match walk.step(&address, None).await {
             Step::Final(Fate::Deliver(to)) => return Verified::Yes(Some((address.text(), to))),
             Step::Final(Fate::Fail(why)) => return Verified::No(why),
             Step::Final(Fate::Defer(why)) => return Verified::Later(why),
@@ -110,6 +133,21 @@ fn target(address: String, errors_to: Option<String>, fate: Fate) -> Target {
     Target { address, parents: Vec::new(), errors_to, fate }
 }
 
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Children(children) => {
+                let children: Vec<String> = children.iter().map(Address::text).collect();
+                write!(f, "redirects to {}", children.join(", "))
+            }
+            Self::Final(Fate::Deliver(to)) if to.transport.is_empty() => f.write_str("takes it"),
+            Self::Final(Fate::Deliver(to)) => write!(f, "takes it for transport {}", to.transport),
+            Self::Final(Fate::Fail(why)) => write!(f, "fails it: {why}"),
+            Self::Final(Fate::Defer(why)) => write!(f, "defers it: {why}"),
+        }
+    }
+}
+
 struct Walk<'a> {
     configuration: &'a Configuration,
     dns: &'a dyn Dns,
@@ -118,20 +156,29 @@ struct Walk<'a> {
 
 impl Walk<'_> {
     /// Asks the routers in their order.
-    async fn step(&self, address: &Address) -> Step {
+    async fn step(&self, address: &Address, mut tried: Option<&mut Vec<TriedRouter>>) -> Step {
         let mut reason = UNROUTEABLE.to_owned();
+        let mut note = |router: &Router, decides: bool, outcome: &dyn Fn() -> String| {
+            if let Some(tried) = &mut tried {
+                let (name, place) = (router.name.clone(), router.place.clone());
+                tried.push(TriedRouter { name, place, outcome: outcome(), decides });
+            }
+        };
         for (index, router) in self.configuration.compiled.routing.routers.iter().enumerate() {
-            if (router.verify_only && !self.verify) || (router.no_verify && self.verify) {
-                continue;
-            }
-            if address.skip.contains(&index) {
-                continue;
-            }
-            let view = View::new(self.configuration, address, router.affix.as_ref());
-            let Some(view) = view.filter(|view| self.applies(router, view)) else { continue };
+            let view = match self.view(index, router, address) {
+                Ok(view) => view,
+                Err(why) => {
+                    note(router, false, &|| format!("not asked: {why}"));
+                    continue;
+                }
+            };
             match self.ask(index, router, &view).await {
-                Outcome::Step(step) => return step,
-                Outcome::Decline => {
+                Outcome::Step(step) => {
+                    note(router, true, &|| step.to_string());
+                    return step;
+                }
+                Outcome::Decline(why) => {
+                    note(router, router.no_more, &|| format!("declines: {why}"));
                     let text = router.cannot_route.as_ref().and_then(|text| text.fill(&view));
                     if let Some(text) = text {
                         reason = text;
@@ -145,10 +192,32 @@ impl Walk<'_> {
         Step::Final(Fate::Fail(reason))
     }
 
-    fn applies(&self, router: &Router, view: &View<'_>) -> bool {
+    /// The address as a router sees it, or why the router is not asked.
+    fn view<'b>(
+        &'b self,
+        index: usize,
+        router: &'b Router,
+        address: &'b Address,
+    ) -> Result<View<'b>, &'b str> {
+        if router.verify_only && !self.verify {
+            return Err("only for verification");
+        }
+        if router.no_verify && self.verify {
+            return Err("not for verification");
+        }
+        if address.skip.contains(&index) {
+            return Err("it made this address of the same one before");
+        }
+        let view = View::new(self.configuration, address, router.affix.as_ref());
+        let view = view.ok_or("the local part lacks its prefix or suffix")?;
+        let failed = router.conditions.iter().find(|(test, _)| !self.holds(test, &view));
+        failed.map_or(Ok(view), |(_, text)| Err(text))
+    }
+
+    fn holds(&self, condition: &Precondition, view: &View<'_>) -> bool {
         let tables = &self.configuration.tables;
         let world = self.configuration.world(view);
-        router.conditions.iter().all(|condition| match condition {
+        match condition {
             Precondition::Domains(list) => {
                 list.holds(Subject::Domain(&view.address.domain), &world)
             }
@@ -167,7 +236,7 @@ impl Walk<'_> {
                 let last = view.address.parents.last();
                 matches!((parent, last), (Some(a), Some(b)) if a.eq_ignore_ascii_case(b))
             }
-        })
+        }
     }
 
     async fn ask(&self, index: usize, router: &Router, view: &View<'_>) -> Outcome {
@@ -182,12 +251,12 @@ impl Walk<'_> {
                     Some(data) => {
                         self.redirect(index, router, view, &data, *allow_fail, *check_ancestor)
                     }
-                    None => Outcome::Decline,
+                    None => Outcome::Decline("a table has no such entry".into()),
                 }
             }
             Action::Manual { route, transport, randomize, not_found } => {
                 let Some(route) = route.fill(view).filter(|route| !route.trim().is_empty()) else {
-                    return Outcome::Decline;
+                    return Outcome::Decline("a table has no such entry".into());
                 };
                 let found = self.manual(&route, *transport, *randomize).await;
                 self.found(index, router, *transport, *not_found, view, found)
@@ -267,7 +336,7 @@ impl Walk<'_> {
             children.push(child);
         }
         if children.is_empty() {
-            return Outcome::Decline;
+            return Outcome::Decline("the entry is empty".into());
         }
         if let Some(errors_to) = errors_to {
             for child in &mut children {
@@ -296,7 +365,7 @@ impl Walk<'_> {
                 return Outcome::Step(Step::Children(vec![child]));
             }
             Found::None(why) => match not_found {
-                NotFound::Decline => return Outcome::Decline,
+                NotFound::Decline => return Outcome::Decline(why.into()),
                 NotFound::Fail => Fate::Fail(why),
                 NotFound::Defer => Fate::Defer(why),
             },

@@ -44,6 +44,7 @@ pub use events::{Arrival, Events, Peer, Rejection};
 pub use intake::{Incoming, Intake};
 pub use listener::Listener;
 pub use rules::{Policy, Rules};
+pub(crate) use session::serve_from;
 pub use tls::{Certificates, TlsError};
 pub use wire::Transport;
 

@@ -20,7 +20,7 @@ use crate::{
 impl Session {
     /// TLS if the port begins with it, the rules for connections, and the banner.
     pub(super) async fn greet(&mut self) -> Result<State, Lost> {
-        if self.connection.service == Service::Submissions {
+        if self.connection.service == Service::Submissions && self.connection.tls.is_none() {
             let Some(acceptor) = self.front.certificates.acceptor(&self.personality.name) else {
                 tracing::warn!(name = self.personality.name, "no certificate for a TLS port");
                 return Ok(State::Closed);

@@ -97,7 +97,6 @@ struct Session {
 pub(super) async fn serve(front: Arc<FrontEnd>, stream: Box<dyn Transport>, ends: Ends) {
     let server = SocketAddr::new(ends.server.ip().to_canonical(), ends.server.port());
     let client = SocketAddr::new(ends.client.ip().to_canonical(), ends.client.port());
-    let personality = front.rules.current().personality(server.ip());
     let connection = Connection {
         client,
         server,
@@ -108,6 +107,16 @@ pub(super) async fn serve(front: Arc<FrontEnd>, stream: Box<dyn Transport>, ends
         tls: None,
         variables: Default::default(),
     };
+    serve_from(front, stream, connection).await;
+}
+
+/// Serves a client of whom something is known already: it may have authenticated, or use TLS.
+pub(crate) async fn serve_from(
+    front: Arc<FrontEnd>,
+    stream: Box<dyn Transport>,
+    connection: Connection,
+) {
+    let personality = front.rules.current().personality(connection.server.ip());
     let mut session = Session {
         front,
         wire: Wire::new(stream),

@@ -11,8 +11,10 @@ mod address;
 mod age;
 mod args;
 mod drain;
+mod explain;
 mod log;
 mod node;
+mod policy;
 mod queue;
 mod status;
 mod token;
@@ -26,7 +28,7 @@ use std::{
 use clap::Parser;
 use tonic::Code;
 
-use crate::args::{Args, NodeVerb, PlacementVerb, QueueVerb, TokenVerb, Verb};
+use crate::args::{Args, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TokenVerb, Verb};
 
 /// Why a verb did not do what it was asked; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +84,7 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(run(args)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             if json {
                 let code = failure.exit_code();
@@ -101,7 +103,18 @@ fn write_line(text: fmt::Arguments<'_>) {
     }
 }
 
-async fn run(args: Args) -> Result<(), Failure> {
+async fn run(args: Args) -> Result<ExitCode, Failure> {
+    if let Verb::Policy { verb: PolicyVerb::Check { dir } } = &args.verb {
+        return Ok(policy::check(dir, args.json).await);
+    }
+    if let Verb::Route { addresses, verify } = &args.verb {
+        let mut admin = address::connect(&address::find(&args)?).await?;
+        return explain::route(&mut admin, addresses, *verify, args.json).await;
+    }
+    operate(args).await.map(|()| ExitCode::SUCCESS)
+}
+
+async fn operate(args: Args) -> Result<(), Failure> {
     let cluster = address::find(&args)?;
     let mut admin = address::connect(&cluster).await?;
     let json = args.json;
@@ -135,5 +148,8 @@ async fn run(args: Args) -> Result<(), Failure> {
             QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
             QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
         },
+        Verb::Session(session) => explain::session(&mut admin, session, json).await,
+        // Done in `run`.
+        Verb::Route { .. } | Verb::Policy { .. } => Ok(()),
     }
 }

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
 
@@ -10,7 +10,7 @@ use crate::age;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no node answered; 4 timed out.\n\
+    after_help = "Exit codes: 0 done; 1 refused or failed; 2 wrong usage; 3 no node answered; 4 timed out. `route` has its own.\n\
                   Times are 30s, 5m, 2h, 1d or seconds. NODE is a number or a name.\n\
                   Without --cluster or --address, ~/.config/ppswctl.toml is read: `address = [\"HOST:PORT\"]` and \
                   `credentials = \"DIR\"`."
@@ -79,6 +79,54 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: QueueVerb,
     },
+    /// Where mail for addresses would go, and what each router said; sends nothing.
+    #[command(
+        after_help = "Exit codes: 0 deliverable, 1 deferred, 2 unroutable; the worst of all addresses."
+    )]
+    Route {
+        #[arg(required = true)]
+        addresses: Vec<String>,
+        /// As a verification asks the routers.
+        #[arg(long)]
+        verify: bool,
+    },
+    /// A made-up SMTP session, its commands on standard input: prints each rule that was tried, and why it matched.
+    /// Nothing is accepted or sent; nothing is counted by a rate; delays are shown instead of waited.
+    Session(Session),
+    /// The policy's files.
+    Policy {
+        #[command(subcommand)]
+        verb: PolicyVerb,
+    },
+}
+
+/// Who talks to whom.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Session {
+    /// Address of the client.
+    #[arg(long, value_name = "IP")]
+    pub(crate) client: IpAddr,
+    /// Our address that it connects to: selects the personality.
+    #[arg(long, value_name = "IP")]
+    pub(crate) server: IpAddr,
+    /// The port that it connects to.
+    #[arg(long, default_value = "smtp", value_parser = ["smtp", "submission", "submissions"])]
+    pub(crate) service: String,
+    /// It has authenticated as this user, over TLS.
+    #[arg(long, value_name = "USER")]
+    pub(crate) auth: Option<String>,
+    /// It uses TLS.
+    #[arg(long)]
+    pub(crate) tls: bool,
+    /// Make callouts. Without, every address counts as taken.
+    #[arg(long)]
+    pub(crate) callout: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PolicyVerb {
+    /// Report every error of a policy and its tables, and whether it relays for everybody. Asks no cluster.
+    Check { dir: PathBuf },
 }
 
 #[derive(Debug, Subcommand)]
