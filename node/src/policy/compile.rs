@@ -232,7 +232,7 @@ impl<'t> Compiler<'t> {
             .option("partial")
             .is_some_and(|entry| super::source::flag(entry, &mut self.errors));
         let (negated, name) = negation(name);
-        self.table(name, child.span)?;
+        self.table(name, child.values.first().map_or(child.span, |entry| entry.span()))?;
         if kind == Kind::Hosts && !self.tables.is_nets(name) {
             let what = format!("table {name:?} has keys that are neither addresses nor networks");
             self.errors.at(child.span, what);

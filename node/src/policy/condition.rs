@@ -240,7 +240,10 @@ fn with_text(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test>
         _ => match Regex::new(word) {
             Ok(regex) => Condition::HeloMatches(regex),
             Err(e) => {
-                compiler.errors.at(setting.span, format!("no regular expression: {e}"));
+                let what = format!("no regular expression: {e}");
+                let help = "a bracket that stands for itself has a backslash before it; \
+                            https://docs.rs/regex/#syntax has all of the syntax";
+                compiler.errors.help(setting.span, what, help);
                 return None;
             }
         },

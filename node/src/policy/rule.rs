@@ -288,26 +288,49 @@ fn control(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Control
 
 /// Refuses ACLs that call themselves, and calls of ACLs that have stages.
 pub(super) fn refuse_cycles(acls: &[Acl], errors: &mut Errors) {
+    let mut reported = vec![false; acls.len()];
     for (start, acl) in acls.iter().enumerate() {
-        let mut seen = vec![false; acls.len()];
-        let mut waiting = calls(acl);
-        while let Some(index) = waiting.pop() {
+        // Who called each, by a way from `start`.
+        let mut callers: Vec<Option<usize>> = vec![None; acls.len()];
+        let mut waiting: Vec<(usize, usize)> = calls(acl).into_iter().map(|i| (start, i)).collect();
+        while let Some((caller, index)) = waiting.pop() {
             if index == start {
-                errors.at(acl.span, "this acl calls itself");
+                if !reported[start] {
+                    let cycle = way(caller, start, &callers);
+                    let names = cycle.iter().chain([&start]).map(|i| acls[*i].name.as_str());
+                    let names = names.collect::<Vec<_>>().join(" → ");
+                    let help = format!("take one of these calls out: {names}");
+                    errors.help(acl.span, "this acl calls itself", &help);
+                    cycle.into_iter().for_each(|index| reported[index] = true);
+                }
                 break;
             }
             if let Some(called) = acls.get(index)
-                && !std::mem::replace(&mut seen[index], true)
+                && callers[index].is_none()
             {
+                callers[index] = Some(caller);
                 if matches!(called.body, Body::Stages(_)) {
                     let what =
                         format!("{:?} has stages; only an acl of rules is called", called.name);
                     errors.at(acl.span, what);
                 }
-                waiting.extend(calls(called));
+                waiting.extend(calls(called).into_iter().map(|i| (index, i)));
             }
         }
     }
+}
+
+/// From `start` to `last`, by callers; each stands here once.
+fn way(last: usize, start: usize, callers: &[Option<usize>]) -> Vec<usize> {
+    let mut way = vec![last];
+    let mut at = last;
+    while at != start {
+        let Some(caller) = callers[at] else { break };
+        at = caller;
+        way.push(at);
+    }
+    way.reverse();
+    way
 }
 
 fn calls(acl: &Acl) -> Vec<usize> {

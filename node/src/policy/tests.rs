@@ -39,7 +39,7 @@ transports { smtp "smtp" prot=25 }
     let found = errors(policy, &[("tables/t", "")]);
     for expected in [
         r#"policy.kdl:1:19: unknown kind of list item "tabel" (did you mean "table"?)"#,
-        r#"policy.kdl:1:30: unknown table "u""#,
+        r#"policy.kdl:1:36: unknown table "u""#,
         r#"unknown list of domains "loacl" (did you mean "local"?)"#,
         r#"policy.kdl:2:1: unknown statement "qualify_domian" (did you mean "qualify_domain"?)"#,
         r#"policy.kdl:4:5: unknown stage "rctp""#,
