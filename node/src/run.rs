@@ -178,7 +178,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
 
-    let ended = serve(&config, &switch, &plane, &log, &mut tasks).await;
+    let ended = serve(&config, &switch, &front, &plane, &log, &mut tasks).await;
     stop(&front, &deliverer, &plane).await;
     log.close().await;
     // The last lines; a disk that hangs must not keep the process.
@@ -270,10 +270,11 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Pl
     Ok(plane)
 }
 
-/// Waits for a reason to end; on SIGHUP reloads the configuration and opens the log files anew.
+/// Waits for a reason to end; on SIGHUP reloads the configuration and the certificates, and opens the log files anew.
 async fn serve(
     config: &NodeConfig,
     switch: &watch::Sender<Arc<Configuration>>,
+    front: &FrontEnd,
     plane: &Plane,
     log: &MailLog,
     tasks: &mut JoinSet<Result<(), Failure>>,
@@ -288,6 +289,10 @@ async fn serve(
             _ = hangup.recv() => {
                 log.reopen();
                 reload(config, switch).await;
+                match front.certificates.reload(&config.certificates) {
+                    Ok(()) => tracing::info!("certificates reloaded"),
+                    Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
+                }
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),

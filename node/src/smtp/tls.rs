@@ -5,7 +5,7 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use rustls::{
@@ -29,22 +29,31 @@ pub enum TlsError {
     Unusable { name: String, source: rustls::Error },
 }
 
-/// The certificates of this node by personality name.
+/// The certificates of this node by personality name. Clones share them.
 #[derive(Clone, Default)]
 pub struct Certificates {
-    by_name: BTreeMap<String, Arc<ServerConfig>>,
+    by_name: Arc<RwLock<ByName>>,
 }
+
+type ByName = BTreeMap<String, Arc<ServerConfig>>;
 
 impl std::fmt::Debug for Certificates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_set().entries(self.by_name.keys()).finish()
+        f.debug_set()
+            .entries(
+                self.by_name
+                    .read()
+                    .iter()
+                    .flat_map(|known| known.keys().cloned().collect::<Vec<_>>()),
+            )
+            .finish()
     }
 }
 
 impl Certificates {
     /// Loads every `NAME.pem` (chain, leaf first) that has its `NAME.key` in `dir`. A missing `dir` has none.
     pub fn load(dir: &Path) -> Result<Self, TlsError> {
-        let mut all = Self::default();
+        let all = Self::default();
         let failed = |source| TlsError::Directory { dir: dir.to_owned(), source };
         let entries = match std::fs::read_dir(dir) {
             Ok(entries) => entries,
@@ -75,9 +84,17 @@ impl Certificates {
         Ok(all)
     }
 
+    /// Takes what is in `dir` now, for handshakes from now on. Of an error nothing changes.
+    pub fn reload(&self, dir: &Path) -> Result<(), TlsError> {
+        let new = Self::load(dir)?;
+        let new = std::mem::take(&mut *new.by_name.write().unwrap_or_else(PoisonError::into_inner));
+        *self.by_name.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
     /// Adds one certificate (chain, leaf first) with its key.
     pub fn add(
-        &mut self,
+        &self,
         name: &str,
         chain: Vec<CertificateDer<'static>>,
         key: PrivateKeyDer<'static>,
@@ -90,13 +107,15 @@ impl Certificates {
             .with_no_client_auth()
             .with_single_cert(chain, key)
             .map_err(unusable)?;
-        self.by_name.insert(name.to_ascii_lowercase(), Arc::new(config));
+        let mut known = self.by_name.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(name.to_ascii_lowercase(), Arc::new(config));
         Ok(())
     }
 
     /// What speaks TLS for a personality, if it has a certificate.
     pub(super) fn acceptor(&self, name: &str) -> Option<TlsAcceptor> {
-        self.by_name.get(&name.to_ascii_lowercase()).map(|c| TlsAcceptor::from(Arc::clone(c)))
+        let known = self.by_name.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(&name.to_ascii_lowercase()).map(|config| TlsAcceptor::from(Arc::clone(config)))
     }
 }
 
@@ -127,9 +146,34 @@ mod tests {
         let all = Certificates::load(dir.path()).unwrap();
         assert!(all.acceptor("smtp.EXAMPLE.org").is_some());
         assert!(all.acceptor("lonely").is_none());
-        assert!(Certificates::load(&file("nowhere")).unwrap().by_name.is_empty());
+        let none = Certificates::load(&file("nowhere")).unwrap();
+        assert!(none.by_name.read().unwrap().is_empty());
         write(&file("lonely.key"), "rubbish");
         assert!(Certificates::load(dir.path()).is_err());
+    }
+
+    #[test]
+    fn certificates_are_replaced_and_stay_if_the_new_ones_are_bad() {
+        let dir = tempfile::tempdir().unwrap();
+        let renew = |name: &str| {
+            let made = rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+            write(&dir.path().join(format!("{name}.pem")), &made.cert.pem());
+            write(&dir.path().join(format!("{name}.key")), &made.signing_key.serialize_pem());
+        };
+        renew("a.example");
+        let all = Certificates::load(dir.path()).unwrap();
+        let shared = all.clone();
+        let config = || Arc::clone(shared.acceptor("a.example").unwrap().config());
+        let before = config();
+        renew("a.example");
+        renew("b.example");
+        assert!(Arc::ptr_eq(&before, &config()), "nobody has asked for it yet");
+        all.reload(dir.path()).unwrap();
+        let after = config();
+        assert!(!Arc::ptr_eq(&before, &after) && shared.acceptor("b.example").is_some());
+        write(&dir.path().join("a.example.key"), "rubbish");
+        assert!(all.reload(dir.path()).is_err());
+        assert!(Arc::ptr_eq(&after, &config()));
     }
 
     #[allow(clippy::disallowed_methods, reason = "a test makes its files")]

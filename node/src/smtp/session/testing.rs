@@ -299,7 +299,7 @@ impl Bench {
         let spool = Arc::new(TestSpool::default());
         let events = Arc::new(TestEvents::default());
         let made = rcgen::generate_simple_self_signed(["submit.example".to_owned()]).unwrap();
-        let mut certificates = Certificates::default();
+        let certificates = Certificates::default();
         let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der());
         certificates.add("submit.example", vec![made.cert.der().clone()], key.unwrap()).unwrap();
         let front = FrontEnd {
