@@ -149,14 +149,9 @@ fn connection(client: &str, server: &str, helo: &str, user: &str) -> Connection 
         _ => (server, Service::Smtp),
     };
     Connection {
-        client: address(client, 40_000),
-        server: address(host, 25),
-        service,
-        client_name: None,
         helo: Some(helo.to_owned()),
         authenticated: (user != "-").then(|| user.to_owned()),
-        tls: None,
-        variables: BTreeMap::new(),
+        ..Connection::new(address(client, 40_000), address(host, 25), service)
     }
 }
 

@@ -60,6 +60,12 @@ pub(super) fn parse_path(text: &str) -> Result<(Path, &str), PathError> {
     Ok((Path::Mailbox(format!("{local}@{domain}")), rest))
 }
 
+/// Whether this is `local-part@domain`, as a path may have it.
+pub(crate) fn is_mailbox(text: &str) -> bool {
+    let path = format!("<{text}>");
+    matches!(parse_path(&path), Ok((Path::Mailbox(address), "")) if address == text)
+}
+
 /// `@a,@b:` before a mailbox is accepted and ignored (RFC 5321 §4.1.1.3, appendix C).
 fn skip_source_route(text: &str) -> Result<&str, PathError> {
     let mut rest = text;
