@@ -69,6 +69,22 @@ pub(crate) enum Condition {
     All(Vec<Test>),
 }
 
+impl Condition {
+    /// Nobody needs to be asked, and nothing is counted.
+    pub(crate) fn is_plain(&self) -> bool {
+        !matches!(
+            self,
+            Self::Any(_)
+                | Self::All(_)
+                | Self::Acl(_)
+                | Self::Verify(..)
+                | Self::DnsLists(_)
+                | Self::QueueOver(_)
+                | Self::RateOver(..)
+        )
+    }
+}
+
 /// What `verify` makes sure of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verify {

@@ -63,7 +63,7 @@ pub enum Service {
 }
 
 /// What a server address makes of us (`addrparams`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Personality {
     /// Host name shown in the banner, name of the certificate.
     pub name: String,
@@ -298,8 +298,7 @@ impl Configuration {
 
     /// The personality of a server address.
     pub fn personality(&self, server: IpAddr) -> Personality {
-        let known = self.personalities.of(server).cloned();
-        known.unwrap_or_else(|| personality::local(&self.compiled.options))
+        self.personalities.at(server).clone()
     }
 
     /// Runs the rules of the connection's personality for one stage.

@@ -18,11 +18,13 @@ const KNOWN: [&str; 6] = ["name", "acl", "domain", "msgsizelim", "benice", "mua"
 pub(crate) struct Personalities {
     entries: HashMap<IpAddr, BTreeMap<Box<str>, Box<str>>>,
     servers: HashMap<IpAddr, Personality>,
+    /// That of an address without entry.
+    local: Personality,
 }
 
 impl Personalities {
     pub(crate) fn compile(tables: &Tables, options: &Options) -> Result<Self, Vec<TableError>> {
-        let mut found = Self::default();
+        let mut found = Self { local: local(options), ..Self::default() };
         let mut errors = Vec::new();
         for (key, value, line) in tables.entries(TABLE) {
             if let Err(what) = found.entry(key, value, options) {
@@ -34,9 +36,9 @@ impl Personalities {
         if errors.is_empty() { Ok(found) } else { Err(errors) }
     }
 
-    /// The personality of a server address, if it has one.
-    pub(crate) fn of(&self, server: IpAddr) -> Option<&Personality> {
-        self.servers.get(&server.to_canonical())
+    /// The personality of a server address.
+    pub(crate) fn at(&self, server: IpAddr) -> &Personality {
+        self.servers.get(&server.to_canonical()).unwrap_or(&self.local)
     }
 
     /// Whether this is an address of a personality: one of ours.
@@ -106,7 +108,7 @@ fn personality(
 }
 
 /// What an address without entry is: relays for this host only.
-pub(crate) fn local(options: &Options) -> Personality {
+fn local(options: &Options) -> Personality {
     Personality {
         name: "localhost".to_owned(),
         acl: "local".to_owned(),

@@ -84,12 +84,18 @@ impl Evaluation<'_> {
         options: &CalloutOptions,
         is_sender: bool,
     ) -> (Truth, Option<String>) {
-        let postmaster = format!("postmaster@{}", self.configuration.options().qualify_domain);
         let reverse_path = match options.reverse_path {
-            ReversePath::Null => "",
-            ReversePath::Sender => &self.transaction.sender,
-            ReversePath::Postmaster => &postmaster,
+            ReversePath::Null => String::new(),
+            ReversePath::Sender => {
+                let sender = &self.transaction.sender;
+                let rewritten = self.configuration.rewrite(sender, AddressPlace::EnvelopeSender);
+                rewritten.map_or_else(|| sender.clone(), |rewriting| rewriting.new)
+            }
+            ReversePath::Postmaster => {
+                format!("postmaster@{}", self.configuration.options().qualify_domain)
+            }
         };
+        let reverse_path = &*reverse_path;
         let question =
             Question { address, destination, reverse_path, calls_back: is_sender, options };
         match self.around.callouts.ask(question).await {
