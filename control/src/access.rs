@@ -76,7 +76,17 @@ impl Guard {
         let fits = match (service, caller.role) {
             ("ppsw.control.v1.Admin", Role::Admin) => true,
             ("ppsw.control.v1.Admin", Role::Viewer) => {
-                matches!(method, "Status" | "Queue" | "Summarise" | "Log" | "Route" | "Session")
+                matches!(
+                    method,
+                    "Status"
+                        | "Queue"
+                        | "Summarise"
+                        | "Log"
+                        | "Route"
+                        | "Session"
+                        | "ListDomains"
+                        | "CheckDomain"
+                )
             }
             ("ppsw.control.v1.Admin", Role::Node) => false,
             // Nodes talk to nodes: control, and every Raft group.
@@ -165,6 +175,7 @@ mod tests {
         assert!(!ok(ADMIN, "Drain", &node));
         assert!(ok(ADMIN, "Drain", &admin) && !ok(NODE, "Propose", &admin));
         assert!(ok(ADMIN, "Status", &viewer) && !ok(ADMIN, "Drain", &viewer));
+        assert!(ok(ADMIN, "ListDomains", &viewer) && !ok(ADMIN, "SetHttps", &viewer));
         assert!(!ok("ppsw.raft.v1.Raft", "Append", &viewer));
         assert!(guard.admit("ppsw.control.v1.Join", "Enrol", None).is_ok());
         assert!(guard.admit(ADMIN, "Status", None).is_err());

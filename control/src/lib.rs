@@ -21,6 +21,7 @@ mod dial;
 mod drain;
 mod enrol;
 mod files;
+pub mod https;
 pub mod identity;
 pub mod limits;
 mod overview;
@@ -56,6 +57,22 @@ pub trait NodeHooks: Send + Sync + 'static {
     /// # Errors
     /// A text for the operator.
     fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String>;
+    /// The managed domains, or only the one of this name.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String>;
+    /// Fetches a domain now; with `force` also if its file has shrunk.
+    ///
+    /// # Errors
+    /// A text for the operator. That the file cannot be used is an answer, and no error.
+    async fn fetch_domain(&self, domain: &str, force: bool)
+    -> Result<pb::FetchDomainReply, String>;
+    /// The detailed check of a domain; with `mail` its managers get it, too.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String>;
 }
 
 /// A made-up SMTP session. It ends when this is dropped.

@@ -37,6 +37,7 @@ use crate::{
 };
 
 mod command;
+mod https;
 mod outcome;
 
 pub(crate) use outcome::{from_proto as outcome_from_proto, write_origin};

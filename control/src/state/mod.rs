@@ -1,10 +1,11 @@
 //! The state of the control group: members, wanted placement, drains, tokens. Pure: what a command does depends on
 //! the state and the command alone, so every replica has the same.
 
+mod https;
 mod machine;
 mod members;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use ppsw_proto::control::{self as pb, command::Change};
@@ -38,6 +39,8 @@ pub struct State {
     pub removed: BTreeMap<NodeId, pb::Removal>,
     /// Nodes that have been silent for too long.
     pub away: BTreeMap<NodeId, pb::Away>,
+    /// Managed domains whose aliases are fetched.
+    pub https_domains: BTreeMap<String, Arc<pb::HttpsDomain>>,
     /// Counts the changes: of two states, the one with more is newer.
     pub revision: u64,
     /// The next number for a node. Never goes back, so no number is used twice.
@@ -142,6 +145,10 @@ impl State {
             Some(Change::EndDrain(end)) => self.end_drain(&end),
             Some(Change::CreateToken(create)) => self.create_token(create),
             Some(Change::RevokeToken(revoke)) => self.revoke_token(&revoke),
+            Some(Change::SetHttpsDomain(set)) => self.set_https_domain(set),
+            Some(Change::UnsetHttpsDomain(unset)) => self.unset_https_domain(&unset),
+            Some(Change::RecordFetch(record)) => self.record_fetch(record),
+            Some(Change::RecordLetter(record)) => self.record_letter(record),
             None => {
                 Err("a control command of an unknown kind: update ppswd on all nodes".to_owned())
             }
@@ -170,6 +177,7 @@ impl State {
             removals: self.removals.values().cloned().collect(),
             removed: self.removed.values().cloned().collect(),
             away: self.away.values().copied().collect(),
+            https_domains: self.https_domains.values().map(|d| pb::HttpsDomain::clone(d)).collect(),
         }
     }
 
@@ -193,6 +201,11 @@ impl State {
             removals: state.removals.into_iter().map(|r| (r.node, r)).collect(),
             removed: state.removed.into_iter().map(|r| (r.node, r)).collect(),
             away: state.away.into_iter().map(|a| (a.node, a)).collect(),
+            https_domains: state
+                .https_domains
+                .into_iter()
+                .map(|d| (d.domain.clone(), Arc::new(d)))
+                .collect(),
             revision: state.revision,
         })
     }

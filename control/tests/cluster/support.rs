@@ -55,6 +55,18 @@ impl NodeHooks for Hooks {
     fn rehearse(&self, _: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
         Err("this node has no policy".to_owned())
     }
+
+    fn domains(&self, _: &str) -> Result<Vec<pb::DomainInfo>, String> {
+        Ok(Vec::new())
+    }
+
+    async fn fetch_domain(&self, _: &str, _: bool) -> Result<pb::FetchDomainReply, String> {
+        Err("this node has no policy".to_owned())
+    }
+
+    async fn check_domain(&self, _: &str, _: bool) -> Result<pb::CheckDomainReply, String> {
+        Err("this node has no policy".to_owned())
+    }
 }
 
 pub(crate) struct Node {
