@@ -1,5 +1,7 @@
 //! `ppswd.toml`: what one node must know before it can ask the cluster for anything.
 
+mod https;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -8,6 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+pub use https::HttpsConfig;
 
 use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 
@@ -64,6 +68,9 @@ pub struct NodeConfig {
     /// The disk of `data` is low when fewer files can be made there.
     #[serde(default = "default_check_spool_inodes")]
     pub check_spool_inodes: u64,
+    /// What may be spent on fetching the aliases of managed domains.
+    #[serde(default)]
+    pub https_domains: HttpsConfig,
 }
 
 /// What a node does whose log is damaged or gone.
@@ -174,6 +181,7 @@ impl NodeConfig {
                 self.log_floor
             ));
         }
+        self.https_domains.check()?;
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
         for address in self.listeners.iter().map(|l| l.address).chain(own) {

@@ -32,6 +32,7 @@ use crate::{
     config::{NodeConfig, OnDamage},
     deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
+    domains::Domains,
     explain::Explainer,
     files, http, limits,
     maillog::MailLog,
@@ -341,6 +342,7 @@ struct Hooks {
     draining: AtomicBool,
     parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
     explainer: OnceLock<Explainer>,
+    domains: OnceLock<Domains>,
 }
 
 impl Hooks {
@@ -382,6 +384,22 @@ impl NodeHooks for Hooks {
 
     fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
         self.explainer.get().ok_or(STARTING)?.rehearse(&open)
+    }
+
+    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String> {
+        Ok(self.domains.get().ok_or(STARTING)?.list(only))
+    }
+
+    async fn fetch_domain(
+        &self,
+        domain: &str,
+        force: bool,
+    ) -> Result<pb::FetchDomainReply, String> {
+        self.domains.get().ok_or(STARTING)?.fetch(domain, force).await
+    }
+
+    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String> {
+        self.domains.get().ok_or(STARTING)?.check(domain, mail).await
     }
 }
 

@@ -40,6 +40,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+pub(crate) use address::mailbox_fault;
 pub use events::{Arrival, Events, Peer, Rejection};
 pub use intake::{Incoming, Intake};
 pub use listener::Listener;
