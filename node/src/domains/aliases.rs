@@ -385,7 +385,7 @@ mod tests {
             let aliases = good(&text);
             let table = aliases.to_table();
             // The table reads back as an aliases file, too.
-            prop_assert_eq!(good(&table).to_table(), table.clone());
+            prop_assert_eq!(&good(&table).to_table(), &table);
             let tables = tables(table);
             let name = table_name("d.example");
             let mut found = BTreeMap::new();
