@@ -54,6 +54,7 @@ impl Rounds {
         }
         if !domains.registry.leads() {
             self.paused.clear();
+            watch(&[], domains.now());
             return;
         }
         let now = domains.now();
