@@ -3,8 +3,9 @@
 
 mod machine;
 mod members;
+pub(crate) mod versions;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use ppsw_proto::control::{self as pb, command::Change};
@@ -12,6 +13,7 @@ use ppsw_spool::{NodeId, PartitionId, group::Reply};
 use prost::Message;
 
 pub use machine::ControlMachine;
+pub use versions::Versions;
 
 use crate::{limits, token};
 
@@ -38,6 +40,8 @@ pub struct State {
     pub removed: BTreeMap<NodeId, pb::Removal>,
     /// Nodes that have been silent for too long.
     pub away: BTreeMap<NodeId, pb::Away>,
+    /// Policy and tables. Shared by states that do not differ in it: every command copies the state.
+    pub versions: Arc<Versions>,
     /// Counts the changes: of two states, the one with more is newer.
     pub revision: u64,
     /// The next number for a node. Never goes back, so no number is used twice.
@@ -131,6 +135,8 @@ impl State {
             Some(Change::Found(found)) => self.found(found),
             Some(Change::Admit(admit)) => return self.admit(admit),
             Some(Change::Readmit(readmit)) => return self.readmit(readmit),
+            Some(Change::Activate(activate)) => return self.activate(activate),
+            Some(Change::ChangePaths(change)) => return self.change_paths(change),
             Some(Change::StartRemoval(removal)) => self.start_removal(removal),
             Some(Change::FinishRemoval(finish)) => self.finish_removal(&finish),
             Some(Change::RetirePartition(retire)) => self.retire_partition(&retire),
@@ -170,6 +176,7 @@ impl State {
             removals: self.removals.values().cloned().collect(),
             removed: self.removed.values().cloned().collect(),
             away: self.away.values().copied().collect(),
+            versions: Some(self.versions.to_proto()),
         }
     }
 
@@ -193,6 +200,7 @@ impl State {
             removals: state.removals.into_iter().map(|r| (r.node, r)).collect(),
             removed: state.removed.into_iter().map(|r| (r.node, r)).collect(),
             away: state.away.into_iter().map(|a| (a.node, a)).collect(),
+            versions: Arc::new(Versions::from_proto(state.versions.unwrap_or_default())),
             revision: state.revision,
         })
     }
