@@ -32,7 +32,7 @@ use crate::{
     config::{NodeConfig, OnDamage},
     deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
-    domains::Domains,
+    domains::{self, Domains},
     explain::Explainer,
     files, http, limits,
     maillog::MailLog,
@@ -140,7 +140,16 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         clock: Arc::new(SystemClock),
         activity: Activity::default(),
     });
-    hooks.attach(front.clone(), deliverer.clone(), current);
+    let domains = Domains::new(domains::Parts {
+        plane: plane.clone(),
+        configuration: current.clone(),
+        dns: front.around.dns.clone(),
+        clock: Arc::new(SystemClock),
+        log: log.clone(),
+        host_name: config.name.clone(),
+        settings: config.https_domains,
+    })?;
+    hooks.attach(front.clone(), deliverer.clone(), domains.clone(), current);
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
@@ -161,6 +170,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             callouts.upkeep(&answers).await;
             Ok(())
         }
+    });
+    tasks.spawn(async move {
+        domains.run().await;
+        Ok(())
     });
     let ready: http::Readiness = {
         let plane = plane.clone();
@@ -350,11 +363,13 @@ impl Hooks {
         &self,
         front: Arc<FrontEnd>,
         deliverer: Deliverer,
+        domains: Domains,
         configuration: watch::Receiver<Arc<Configuration>>,
     ) {
         let draining = self.draining.load(Ordering::Acquire);
         front.activity.drain(draining);
         let _ = self.explainer.set(Explainer::new(front.clone(), configuration));
+        let _ = self.domains.set(domains);
         // Called once, from `node`.
         let _ = self.parts.set((front, deliverer));
     }

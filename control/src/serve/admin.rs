@@ -6,7 +6,7 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{domains, explain, log, queue};
+use super::{domains, explain, log, queue, tables};
 use crate::{
     NodeId, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -253,6 +253,73 @@ impl Admin for Service {
         }
         let checked = self.0.hooks.check_domain(&domain, mail).await;
         checked.map(Response::new).map_err(Status::failed_precondition)
+    }
+
+    async fn offer(
+        &self,
+        request: Request<pb::OfferRequest>,
+    ) -> Result<Response<pb::OfferReply>, Status> {
+        tables::offer(&self.0, request.into_inner().files).await.map(Response::new)
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<pb::BlobChunk>>,
+    ) -> Result<Response<pb::UploadReply>, Status> {
+        tables::upload(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn push(
+        &self,
+        request: Request<pb::PushRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        let by = caller(&request);
+        tables::push(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<pb::RollbackRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        let by = caller(&request);
+        tables::roll_back(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn change(
+        &self,
+        request: Request<pb::ChangeRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        let by = caller(&request);
+        tables::change(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_versions(
+        &self,
+        _: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsReply>, Status> {
+        let versions = Some(self.0.state().versions.to_proto());
+        Ok(Response::new(pb::ListVersionsReply { versions }))
+    }
+
+    async fn diff(
+        &self,
+        request: Request<pb::DiffRequest>,
+    ) -> Result<Response<pb::DiffReply>, Status> {
+        tables::diff(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get(
+        &self,
+        request: Request<pb::GetRequest>,
+    ) -> Result<Response<pb::GetReply>, Status> {
+        tables::get(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn tables_status(
+        &self,
+        _: Request<pb::TablesStatusRequest>,
+    ) -> Result<Response<pb::TablesStatusReply>, Status> {
+        Ok(Response::new(tables::tables_status(&self.0).await))
     }
 
     async fn drop_token(

@@ -114,6 +114,30 @@ impl State {
         Ok(())
     }
 
+    /// The aliases of a fetched domain are what was fetched, and nobody sets them otherwise; nor does a fetch that was
+    /// slow set those of a domain that is not fetched any more.
+    pub(super) fn check_fetched(&self, change: &pb::ChangePaths) -> Result<(), String> {
+        let fetch = change.source() == pb::Source::Https;
+        for path in change.paths.iter().map(|change| change.path.as_str()) {
+            let domain =
+                path.strip_prefix("domains/").and_then(|path| path.strip_suffix("/aliases"));
+            match domain.map(|domain| (domain, self.https_domains.get(domain))) {
+                Some((domain, Some(https))) if !fetch => {
+                    return Err(format!(
+                        "the aliases of {domain} are fetched from {} and cannot be set otherwise: change them there, or \
+                         begin with `ppswctl domains unset {domain}`",
+                        https.url
+                    ));
+                }
+                Some((domain, None)) if fetch => {
+                    return Err(format!("{domain} is not fetched any more"));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// A domain as long as it is set as it was.
     fn set_by(&mut self, domain: &str, setting: u64) -> Result<&mut pb::HttpsDomain, String> {
         let entry = self.https_domains.get_mut(domain).filter(|entry| entry.setting == setting);
@@ -258,6 +282,27 @@ mod tests {
         let unset = Change::UnsetHttpsDomain(pb::UnsetHttpsDomain { domain: D.to_owned() });
         apply(&mut state, unset.clone()).unwrap();
         assert!(apply(&mut state, unset).unwrap_err().contains("is not fetched"));
+    }
+
+    #[test]
+    fn nobody_sets_the_aliases_of_a_fetched_domain() {
+        let mut state = cluster(3);
+        let change = |source: pb::Source, path: &str| pb::ChangePaths {
+            source: source.into(),
+            paths: vec![pb::PathChange { path: path.to_owned(), ..Default::default() }],
+            ..Default::default()
+        };
+        let (edit, https) = (pb::Source::Edit, pb::Source::Https);
+        let aliases = "domains/d.example/aliases";
+        assert!(state.check_fetched(&change(edit, aliases)).is_ok());
+        assert!(state.check_fetched(&change(https, aliases)).unwrap_err().contains("any more"));
+        apply(&mut state, set("https://x.example/", 1_000)).unwrap();
+        let why = apply(&mut state, Change::ChangePaths(change(edit, aliases))).unwrap_err();
+        assert!(why.contains("https://x.example/") && why.contains("domains unset"), "{why}");
+        assert!(state.check_fetched(&change(https, aliases)).is_ok());
+        for path in ["domains/d.example/managers", "domains/e.example/aliases", "lists/x/members"] {
+            assert!(state.check_fetched(&change(edit, path)).is_ok(), "{path}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 mod https;
 mod machine;
 mod members;
+pub(crate) mod versions;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -13,6 +14,7 @@ use ppsw_spool::{NodeId, PartitionId, group::Reply};
 use prost::Message;
 
 pub use machine::ControlMachine;
+pub use versions::Versions;
 
 use crate::{limits, token};
 
@@ -41,6 +43,8 @@ pub struct State {
     pub away: BTreeMap<NodeId, pb::Away>,
     /// Managed domains whose aliases are fetched.
     pub https_domains: BTreeMap<String, Arc<pb::HttpsDomain>>,
+    /// Policy and tables. Shared by states that do not differ in it: every command copies the state.
+    pub versions: Arc<Versions>,
     /// Counts the changes: of two states, the one with more is newer.
     pub revision: u64,
     /// The next number for a node. Never goes back, so no number is used twice.
@@ -134,6 +138,8 @@ impl State {
             Some(Change::Found(found)) => self.found(found),
             Some(Change::Admit(admit)) => return self.admit(admit),
             Some(Change::Readmit(readmit)) => return self.readmit(readmit),
+            Some(Change::Activate(activate)) => return self.activate(activate),
+            Some(Change::ChangePaths(change)) => return self.change_paths(change),
             Some(Change::StartRemoval(removal)) => self.start_removal(removal),
             Some(Change::FinishRemoval(finish)) => self.finish_removal(&finish),
             Some(Change::RetirePartition(retire)) => self.retire_partition(&retire),
@@ -178,6 +184,7 @@ impl State {
             removed: self.removed.values().cloned().collect(),
             away: self.away.values().copied().collect(),
             https_domains: self.https_domains.values().map(|d| pb::HttpsDomain::clone(d)).collect(),
+            versions: Some(self.versions.to_proto()),
         }
     }
 
@@ -206,6 +213,7 @@ impl State {
                 .into_iter()
                 .map(|d| (d.domain.clone(), Arc::new(d)))
                 .collect(),
+            versions: Arc::new(Versions::from_proto(state.versions.unwrap_or_default())),
             revision: state.revision,
         })
     }

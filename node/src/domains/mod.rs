@@ -8,7 +8,7 @@ mod aliases;
 mod audit;
 mod fetch;
 mod letter;
-// mod node;
+mod node;
 mod review;
 mod round;
 mod schedule;
@@ -18,17 +18,18 @@ mod tests;
 
 use std::{sync::Arc, time::Duration};
 
-use ppsw_control::https::Url;
+use ppsw_control::{https::Url, versions::BlobHash};
 use ppsw_proto::control::{self as pb, fetch_domain_reply, record_fetch};
 use ppsw_spool::env::{Clock, UnixMs};
-use sha2::{Digest, Sha256};
+
+pub use node::Parts;
 
 use crate::dns::Dns;
 use aliases::Size;
 use audit::Audit;
 use fetch::{Fetch, Fetched, Source, Validators};
 use letter::Letter;
-use seams::{Hash, LiveCopies, Post, Registry};
+use seams::{LiveCopies, Post, Registry};
 
 /// How often.
 #[derive(Clone, Copy, Debug)]
@@ -206,7 +207,7 @@ impl Domains {
         let before = copy.map(|copy| copy.hash);
         // Only if what is live is what was fetched: somebody may have set something else in between.
         let known = domain.live.as_ref().filter(|live| {
-            before.is_some_and(|hash| live.table_hash == hash.as_slice()) && !may_shrink
+            before.is_some_and(|hash| live.table_hash == hash.to_bytes()) && !may_shrink
         });
         let known = known.map(|live| Validators {
             etag: live.etag.clone(),
@@ -223,7 +224,7 @@ impl Domains {
             Ok(reviewed) => reviewed,
             Err(problem) => return Ok(Outcome::Problem(problem)),
         };
-        let hash: Hash = Sha256::digest(reviewed.table.as_bytes()).into();
+        let hash = BlobHash::of(reviewed.table.as_bytes());
         let changed = before != Some(hash);
         if changed {
             self.live.publish(name, reviewed.table, before).await?;
@@ -231,7 +232,7 @@ impl Domains {
         Ok(Outcome::Live(pb::LiveFile {
             etag: validators.etag,
             last_modified: validators.last_modified,
-            table_hash: hash.to_vec().into(),
+            table_hash: hash.to_bytes(),
             aliases: reviewed.size.aliases as u64,
             addresses: reviewed.size.addresses as u64,
             remarks: reviewed.remarks,

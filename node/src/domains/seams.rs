@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use ppsw_control::https::Password;
+use ppsw_control::{https::Password, versions::BlobHash};
 use ppsw_proto::control as pb;
 use ppsw_spool::queue::MessageId;
 
@@ -30,13 +30,10 @@ pub(crate) trait Registry: Send + Sync + 'static {
     async fn record_letter(&self, record: pb::RecordLetter) -> Result<(), String>;
 }
 
-/// SHA-256 of a file.
-pub(crate) type Hash = [u8; 32];
-
 /// The aliases of a domain by which mail is routed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LiveCopy {
-    pub(crate) hash: Hash,
+    pub(crate) hash: BlobHash,
     pub(crate) size: Size,
 }
 
@@ -58,7 +55,7 @@ pub(crate) trait LiveCopies: Send + Sync + 'static {
         &self,
         domain: &str,
         table: String,
-        before: Option<Hash>,
+        before: Option<BlobHash>,
     ) -> Result<(), String>;
 }
 

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use ppsw_control::{
     https::Password,
     state::{self, State},
+    versions::BlobHash,
 };
 use ppsw_proto::control::{self as pb, command::Change};
 use ppsw_spool::{
@@ -20,7 +21,6 @@ use ppsw_spool::{
     group::Reply,
     queue::MessageId,
 };
-use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use super::super::{
@@ -30,7 +30,7 @@ use super::super::{
     letter::Letter,
     round::Rounds,
     schedule,
-    seams::{Hash, LiveCopies, LiveCopy, Post, Registry},
+    seams::{LiveCopies, LiveCopy, Post, Registry},
 };
 use crate::{
     dev::configuration::tests::loaded_with,
@@ -157,14 +157,14 @@ impl LiveCopies for Copies {
         let tables = [(table_name(domain), text.clone().into_bytes())].into();
         let tables = Tables::from_files(&tables).unwrap();
         let size = Size::live(&tables, domain).unwrap();
-        Ok(Some(LiveCopy { hash: Sha256::digest(text).into(), size }))
+        Ok(Some(LiveCopy { hash: BlobHash::of(text.as_bytes()), size }))
     }
 
     async fn publish(
         &self,
         domain: &str,
         table: String,
-        before: Option<Hash>,
+        before: Option<BlobHash>,
     ) -> Result<(), String> {
         if self.failing.load(Ordering::SeqCst) {
             return Err("no majority".to_owned());
