@@ -90,6 +90,10 @@ pub const TABLE_KEY_BYTES_MAX: usize = 512;
 /// Errors of one kind of file that are reported at once; who has more reads no further anyway.
 pub const CONFIGURATION_ERRORS_MAX: usize = 200;
 
+/// A start waits so long to hear which version of policy and tables the cluster runs, before it runs the node's own
+/// directory: some elections.
+pub const VERSION_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
 pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 

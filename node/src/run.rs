@@ -11,7 +11,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal};
+use ppsw_control::{
+    CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal, versions::Files,
+};
 use ppsw_proto::control as pb;
 use ppsw_spool::{
     NodeId, PartitionId,
@@ -41,8 +43,10 @@ use crate::{
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
+mod live;
 mod stop;
 
+use live::Live;
 pub use stop::Stop;
 
 /// What callouts have learnt, below `data`.
@@ -93,10 +97,7 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
     let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
-    let configuration = load(&config)?;
-    cry_if_open(&configuration).await;
     let metrics = http::install_metrics()?;
-    let (switch, current) = watch::channel(configuration);
     let dns = Arc::new(match config.dns.as_slice() {
         [] => Resolver::system()?,
         servers => Resolver::new(servers)?,
@@ -109,6 +110,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     let spool = plane.spool();
     spool.set_log_floor(config.log_floor);
+    let current = configured(&config, &plane, &hooks.live).await?;
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
     let router =
@@ -192,7 +194,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
 
-    let ended = serve(&config, &switch, &front, &plane, &log, &mut tasks).await;
+    let ended = serve(&config, &hooks.live, &front, &plane, &log, &mut tasks).await;
     stop(&front, &deliverer, &plane).await;
     log.close().await;
     // The last lines; a disk that hangs must not keep the process.
@@ -287,7 +289,7 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Pl
 /// Waits for a reason to end; on SIGHUP reloads the configuration and the certificates, and opens the log files anew.
 async fn serve(
     config: &NodeConfig,
-    switch: &watch::Sender<Arc<Configuration>>,
+    live: &Live,
     front: &FrontEnd,
     plane: &Plane,
     log: &MailLog,
@@ -302,7 +304,7 @@ async fn serve(
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
                 log.reopen();
-                reload(config, switch).await;
+                reload(config, plane, live).await;
                 match front.certificates.reload(&config.certificates) {
                     Ok(()) => tracing::info!("certificates reloaded"),
                     Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
@@ -324,11 +326,36 @@ async fn cry_if_open(configuration: &Configuration) {
     }
 }
 
-async fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {
+/// What to run: the version that the cluster has, or else the directory of this node's own configuration file.
+async fn configured(
+    config: &NodeConfig,
+    plane: &Plane,
+    live: &Live,
+) -> Result<watch::Receiver<Arc<Configuration>>, Failure> {
+    // Who has run no version, and hears nobody, is not ready, and takes no mail without a majority: it runs its own
+    // directory until it hears of a version.
+    let settled = tokio::time::timeout(limits::VERSION_PATIENCE, plane.settled()).await;
+    if let (Ok(true), Some(current)) = (settled, live.watch()) {
+        return Ok(current);
+    }
+    let configuration = load(config)?;
+    cry_if_open(&configuration).await;
+    live.run_own(configuration);
+    live.watch().ok_or_else(|| "there is no configuration to run".into())
+}
+
+/// Reads the node's own directory again, as long as the cluster has no version.
+async fn reload(config: &NodeConfig, plane: &Plane, live: &Live) {
+    if plane.runs_version() {
+        tracing::info!(
+            "this node runs a version of policy and tables that was pushed, not its directory: `ppswctl tables push`"
+        );
+        return;
+    }
     match load(config) {
         Ok(configuration) => {
             cry_if_open(&configuration).await;
-            switch.send_replace(configuration);
+            live.run(configuration);
             tracing::info!("configuration reloaded");
         }
         Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays"),
@@ -356,6 +383,7 @@ struct Hooks {
     parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
     explainer: OnceLock<Explainer>,
     domains: OnceLock<Domains>,
+    live: Live,
 }
 
 impl Hooks {
@@ -415,6 +443,24 @@ impl NodeHooks for Hooks {
 
     async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String> {
         self.domains.get().ok_or(STARTING)?.check(domain, mail).await
+    }
+
+    async fn compile(&self, files: Files) -> Result<Arc<dyn Compiled>, CompileError> {
+        self.live.compile(files).await
+    }
+
+    fn running(&self) -> Option<Arc<dyn Compiled>> {
+        self.live.compiled()
+    }
+
+    fn diff(
+        &self,
+        path: &str,
+        before: Option<&[u8]>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> pb::FileDiff {
+        live::diff(path, before, after, limit)
     }
 }
 
