@@ -27,7 +27,7 @@ pub struct NodeConfig {
     pub log: PathBuf,
     /// `policy.kdl`, `tables/`, `domains/`, `lists/`, `users/`.
     pub config: PathBuf,
-    /// `NAME.pem` and `NAME.key` for each personality that offers TLS.
+    /// `NAME.pem` and `NAME.key` for each personality that offers TLS; `clients.pem`, the CAs of clients.
     pub certificates: PathBuf,
     /// Where other nodes and ppswctl reach this node.
     pub control: SocketAddr,

@@ -292,6 +292,21 @@ pub const REPLY_LINE_BYTES_MAX: usize = 512;
 /// Longest header block that is taken; it is buffered for fix-ups. Same as Exim's `header_maxsize`.
 pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
 
+/// Addresses of a header that are rewritten: far more than anybody writes to at once. The fields beyond stay as they are.
+pub const HEADER_ADDRESSES_MAX: usize = 10_000;
+
+/// Longest line of a header that we make (RFC 5322 §2.1.1).
+pub const HEADER_LINE_BYTES_MAX: usize = 998;
+
+/// Rewriting rules of a policy: each is tried for each address of each message.
+pub const REWRITE_RULES_MAX: usize = 64;
+
+/// How often a rewriting rule with the flag `R` is applied to its own result, as in Exim.
+pub const REWRITE_REPEATS_MAX: usize = 10;
+
+/// Rewritten addresses of one message that the log tells of.
+pub const REWRITE_LOG_LINES_MAX: usize = 50;
+
 /// A message with more `Received` fields than this loops (RFC 5321 §6.3: at least 100; Exim's own default is 30).
 pub const RECEIVED_FIELDS_MAX: u32 = 100;
 
@@ -312,6 +327,12 @@ pub const REHEARSALS_MAX: usize = 8;
 
 /// Longest line of a made-up session; a real one ends at 2,048 or less.
 pub const REHEARSAL_LINE_BYTES_MAX: usize = 4_096;
+
+/// Names that are kept of a client's certificate: those of machines have a few.
+pub const CERTIFICATE_NAMES_MAX: usize = 32;
+
+/// Subject that is kept of a client's certificate; it goes into logs.
+pub const CERTIFICATE_SUBJECT_BYTES_MAX: usize = 512;
 
 // === smtp: listeners ===
 

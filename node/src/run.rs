@@ -127,6 +127,8 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     let connector = Arc::new(TcpConnector);
     let callouts =
         Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
+    let certificates = Certificates::load(&config.certificates)?;
+    warn_of_unknown_clients(&current.borrow(), &certificates);
     let front = Arc::new(FrontEnd {
         host_name: config.name.clone(),
         rules: Arc::new(CurrentRules(current.clone())),
@@ -138,7 +140,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         },
         intake: Arc::new(spool),
         events: Arc::new(log.clone()),
-        certificates: Certificates::load(&config.certificates)?,
+        certificates,
         clock: Arc::new(SystemClock),
         activity: Activity::default(),
     });
@@ -309,6 +311,9 @@ async fn serve(
                     Ok(()) => tracing::info!("certificates reloaded"),
                     Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
                 }
+                if let Some(configuration) = live.running() {
+                    warn_of_unknown_clients(&configuration, &front.certificates);
+                }
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
@@ -323,6 +328,15 @@ async fn serve(
 async fn cry_if_open(configuration: &Configuration) {
     for relay in configuration.open_relays().await {
         tracing::error!("{relay}");
+    }
+}
+
+/// Clients are asked for certificates only if somebody can have signed them.
+fn warn_of_unknown_clients(configuration: &Configuration, certificates: &Certificates) {
+    if configuration.asks_certificates() && !certificates.know_clients() {
+        tracing::warn!(
+            "tls_try_verify_hosts has no effect: there is no clients.pem with CAs beside the certificates"
+        );
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     dns::Dns,
     limits,
-    policy::{self, Configuration, list::Subject},
+    policy::{self, AddressPlace, Configuration, list::Subject},
 };
 
 /// Why an address that no router takes fails.
@@ -48,6 +48,18 @@ pub(super) async fn explain(
     verify: bool,
 ) -> (Vec<Target>, Vec<Stop>) {
     let mut stops = Vec::new();
+    // A message that arrives is rewritten before it is routed.
+    let rewritten = configuration.rewrite(recipient, AddressPlace::EnvelopeRecipient);
+    if let Some(rewriting) = &rewritten {
+        let tried = TriedRouter {
+            name: "rewrite".to_owned(),
+            place: configuration.place_of_rewrite(rewriting.rule),
+            outcome: format!("rewrites it to {}", rewriting.new),
+            decides: true,
+        };
+        stops.push(Stop { address: recipient.to_owned(), routers: vec![tried] });
+    }
+    let recipient = rewritten.as_ref().map_or(recipient, |rewriting| &rewriting.new);
     let targets = Walk { configuration, dns, verify }.whole(recipient, Some(&mut stops)).await;
     (targets, stops)
 }
@@ -326,6 +338,11 @@ impl Walk<'_> {
                 let name = &router.name;
                 return final_(Fate::Defer(format!("{text:?} in the data of router {name}")));
             };
+            let rewritten =
+                self.configuration.rewrite(&child.text(), AddressPlace::EnvelopeRecipient);
+            let new = rewritten
+                .and_then(|r| Address::new(&r.new, &self.configuration.options().qualify_domain));
+            let child = new.unwrap_or(child);
             let child = if check_ancestor && view.address.has_ancestor(&child) {
                 let mut own = view.address.clone();
                 own.parents.clear();

@@ -8,6 +8,7 @@
 mod address;
 mod admission;
 mod auth;
+mod client_certificate;
 mod client_name;
 mod command;
 mod content;

@@ -123,6 +123,9 @@ pub(crate) struct Session {
     /// It uses TLS.
     #[arg(long)]
     pub(crate) tls: bool,
+    /// It has shown a certificate for this name, over TLS, that a CA of `clients.pem` has signed.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) certificate: Option<String>,
     /// Make callouts. Without, every address counts as taken.
     #[arg(long)]
     pub(crate) callout: bool,
