@@ -13,6 +13,7 @@ pub mod deliver;
 pub mod dev;
 pub mod dns;
 pub mod explain;
+pub mod explode;
 pub mod files;
 pub mod http;
 pub mod limits;

@@ -8,7 +8,7 @@ use crate::{
     dev::configuration::tests::loaded,
     dns::FixedDns,
     rate::Rates,
-    route::{self, Fate, Target},
+    route::{self, About, Fate, Target},
 };
 
 const DECISIONS: &str = include_str!("golden/decisions.txt");
@@ -229,10 +229,12 @@ pub(crate) fn shown(targets: &[Target]) -> String {
         let fate = match &target.fate {
             Fate::Deliver(to) => {
                 let hosts = to.hosts.iter().map(|host| format!("{}:{}", host.name, host.port));
-                format!("{} {}", to.router, hosts.collect::<Vec<_>>().join(" "))
+                let program = to.program.iter().map(|program| program.words.join(" "));
+                format!("{} {}", to.router, hosts.chain(program).collect::<Vec<_>>().join(" "))
             }
             Fate::Fail(why) => format!("** {why}"),
             Fate::Defer(why) => format!("== {why}"),
+            Fate::Expand(into) => format!("expands to {}", into.join(" ")),
         };
         let from = target.errors_to.as_ref().map_or(String::new(), |from| format!(" F={from}"));
         format!("{} {fate}{from}", target.address)
@@ -278,7 +280,9 @@ async fn follow(configuration: &Configuration, dns: &FixedDns, file: &str, expec
             explained_reply(configuration, &mut connection, &sender, &recipient, &around).await;
         let _ = writeln!(actual, "{line}\n    {reply}\n    {rule}");
         if decision.verdict == Verdict::Accept {
-            let targets = route::route(configuration, dns, &recipient).await;
+            let personality = configuration.personality(connection.server.ip()).acl;
+            let about = About { id: None, sender: &sender, personality: &personality };
+            let targets = route::route(configuration, dns, &about, &recipient).await;
             let _ = writeln!(actual, "    {}", shown(&targets));
         }
     }
