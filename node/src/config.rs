@@ -41,6 +41,8 @@ pub struct NodeConfig {
     /// SMTP listeners.
     #[serde(default, rename = "listener")]
     pub listeners: Vec<ListenerConfig>,
+    /// The listener where programs of this machine hand mail in, if there is one: list programs are told of it.
+    pub local_smtp: Option<SocketAddr>,
     /// Size of one file of the spool's log, bytes.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
@@ -95,6 +97,14 @@ pub struct ListenerConfig {
     /// client and server then. Empty: no header is expected, and none is taken.
     #[serde(default)]
     pub proxy_from: Vec<IpNet>,
+}
+
+impl ListenerConfig {
+    /// Whether connections to `address` come here.
+    fn takes_of(&self, address: SocketAddr) -> bool {
+        self.address == address
+            || self.address.ip().is_unspecified() && self.address.port() == address.port()
+    }
 }
 
 /// Why `ppswd.toml` could not be used.
@@ -152,6 +162,13 @@ impl NodeConfig {
             return Err(format!(
                 "segment_bytes = {}: expected at least {SEGMENT_BYTES_MIN}",
                 self.segment_bytes
+            ));
+        }
+        if let Some(local) = self.local_smtp
+            && !self.listeners.iter().any(|l| l.takes_of(local) && l.proxy_from.is_empty())
+        {
+            return Err(format!(
+                "local_smtp = \"{local}\": expected the address of a listener without proxy_from"
             ));
         }
         if let Some(listener) =

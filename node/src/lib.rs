@@ -14,6 +14,7 @@ pub mod dev;
 pub mod dns;
 pub mod domains;
 pub mod explain;
+pub mod explode;
 pub mod files;
 pub mod http;
 pub mod limits;

@@ -32,7 +32,7 @@ use crate::{
     agent_check,
     callout::Caller,
     config::{NodeConfig, OnDamage},
-    deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
+    deliver::{Deliverer, Programs, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
     domains::{self, Domains},
     explain::Explainer,
@@ -51,6 +51,9 @@ pub use stop::Stop;
 
 /// What callouts have learnt, below `data`.
 const CALLOUTS_FILE: &str = "callouts";
+
+/// Where messages are written for programs, below `data`.
+const PROGRAMS_DIR: &str = "programs";
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -122,9 +125,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         Arc::new(plane.clone()),
         log.clone(),
         Arc::new(SystemClock),
+        Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
     );
     let answers = config.data.join(CALLOUTS_FILE);
-    let connector = Arc::new(TcpConnector);
+    let connector = Arc::new(TcpConnector::default());
     let callouts =
         Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
     let certificates = Certificates::load(&config.certificates)?;

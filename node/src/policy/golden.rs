@@ -8,7 +8,7 @@ use crate::{
     dev::configuration::tests::loaded,
     dns::FixedDns,
     rate::Rates,
-    route::{self, Fate, Target},
+    route::{self, About, Fate, Target},
 };
 use coverage::Coverage;
 
@@ -232,10 +232,12 @@ pub(crate) fn shown(targets: &[Target]) -> String {
         let fate = match &target.fate {
             Fate::Deliver(to) => {
                 let hosts = to.hosts.iter().map(|host| format!("{}:{}", host.name, host.port));
-                format!("{} {}", to.router, hosts.collect::<Vec<_>>().join(" "))
+                let program = to.program.iter().map(|program| program.words.join(" "));
+                format!("{} {}", to.router, hosts.chain(program).collect::<Vec<_>>().join(" "))
             }
             Fate::Fail(why) => format!("** {why}"),
             Fate::Defer(why) => format!("== {why}"),
+            Fate::Expand(into) => format!("expands to {}", into.join(" ")),
         };
         let from = target.errors_to.as_ref().map_or(String::new(), |from| format!(" F={from}"));
         format!("{} {fate}{from}", target.address)
@@ -288,8 +290,10 @@ async fn follow(configuration: &Configuration, dns: &FixedDns, cases: &str) -> (
         let _ = writeln!(actual, "{line}\n    {reply}\n    {rule}");
         if decision.verdict == Verdict::Accept {
             let recipient = recipients.last().unwrap();
+            let personality = configuration.personality(connection.server.ip()).acl;
+            let about = About { id: None, sender: bare(sender), personality: &personality };
             // The queue has what it was rewritten to.
-            let (targets, _) = route::explain(configuration, dns, recipient, false).await;
+            let (targets, _) = route::explain(configuration, dns, &about, recipient, false).await;
             let _ = writeln!(actual, "    {}", shown(&targets));
         }
         explanations.iter().for_each(|explanation| coverage.add(&explanation.rules));

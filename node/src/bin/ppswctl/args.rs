@@ -88,13 +88,7 @@ pub(crate) enum Verb {
     #[command(
         after_help = "Exit codes: 0 deliverable, 1 deferred, 2 unroutable; the worst of all addresses."
     )]
-    Route {
-        #[arg(required = true)]
-        addresses: Vec<String>,
-        /// As a verification asks the routers.
-        #[arg(long)]
-        verify: bool,
-    },
+    Route(Route),
     /// A made-up SMTP session, its commands on standard input: prints each rule that was tried, and why it matched.
     /// Nothing is accepted or sent; nothing is counted by a rate; delays are shown instead of waited.
     Session(Session),
@@ -103,6 +97,31 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: PolicyVerb,
     },
+}
+
+/// Addresses, and the message that is for them.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Route {
+    #[arg(required = true)]
+    pub(crate) addresses: Vec<String>,
+    /// As a verification asks the routers.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Sender of the message; `<>` for a bounce.
+    #[arg(long, value_name = "ADDRESS", default_value = "<>")]
+    pub(crate) from: String,
+    /// The personality by which it came: mx, smart, submit or local.
+    #[arg(long, value_name = "NAME", default_value = "mx")]
+    pub(crate) personality: String,
+    /// It comes from this machine: short for --personality local.
+    #[arg(long, conflicts_with = "personality")]
+    pub(crate) local: bool,
+    /// Its id, for routers that take a fraction of all messages.
+    #[arg(long, value_name = "ID", default_value = "")]
+    pub(crate) id: String,
+    /// Only the routers that decide.
+    #[arg(long)]
+    pub(crate) short: bool,
 }
 
 /// Who talks to whom.

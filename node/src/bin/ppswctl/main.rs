@@ -17,6 +17,7 @@ mod log;
 mod node;
 mod policy;
 mod queue;
+mod route;
 mod status;
 mod token;
 
@@ -110,9 +111,9 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
     if let Verb::Policy { verb: PolicyVerb::Check { dir } } = &args.verb {
         return Ok(policy::check(dir, args.json).await);
     }
-    if let Verb::Route { addresses, verify } = &args.verb {
+    if let Verb::Route(asked) = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
-        return explain::route(&mut admin, addresses, *verify, args.json).await;
+        return route::route(&mut admin, asked, args.json).await;
     }
     if let Verb::Domains { verb: DomainsVerb::Fetch { domain, force } } = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
