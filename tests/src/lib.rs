@@ -23,6 +23,7 @@ pub mod shim;
 pub mod sink;
 pub mod stores;
 pub mod tmpfs;
+pub mod web;
 
 use std::time::{Duration, Instant};
 

@@ -10,8 +10,11 @@ use crate::{
     dev::configuration::tests::loaded,
     dns::FixedDns,
     rate::Rates,
-    route::{self, Fate, Target},
+    route::{self, About, Fate, Target},
 };
+use coverage::Coverage;
+
+mod coverage;
 
 const DECISIONS: &str = include_str!("golden/decisions.txt");
 const CAMBRIDGE: &str = include_str!("golden/cambridge.txt");
@@ -119,18 +122,13 @@ fn connection(client: &str, server: &str, helo: &str, user: &str) -> Connection 
         _ => (server, Service::Smtp),
     };
     Connection {
-        client: address(client, 40_000),
-        server: address(host, 25),
-        service,
-        client_name: None,
         helo: Some(helo.to_owned()),
         authenticated: (user != "-").then(|| user.to_owned()),
-        tls: None,
-        variables: BTreeMap::new(),
+        ..Connection::new(address(client, 40_000), address(host, 25), service)
     }
 }
 
-/// Runs the stages of one message with one recipient; the first that refuses speaks.
+/// Runs the stages of one message; the first that refuses speaks.
 async fn reply(
     configuration: &Configuration,
     connection: &mut Connection,
@@ -139,35 +137,40 @@ async fn reply(
     around: &Surroundings,
 ) -> (String, Decision) {
     let (reply, decision, _) =
-        explained_reply(configuration, connection, sender, recipient, around).await;
+        explained_reply(configuration, connection, sender, &[recipient], around).await;
     (reply, decision)
 }
 
-/// As [`reply`], with the rule that spoke.
+/// As [`reply`], to the last of several recipients, with what was asked in each stage.
 async fn explained_reply(
     configuration: &Configuration,
     connection: &mut Connection,
     sender: &str,
-    recipient: &str,
+    recipients: &[&str],
     around: &Surroundings,
-) -> (String, Decision, String) {
+) -> (String, Decision, Vec<Explanation>) {
     let mut decision = Decision::default();
-    let mut speaker = String::new();
+    let mut explanations = Vec::new();
     let mut delay = Duration::ZERO;
-    for stage in [Stage::Connect, Stage::Helo, Stage::Mail, Stage::Rcpt] {
+    let before = [Stage::Connect, Stage::Helo, Stage::Mail].map(|stage| (stage, None));
+    let recipients = recipients.iter().map(|recipient| (Stage::Rcpt, Some(*recipient)));
+    for (stage, recipient) in before.into_iter().chain(recipients) {
+        // A refused recipient leaves others.
+        let refused = decision.verdict != Verdict::Accept;
+        if refused && explanations.last().is_some_and(|last: &Explanation| last.stage < Stage::Rcpt)
+        {
+            break;
+        }
         let transaction = Transaction {
             sender: sender.to_owned(),
-            recipient: (stage == Stage::Rcpt).then(|| recipient.to_owned()),
+            recipient: recipient.map(str::to_owned),
             ..Transaction::default()
         };
         let explanation;
         (decision, explanation) =
             configuration.explain(stage, connection, &transaction, around).await;
-        speaker = spoken(&explanation);
+        explanations.push(explanation);
         delay += decision.delay;
-        if decision.verdict != Verdict::Accept {
-            break;
-        }
     }
     let mut text = match &decision.verdict {
         Verdict::Accept => "250".to_owned(),
@@ -179,7 +182,7 @@ async fn explained_reply(
     if delay > Duration::ZERO {
         let _ = write!(text, " [{}s]", delay.as_secs());
     }
-    (text.replace('\n', " | "), decision, speaker)
+    (text.replace('\n', " | "), decision, explanations)
 }
 
 /// The rule that spoke, and the one in an auxiliary ACL that made it speak.
@@ -199,10 +202,12 @@ pub(crate) fn shown(targets: &[Target]) -> String {
         let fate = match &target.fate {
             Fate::Deliver(to) => {
                 let hosts = to.hosts.iter().map(|host| format!("{}:{}", host.name, host.port));
-                format!("{} {}", to.router, hosts.collect::<Vec<_>>().join(" "))
+                let program = to.program.iter().map(|program| program.words.join(" "));
+                format!("{} {}", to.router, hosts.chain(program).collect::<Vec<_>>().join(" "))
             }
             Fate::Fail(why) => format!("** {why}"),
             Fate::Defer(why) => format!("== {why}"),
+            Fate::Expand(into) => format!("expands to {}", into.join(" ")),
         };
         let from = target.errors_to.as_ref().map_or(String::new(), |from| format!(" F={from}"));
         format!("{} {fate}{from}", target.address)
@@ -212,20 +217,24 @@ pub(crate) fn shown(targets: &[Target]) -> String {
 
 #[tokio::test]
 async fn decisions_are_as_written() {
-    follow(&loaded(), &dns(), "decisions.txt", DECISIONS).await;
+    let (actual, _) = follow(&loaded(), &dns(), DECISIONS).await;
+    compare("decisions.txt", DECISIONS, &actual);
 }
 
 #[tokio::test]
 async fn the_universitys_own_configuration_decides_as_written() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/cambridge");
-    let configuration = Configuration::load(&dir).unwrap();
-    follow(&configuration, &world(), "cambridge.txt", CAMBRIDGE).await;
+    let (actual, _) = follow(&cambridge(), &world(), CAMBRIDGE).await;
+    compare("cambridge.txt", CAMBRIDGE, &actual);
 }
 
-/// Compares a file of cases with what happens, or writes it.
-async fn follow(configuration: &Configuration, dns: &FixedDns, file: &str, expected: &str) {
-    let mut actual = String::new();
-    for line in expected.lines() {
+fn cambridge() -> Arc<Configuration> {
+    Configuration::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/cambridge")).unwrap()
+}
+
+/// What comes of a file of cases, and how often each rule and condition was asked.
+async fn follow(configuration: &Configuration, dns: &FixedDns, cases: &str) -> (String, Coverage) {
+    let (mut actual, mut coverage) = (String::new(), Coverage::default());
+    for line in cases.lines() {
         if line.is_empty() || line.starts_with('#') {
             let _ = writeln!(actual, "{line}");
             continue;
@@ -237,21 +246,33 @@ async fn follow(configuration: &Configuration, dns: &FixedDns, file: &str, expec
         let mut words: Vec<&str> = line.split_whitespace().collect();
         let queue = words.pop_if(|word| word.starts_with("q="));
         let queue = queue.map_or(0, |word| word[2..].parse().unwrap());
-        let [client, server, helo, user, sender, recipient] = *words.as_slice() else {
+        let [client, server, helo, user, sender, recipients] = *words.as_slice() else {
             panic!("expected six words: {line}");
         };
-        let bare = |text: &str| text.trim_matches(['<', '>']).to_owned();
-        let (sender, recipient) = (bare(sender), bare(recipient));
+        let bare = |text| str::trim_matches(text, ['<', '>']);
+        let recipients: Vec<&str> = recipients.split(',').map(bare).collect();
         let mut connection = connection(client, server, helo, user);
         let around = Surroundings { dns: Arc::new(dns.clone()), ..around(queue) };
-        let (reply, decision, rule) =
-            explained_reply(configuration, &mut connection, &sender, &recipient, &around).await;
+        let (reply, decision, explanations) =
+            explained_reply(configuration, &mut connection, bare(sender), &recipients, &around)
+                .await;
+        let rule = explanations.last().map_or_else(String::new, spoken);
         let _ = writeln!(actual, "{line}\n    {reply}\n    {rule}");
         if decision.verdict == Verdict::Accept {
-            let targets = route::route(configuration, dns, &recipient).await;
+            let recipient = recipients.last().unwrap();
+            let personality = configuration.personality(connection.server.ip()).acl;
+            let about = About { id: None, sender: bare(sender), personality: &personality };
+            // The queue has what it was rewritten to.
+            let (targets, _) = route::explain(configuration, dns, &about, recipient, false).await;
             let _ = writeln!(actual, "    {}", shown(&targets));
         }
+        explanations.iter().for_each(|explanation| coverage.add(&explanation.rules));
     }
+    (actual, coverage)
+}
+
+/// Compares what is expected with what happens, or writes it.
+fn compare(file: &str, expected: &str, actual: &str) {
     if std::env::var_os("PPSW_GOLDEN_WRITE").is_some() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/policy/golden");
         files::write(&dir.join(file), actual.as_bytes()).unwrap();

@@ -79,17 +79,16 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: QueueVerb,
     },
+    /// Managed mail domains, and those that are fetched from a web server.
+    Domains {
+        #[command(subcommand)]
+        verb: DomainsVerb,
+    },
     /// Where mail for addresses would go, and what each router said; sends nothing.
     #[command(
         after_help = "Exit codes: 0 deliverable, 1 deferred, 2 unroutable; the worst of all addresses."
     )]
-    Route {
-        #[arg(required = true)]
-        addresses: Vec<String>,
-        /// As a verification asks the routers.
-        #[arg(long)]
-        verify: bool,
-    },
+    Route(Route),
     /// A made-up SMTP session, its commands on standard input: prints each rule that was tried, and why it matched.
     /// Nothing is accepted or sent; nothing is counted by a rate; delays are shown instead of waited.
     Session(Session),
@@ -98,6 +97,31 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: PolicyVerb,
     },
+}
+
+/// Addresses, and the message that is for them.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Route {
+    #[arg(required = true)]
+    pub(crate) addresses: Vec<String>,
+    /// As a verification asks the routers.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Sender of the message; `<>` for a bounce.
+    #[arg(long, value_name = "ADDRESS", default_value = "<>")]
+    pub(crate) from: String,
+    /// The personality by which it came: mx, smart, submit or local.
+    #[arg(long, value_name = "NAME", default_value = "mx")]
+    pub(crate) personality: String,
+    /// It comes from this machine: short for --personality local.
+    #[arg(long, conflicts_with = "personality")]
+    pub(crate) local: bool,
+    /// Its id, for routers that take a fraction of all messages.
+    #[arg(long, value_name = "ID", default_value = "")]
+    pub(crate) id: String,
+    /// Only the routers that decide.
+    #[arg(long)]
+    pub(crate) short: bool,
 }
 
 /// Who talks to whom.
@@ -118,6 +142,9 @@ pub(crate) struct Session {
     /// It uses TLS.
     #[arg(long)]
     pub(crate) tls: bool,
+    /// It has shown a certificate for this name, over TLS, that a CA of `clients.pem` has signed.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) certificate: Option<String>,
     /// Make callouts. Without, every address counts as taken.
     #[arg(long)]
     pub(crate) callout: bool,
@@ -175,6 +202,46 @@ pub(crate) enum TokenVerb {
     List,
     /// Make a token useless.
     Revoke { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DomainsVerb {
+    /// All managed domains.
+    List,
+    /// Everything about one.
+    Show { domain: String },
+    /// Fetch a domain's aliases from a web server from now on, hourly.
+    Set {
+        domain: String,
+        /// Where its aliases file is: https://…
+        #[arg(long)]
+        url: String,
+        /// For HTTP basic authentication.
+        #[arg(long)]
+        user: String,
+        /// A file with the password in it.
+        #[arg(long, value_name = "FILE")]
+        password_file: PathBuf,
+        /// Certificates of the authorities to trust instead of those of the web.
+        #[arg(long, value_name = "PEM")]
+        ca_file: Option<PathBuf>,
+    },
+    /// Fetch a domain no more; what is live stays.
+    Unset { domain: String },
+    /// Fetch a domain now, and tell what came of it; exit 1 if the file cannot be fetched or used.
+    Fetch {
+        domain: String,
+        /// Take a file that has shrunk by more than a quarter.
+        #[arg(long)]
+        force: bool,
+    },
+    /// The detailed check of any managed domain: what its aliases lead to.
+    Check {
+        domain: String,
+        /// Send it to the domain's postmaster, too, if there is something to say.
+        #[arg(long)]
+        mail: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
