@@ -103,7 +103,7 @@ impl<'a> Walk<'a> {
                 lookups: Vec::new(),
                 decides: true,
             };
-            stops.push(Stop { address: address.to_owned(), routers: vec![tried] });
+            stops.push(Stop { address: address.to_owned(), parent: None, routers: vec![tried] });
         }
         let address = rewritten.as_ref().map_or(address, |rewriting| &rewriting.new);
         let asked = Asked { address, ancestors: Vec::new() };
