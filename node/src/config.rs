@@ -1,5 +1,7 @@
 //! `ppswd.toml`: what one node must know before it can ask the cluster for anything.
 
+mod https;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -8,6 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+pub use https::HttpsConfig;
 
 use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 
@@ -23,7 +27,7 @@ pub struct NodeConfig {
     pub log: PathBuf,
     /// `policy.kdl`, `tables/`, `domains/`, `lists/`, `users/`.
     pub config: PathBuf,
-    /// `NAME.pem` and `NAME.key` for each personality that offers TLS.
+    /// `NAME.pem` and `NAME.key` for each personality that offers TLS; `clients.pem`, the CAs of clients.
     pub certificates: PathBuf,
     /// Where other nodes and ppswctl reach this node.
     pub control: SocketAddr,
@@ -66,6 +70,9 @@ pub struct NodeConfig {
     /// The disk of `data` is low when fewer files can be made there.
     #[serde(default = "default_check_spool_inodes")]
     pub check_spool_inodes: u64,
+    /// What may be spent on fetching the aliases of managed domains.
+    #[serde(default)]
+    pub https_domains: HttpsConfig,
 }
 
 /// What a node does whose log is damaged or gone.
@@ -191,6 +198,7 @@ impl NodeConfig {
                 self.log_floor
             ));
         }
+        self.https_domains.check()?;
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
         for address in self.listeners.iter().map(|l| l.address).chain(own) {

@@ -90,6 +90,10 @@ pub const TABLE_KEY_BYTES_MAX: usize = 512;
 /// Errors of one kind of file that are reported at once; who has more reads no further anyway.
 pub const CONFIGURATION_ERRORS_MAX: usize = 200;
 
+/// A start waits so long to hear which version of policy and tables the cluster runs, before it runs the node's own
+/// directory: some elections.
+pub const VERSION_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
 pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -295,6 +299,21 @@ pub const REPLY_LINE_BYTES_MAX: usize = 512;
 /// Longest header block that is taken; it is buffered for fix-ups. Same as Exim's `header_maxsize`.
 pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
 
+/// Addresses of a header that are rewritten: far more than anybody writes to at once. The fields beyond stay as they are.
+pub const HEADER_ADDRESSES_MAX: usize = 10_000;
+
+/// Longest line of a header that we make (RFC 5322 §2.1.1).
+pub const HEADER_LINE_BYTES_MAX: usize = 998;
+
+/// Rewriting rules of a policy: each is tried for each address of each message.
+pub const REWRITE_RULES_MAX: usize = 64;
+
+/// How often a rewriting rule with the flag `R` is applied to its own result, as in Exim.
+pub const REWRITE_REPEATS_MAX: usize = 10;
+
+/// Rewritten addresses of one message that the log tells of.
+pub const REWRITE_LOG_LINES_MAX: usize = 50;
+
 /// A message with more `Received` fields than this loops (RFC 5321 §6.3: at least 100; Exim's own default is 30).
 pub const RECEIVED_FIELDS_MAX: u32 = 100;
 
@@ -315,6 +334,12 @@ pub const REHEARSALS_MAX: usize = 8;
 
 /// Longest line of a made-up session; a real one ends at 2,048 or less.
 pub const REHEARSAL_LINE_BYTES_MAX: usize = 4_096;
+
+/// Names that are kept of a client's certificate: those of machines have a few.
+pub const CERTIFICATE_NAMES_MAX: usize = 32;
+
+/// Subject that is kept of a client's certificate; it goes into logs.
+pub const CERTIFICATE_SUBJECT_BYTES_MAX: usize = 512;
 
 // === smtp: listeners ===
 
@@ -520,3 +545,89 @@ pub const SCRUB_PERIOD_MIN: Duration = Duration::from_secs(3600);
 
 /// The longest: by then a second disk has rotted.
 pub const SCRUB_PERIOD_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+// === domains: managed mail domains ===
+
+/// Aliases of one domain: the whole university has fewer people.
+pub const DOMAIN_ALIASES_MAX: usize = 200_000;
+
+/// Addresses of one alias, as the line of the table that they become.
+pub const DOMAIN_ALIAS_BYTES_MAX: usize = TABLE_LINE_BYTES_MAX;
+
+/// Characters of a line of others that are shown in a report about it.
+pub const DOMAIN_TEXT_SHOWN: usize = 80;
+
+/// How often an https domain is fetched (the seed: hourly).
+pub const FETCH_PERIOD: Duration = Duration::from_secs(3_600);
+
+/// More often, and we are a burden for the web servers of others.
+pub const FETCH_PERIOD_MIN: Duration = Duration::from_secs(60);
+
+/// More rarely, and managers wait longer than a day for their changes.
+pub const FETCH_PERIOD_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// Time for a connection to a web server, TLS included.
+pub const FETCH_CONNECT_TIME: Duration = Duration::from_secs(20);
+
+/// Time for a whole fetch: half a megabyte over a slow line.
+pub const FETCH_TIME: Duration = Duration::from_secs(120);
+
+/// Less, and a healthy server far away fails.
+pub const FETCH_TIME_MIN: Duration = Duration::from_secs(1);
+
+/// More, and a hanging server takes a place for a good part of the hour.
+pub const FETCH_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Largest aliases file: some hundred thousand short lines.
+pub const FETCH_BYTES: u64 = 8 << 20;
+
+/// A page of text must do.
+pub const FETCH_BYTES_MIN: u64 = 4 << 10;
+
+/// It is held in memory, and an operator may set this.
+pub const FETCH_BYTES_MAX: u64 = 64 << 20;
+
+/// Head of an answer: status line and fields.
+pub const FETCH_HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Redirections that are followed, all on one server.
+pub const FETCH_REDIRECTIONS_MAX: usize = 3;
+
+/// Addresses of a web server that are tried.
+pub const FETCH_ADDRESSES_MAX: usize = 4;
+
+/// `ETag` and `Last-Modified` that are kept; longer ones are not used.
+pub const FETCH_VALIDATOR_BYTES_MAX: usize = 256;
+
+/// Fetches at once: each holds a connection and up to [`FETCH_BYTES`].
+pub const FETCHES_CONCURRENT: usize = 8;
+
+/// How often the control leader looks what is due.
+pub const FETCH_LOOK: Duration = Duration::from_secs(1);
+
+/// After this the same problem is told again.
+pub const PROBLEM_LETTER_PERIOD: Duration = Duration::from_secs(24 * 3_600);
+
+/// How often managers hear what could be better (the seed: each month).
+pub const REPORT_PERIOD: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// Who wants to hear more often asks for a check.
+pub const REPORT_PERIOD_MIN: Duration = Duration::from_secs(3_600);
+
+/// Longer is never.
+pub const REPORT_PERIOD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// Wait after a letter that the spool did not take.
+pub const LETTER_RETRY: Duration = Duration::from_secs(60);
+
+/// Addresses of a domain that are routed at once by a check, each of which may wait for DNS.
+pub const CHECK_CONCURRENT: usize = 16;
+
+/// Time for the check of a whole domain; the rest is left out, and that is said.
+pub const CHECK_TIME: Duration = Duration::from_secs(240);
+
+/// Warnings of one check: who has more does not read them.
+pub const CHECK_WARNINGS_MAX: usize = 500;
+
+/// Characters of one warning: an alias, an address, a reason.
+pub const CHECK_WARNING_CHARS_MAX: usize = 1_000;

@@ -268,6 +268,7 @@ impl Workshop {
                 envelope: &envelope,
                 size,
                 mechanism: None,
+                certificate: None,
                 about: Some(message.id),
                 elapsed: Duration::ZERO,
                 discarded: false,

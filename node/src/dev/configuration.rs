@@ -202,13 +202,20 @@ pub(crate) mod tests {
 
     /// The configuration of a cluster of three nodes.
     pub(crate) fn loaded() -> Arc<Configuration> {
+        loaded_with(&[])
+    }
+
+    /// The same with other tables: path and content.
+    pub(crate) fn loaded_with(tables: &[(&str, &str)]) -> Arc<Configuration> {
         let accounts: Vec<_> =
             (1..=9).map(|n| (format!("spqr{n}"), format!("$6$rounds=5000$x${n}"))).collect();
         let (sink, lmtp) = ("127.10.0.1:2525".parse(), "127.10.0.1:2424".parse());
         let program = "/usr/sbin/ppswd explode-list";
         let files = content(sink.unwrap(), lmtp.unwrap(), 3, &accounts, program).unwrap();
         let files = files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes()));
-        let files: BTreeMap<_, _> = files.collect();
+        let mut files: BTreeMap<_, _> = files.collect();
+        let other = |(name, text): &(&str, &str)| ((*name).to_owned(), text.as_bytes().to_vec());
+        files.extend(tables.iter().map(other));
         Configuration::from_files(&files).unwrap_or_else(|errors| panic!("{errors:?}"))
     }
 

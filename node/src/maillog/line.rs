@@ -9,6 +9,11 @@ use crate::limits::LOG_FIELD_BYTES_MAX;
 pub(super) fn main_line(record: &Record) -> String {
     let text = match &record.event {
         Event::Arrival(arrival) => arrival_line(arrival),
+        Event::Rewriting { id, old, place, new, rule } => format!(
+            "{id} \"{}\" from {place} rewritten as \"{}\" by rule {rule}",
+            clean(old),
+            clean(new)
+        ),
         Event::Delivery(delivery) => delivery_line(delivery),
         Event::Failure(attempt) => {
             let host = host(attempt);
@@ -68,6 +73,10 @@ fn arrival_line(arrival: &Arrival) -> String {
     let _ = write!(line, " P={}", clean(&peer.protocol).to_lowercase());
     if !peer.tls.is_empty() {
         let _ = write!(line, " X={}", clean(&peer.tls));
+    }
+    if let Some(subject) = &arrival.certificate {
+        let verified = if arrival.certificate_verified == Some(true) { "yes" } else { "no" };
+        let _ = write!(line, " CV={verified} DN=\"{}\"", clean(subject).replace('"', "\\\""));
     }
     if !peer.authenticated.is_empty() {
         let mechanism = if arrival.mechanism.is_empty() { "auth" } else { &arrival.mechanism };
@@ -291,6 +300,8 @@ mod tests {
             size: 99,
             peer: peer.clone(),
             mechanism: String::new(),
+            certificate: Some("CN=\"friend\",C=GB".into()),
+            certificate_verified: Some(true),
             message_id: "<m@id>".into(),
             about: None,
             receive_seconds: 0.0,
@@ -298,7 +309,7 @@ mod tests {
         };
         assert!(line(Event::Arrival(arrival)).ends_with(
             "1abcDE-000001-02 <= <> H=mail.example.org (friend) [192.0.2.7]:4321 \
-             I=[192.0.2.1]:25 P=esmtps X=TLS1.3:X S=99 id=m@id for x@y z@y"
+             I=[192.0.2.1]:25 P=esmtps X=TLS1.3:X CV=yes DN=\"CN=\\\"friend\\\",C=GB\" S=99 id=m@id for x@y z@y"
         ));
         let rejection = Rejection {
             peer,

@@ -331,12 +331,12 @@ fn find_status(text: &str) -> Option<&str> {
 }
 
 /// Text on one line.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Breaks a text into lines at its spaces; each ends in CRLF.
-fn wrap(text: &str, first: &str, other: &str) -> String {
+pub(crate) fn wrap(text: &str, first: &str, other: &str) -> String {
     let mut out = String::new();
     let mut line = first.to_owned();
     let mut empty = true;

@@ -9,6 +9,7 @@ pub(crate) mod list;
 mod open_relay;
 mod options;
 pub(crate) mod personality;
+mod rewrite;
 mod rule;
 pub(crate) mod source;
 pub(crate) mod template;
@@ -26,6 +27,7 @@ pub use diagnostic::{Place, PlainError, PolicyError, Problem};
 pub(crate) use evaluate::found;
 pub use explanation::{AskedCondition, Explanation, TriedRule};
 pub use open_relay::OpenRelay;
+pub use rewrite::{AddressPlace, Rewriting};
 #[cfg(test)]
 pub(crate) use source::parse_duration;
 
@@ -89,8 +91,43 @@ pub struct Connection {
     pub authenticated: Option<String>,
     /// TLS version and cipher.
     pub tls: Option<String>,
+    /// What the client showed when it was asked for a certificate.
+    pub certificate: Option<ClientCertificate>,
     /// Set by rules.
     pub variables: BTreeMap<String, String>,
+}
+
+impl Connection {
+    /// A client of which nothing else is known yet.
+    pub fn new(client: SocketAddr, server: SocketAddr, service: Service) -> Self {
+        Self {
+            client,
+            server,
+            service,
+            client_name: None,
+            helo: None,
+            authenticated: None,
+            tls: None,
+            certificate: None,
+            variables: BTreeMap::new(),
+        }
+    }
+
+    /// The certificate of the client, if it is to be believed.
+    pub fn verified_certificate(&self) -> Option<&ClientCertificate> {
+        self.certificate.as_ref().filter(|certificate| certificate.refused.is_none())
+    }
+}
+
+/// A certificate that a client showed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its subject, written as in RFC 4514: `CN=relay.example,O=Example,C=GB`.
+    pub subject: String,
+    /// The DNS names that it is for; its common name, if it has none.
+    pub names: Vec<String>,
+    /// Why it is not believed: no CA of ours signed it, it is out of date, the client has not its key.
+    pub refused: Option<String>,
 }
 
 /// Message-scope facts.
@@ -214,13 +251,18 @@ impl Configuration {
 
     /// Makes a configuration of files that were read already: path below its directory, and content.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Arc<Self>, Vec<miette::Report>> {
-        let plain = |what: String| vec![miette::Report::from(PlainError(what))];
-        let table_errors = |errors: Vec<TableError>| {
-            errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect::<Vec<_>>()
-        };
         let tables = Tables::from_files(files).map_err(table_errors)?;
-        let policy =
-            files.get(POLICY).ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
+        let policy = files.get(POLICY).map(Vec::as_slice);
+        Self::from_parts(policy, tables)
+    }
+
+    /// Makes a configuration of a policy and tables that were parsed already.
+    pub fn from_parts(
+        policy: Option<&[u8]>,
+        tables: Tables,
+    ) -> Result<Arc<Self>, Vec<miette::Report>> {
+        let plain = |what: String| vec![miette::Report::from(PlainError(what))];
+        let policy = policy.ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
         if policy.len() as u64 > limits::POLICY_BYTES_MAX {
             return Err(plain(format!("{POLICY}: at most {} bytes", limits::POLICY_BYTES_MAX)));
         }
@@ -289,6 +331,17 @@ impl Configuration {
         self.holds(&self.compiled.reserve_hosts, Subject::Host(client, None, None))
     }
 
+    /// Whether a client with this verified name is asked for a certificate (`tls_try_verify_hosts`).
+    pub fn asks_certificate(&self, client: IpAddr, name: Option<&str>) -> bool {
+        let list = &self.compiled.certificate_hosts;
+        !list.items.is_empty() && self.holds(list, Subject::Host(client, name, None))
+    }
+
+    /// Whether any client is asked for a certificate.
+    pub fn asks_certificates(&self) -> bool {
+        !self.compiled.certificate_hosts.items.is_empty()
+    }
+
     /// Whether `addrparams` says yes to a parameter of an address.
     pub fn says_yes(&self, address: IpAddr, name: &str) -> bool {
         self.parameter(address, name).is_some_and(evaluate::says_yes)
@@ -335,6 +388,10 @@ impl Configuration {
         }
         errors
     }
+}
+
+fn table_errors(errors: Vec<TableError>) -> Vec<miette::Report> {
+    errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect()
 }
 
 /// Stands for every address without entry.

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     limits,
     policy::{
-        self,
+        self, AddressPlace,
         list::{List, Subject},
     },
 };
@@ -206,6 +206,7 @@ impl Walk<'_> {
             else {
                 return Outcome::Defer(format!("{text:?} in the data of router {name}"));
             };
+            let child = self.rewritten(child);
             let child = if check_ancestor && view.address.has_ancestor(&child) {
                 view.address.again(None)
             } else {
@@ -225,6 +226,14 @@ impl Walk<'_> {
         } else {
             Product::Children(children)
         })
+    }
+
+    /// What a redirection makes is rewritten as a recipient is.
+    fn rewritten(&self, address: Address) -> Address {
+        let rewriting =
+            self.configuration.rewrite(&address.text(), AddressPlace::EnvelopeRecipient);
+        let qualify = &self.configuration.options().qualify_domain;
+        rewriting.and_then(|rewriting| Address::new(&rewriting.new, qualify)).unwrap_or(address)
     }
 
     /// What follows from a search for hosts.

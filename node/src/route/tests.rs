@@ -325,6 +325,27 @@ async fn many_addresses_are_looked_up_at_once() {
 }
 
 #[tokio::test]
+async fn addresses_of_a_redirection_are_rewritten() {
+    let rewriting = r#"rewrite { address "*@brief" to="{1}@w.example"; address "*@h" to="{1}@w.example" flags="h" }"#;
+    let policy = format!(
+        "qualify_domain \"d.example\"\ndomains \"local\" \"d.example\"\n{rewriting}\n\
+         routers {{ {ALIASES}\n{DNS} }}\ntransports {{ smtp \"smtp\" port=26 }}"
+    );
+    let aliases = "one: x@brief\ntwo: x@h\n";
+    let c = configuration(&policy, &[("domains/d.example/aliases", aliases)]);
+    let expected = "x@w.example dns a.example:26 b.example:26";
+    assert_eq!(routed(&c, "one@d.example").await, expected);
+    assert_eq!(routed(&c, "two@d.example").await, "x@h ** Unrouteable address");
+    // What has been taken is rewritten already; what somebody asks about is not.
+    assert_eq!(routed(&c, "x@brief").await, "x@brief ** Unrouteable address");
+    let (targets, stops) = explain(&c, &names(), &About::default(), "x@brief", false).await;
+    assert_eq!(shown(&targets), expected);
+    assert_eq!(stops[0].address, "x@brief");
+    assert_eq!(stops[0].routers[0].outcome, "rewrites it to x@w.example");
+    assert_eq!(stops[0].routers[0].place.line, 3);
+}
+
+#[tokio::test]
 async fn the_last_router_that_is_considered_names_the_failure() {
     let c = routers(
         r#"fail "first" local-parts="f" message="x" cannot-route-message="first of {local_part}"

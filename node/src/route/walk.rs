@@ -20,7 +20,11 @@ use super::{
     notes::Notes,
     router::{Action, Router},
 };
-use crate::{dns::Dns, limits, policy::Configuration};
+use crate::{
+    dns::Dns,
+    limits,
+    policy::{AddressPlace, Configuration},
+};
 
 /// What routing needs, and what the recipients of one message share.
 pub(super) struct Walk<'a> {
@@ -89,8 +93,25 @@ impl<'a> Walk<'a> {
 
     pub(super) async fn explain(&self, address: &str) -> (Vec<Target>, Vec<Stop>) {
         let mut stops = Vec::new();
+        // A message that arrives is rewritten before it is routed.
+        let rewritten = self.configuration.rewrite(address, AddressPlace::EnvelopeRecipient);
+        if let Some(rewriting) = &rewritten {
+            let tried = TriedRouter {
+                name: "rewrite".to_owned(),
+                place: self.configuration.place_of_rewrite(rewriting.rule),
+                outcome: format!("rewrites it to {}", rewriting.new),
+                lookups: Vec::new(),
+                decides: true,
+            };
+            let address = address.to_owned();
+            stops.push(Stop { address, parent: None, routers: vec![tried] });
+        }
+        let address = rewritten.as_ref().map_or(address, |rewriting| &rewriting.new);
         let asked = Asked { address, ancestors: Vec::new() };
         let targets = self.whole(&asked, Some(&mut stops)).await;
+        if let Some(first) = stops.get_mut(1).filter(|_| rewritten.is_some()) {
+            first.parent = Some(0);
+        }
         (targets, stops)
     }
 

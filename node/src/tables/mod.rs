@@ -10,6 +10,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
     path::Path,
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -20,7 +21,54 @@ use crate::files;
 /// All tables of one version. Immutable; readers share it.
 #[derive(Debug, Default)]
 pub struct Tables {
-    tables: HashMap<Box<str>, Table>,
+    tables: HashMap<Box<str>, Arc<Table>>,
+}
+
+/// One file, parsed. Versions in which it is the same share it.
+#[derive(Clone, Debug)]
+pub struct Parsed {
+    name: Box<str>,
+    table: Arc<Table>,
+}
+
+impl Parsed {
+    /// Parses the file at a path below the configuration's directory.
+    ///
+    /// # Errors
+    /// All of the file's errors, with their lines.
+    pub fn of(path: &str, content: &[u8]) -> Result<Self, Vec<TableError>> {
+        parse::file(path, content).map(|(name, table)| Self { name, table: Arc::new(table) })
+    }
+
+    /// The same, without keeping it.
+    pub fn downgrade(&self) -> SharedTable {
+        SharedTable { name: self.name.clone(), table: Arc::downgrade(&self.table) }
+    }
+}
+
+/// A parsed file that lasts as long as a version has it.
+#[derive(Clone, Debug)]
+pub struct SharedTable {
+    name: Box<str>,
+    table: std::sync::Weak<Table>,
+}
+
+impl SharedTable {
+    /// The file, if some version still has it.
+    pub fn upgrade(&self) -> Option<Parsed> {
+        Some(Parsed { name: self.name.clone(), table: self.table.upgrade()? })
+    }
+}
+
+/// What a look-up has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found<'a> {
+    /// `exact`, `wildcard`, `network` or `line`.
+    pub how: &'static str,
+    pub key: &'a str,
+    pub value: &'a str,
+    /// 0: not known.
+    pub line: u32,
 }
 
 impl Tables {
@@ -40,7 +88,52 @@ impl Tables {
     /// Makes tables of files that were read already: path below the configuration's directory, and content. The policy
     /// among them is left alone.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Self, Vec<TableError>> {
-        parse::tables(files).map(|tables| Self { tables })
+        parse::tables(files).map(Self::from_parsed)
+    }
+
+    /// Tables of files that were parsed already.
+    pub fn from_parsed(parsed: impl IntoIterator<Item = Parsed>) -> Self {
+        Self { tables: parsed.into_iter().map(|file| (file.name, file.table)).collect() }
+    }
+
+    /// What the tables take of memory, roughly: an allocator's rounding is guessed.
+    pub fn bytes(&self) -> u64 {
+        self.tables.values().map(|table| table.bytes()).sum()
+    }
+
+    /// Everything that a key could mean in a table: the entry, the most specific wildcard, the longest prefix, a list's
+    /// line. `None`: there is no such table.
+    pub fn find(&self, table: &str, key: &str) -> Option<Vec<Found<'_>>> {
+        let map = match &**self.tables.get(table)? {
+            Table::Map(map) => map,
+            Table::List(lines) => {
+                let found = lines.iter().find(|line| line.eq_ignore_ascii_case(key));
+                let found = found.map(|key| Found { how: "line", key, value: "", line: 0 });
+                return Some(found.into_iter().collect());
+            }
+        };
+        let key = folded(key);
+        let entry = |how, key: &str| {
+            let (key, entry) = map.entries.get_key_value(key)?;
+            Some(Found { how, key, value: &entry.value, line: entry.line })
+        };
+        let parents = std::iter::successors(key.split_once('.'), |(_, rest)| rest.split_once('.'));
+        let wild = parents.map(|(_, parent)| format!("*.{parent}")).chain(["*".to_owned()]);
+        let wild = wild.into_iter().find_map(|pattern| entry("wildcard", &pattern));
+        let address: Option<IpAddr> = key.parse().ok();
+        let net = address.zip(map.nets.as_ref()).and_then(|(address, nets)| {
+            let (net, value) = nets.get_lpm(&IpNet::from(address.to_canonical()))?;
+            // The key as it is written: an address alone, or with its prefix.
+            let names = [net.to_string(), net.addr().to_string()];
+            let written = names.iter().find_map(|name| entry("network", name));
+            Some(written.unwrap_or(Found { how: "network", key: "", value, line: 0 }))
+        });
+        Some(entry("exact", &key).into_iter().chain(wild).chain(net).collect())
+    }
+
+    /// Path and number of entries of each table.
+    pub fn sizes(&self) -> impl Iterator<Item = (&str, usize)> {
+        self.tables.iter().map(|(name, table)| (&**name, table.len()))
     }
 
     /// Value of `key` (case-folded) in a table named like its path without `tables/`: `special_routes`,
@@ -79,7 +172,7 @@ impl Tables {
 
     /// The lines of a list (`lists/punting/members`, `domains/…/managers`).
     pub fn lines(&self, table: &str) -> Option<&[String]> {
-        match self.tables.get(table)? {
+        match &**self.tables.get(table)? {
             Table::List(lines) => Some(lines),
             Table::Map(_) => None,
         }
@@ -103,11 +196,7 @@ impl Tables {
 
     /// Entries of a map or lines of a list; 0 if there is no such table.
     pub fn len(&self, table: &str) -> usize {
-        match self.tables.get(table) {
-            Some(Table::Map(map)) => map.entries.len(),
-            Some(Table::List(lines)) => lines.len(),
-            None => 0,
-        }
+        self.tables.get(table).map_or(0, |table| table.len())
     }
 
     /// Whether there is no table at all.
@@ -116,7 +205,7 @@ impl Tables {
     }
 
     fn map(&self, table: &str) -> Option<&Map> {
-        match self.tables.get(table)? {
+        match &**self.tables.get(table)? {
             Table::Map(map) => Some(map),
             Table::List(_) => None,
         }
@@ -136,6 +225,35 @@ pub struct TableError {
 enum Table {
     Map(Map),
     List(Vec<String>),
+}
+
+impl Table {
+    fn len(&self) -> usize {
+        match self {
+            Self::Map(map) => map.entries.len(),
+            Self::List(lines) => lines.len(),
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        // What an allocation takes: in steps of 16, with 8 for the allocator.
+        let text = |length: usize| if length == 0 { 0 } else { (length + 8).next_multiple_of(16) };
+        let bytes: usize = match self {
+            Self::Map(map) => {
+                let slot = size_of::<(Box<str>, Entry)>() + 1;
+                // The table is a power of two of slots, of which at most 7 in 8 are used.
+                let slots = (map.entries.capacity() * 8 / 7).next_power_of_two();
+                let texts = map.entries.iter().map(|(k, e)| text(k.len()) + text(e.value.len()));
+                let nets = if map.nets.is_some() { map.entries.len() * 96 } else { 0 };
+                slots * slot + texts.sum::<usize>() + nets
+            }
+            Self::List(lines) => {
+                let texts: usize = lines.iter().map(|line| text(line.capacity())).sum();
+                lines.capacity() * size_of::<String>() + texts
+            }
+        };
+        bytes as u64
+    }
 }
 
 #[derive(Debug, Default)]

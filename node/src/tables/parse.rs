@@ -8,29 +8,40 @@ use std::{
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
-use super::{Entry, Map, Table, TableError};
+use super::{Entry, Map, Parsed, Table, TableError};
 use crate::{limits, policy::POLICY};
 
-pub(super) fn tables(
-    files: &BTreeMap<String, Vec<u8>>,
-) -> Result<HashMap<Box<str>, Table>, Vec<TableError>> {
-    let mut tables = HashMap::new();
+/// All files but the policy.
+pub(super) fn tables(files: &BTreeMap<String, Vec<u8>>) -> Result<Vec<Parsed>, Vec<TableError>> {
+    let mut tables = Vec::new();
     let mut errors = Vec::new();
     for (path, content) in files.iter().filter(|(path, _)| *path != POLICY) {
-        let mut file = File { path, errors: &mut errors };
-        let Some((name, kind)) = file.name() else { continue };
-        let Some(text) = file.text(content) else { continue };
-        let table = match kind {
-            Kind::Map => Table::Map(file.map(text)),
-            Kind::List => Table::List(file.list(text)),
-        };
-        tables.insert(name.into_boxed_str(), table);
+        match Parsed::of(path, content) {
+            Ok(table) => tables.push(table),
+            Err(more) => errors.extend(more),
+        }
     }
     if errors.is_empty() {
         return Ok(tables);
     }
     errors.truncate(limits::CONFIGURATION_ERRORS_MAX);
     Err(errors)
+}
+
+/// One file: the table's name and itself.
+pub(super) fn file(path: &str, content: &[u8]) -> Result<(Box<str>, Table), Vec<TableError>> {
+    let mut errors = Vec::new();
+    let mut file = File { path, errors: &mut errors };
+    let table = file.name().and_then(|(name, kind)| {
+        let text = file.text(content)?;
+        let table = match kind {
+            Kind::Map => Table::Map(file.map(text)),
+            Kind::List => Table::List(file.list(text)),
+        };
+        Some((name.into_boxed_str(), table))
+    });
+    // Without a table there is an error.
+    table.filter(|_| errors.is_empty()).ok_or(errors)
 }
 
 enum Kind {

@@ -79,6 +79,11 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: QueueVerb,
     },
+    /// Managed mail domains, and those that are fetched from a web server.
+    Domains {
+        #[command(subcommand)]
+        verb: DomainsVerb,
+    },
     /// Where mail for addresses would go, and what each router said; sends nothing.
     #[command(
         after_help = "Exit codes: 0 deliverable, 1 deferred, 2 unroutable; the worst of all addresses."
@@ -137,6 +142,9 @@ pub(crate) struct Session {
     /// It uses TLS.
     #[arg(long)]
     pub(crate) tls: bool,
+    /// It has shown a certificate for this name, over TLS, that a CA of `clients.pem` has signed.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) certificate: Option<String>,
     /// Make callouts. Without, every address counts as taken.
     #[arg(long)]
     pub(crate) callout: bool,
@@ -194,6 +202,46 @@ pub(crate) enum TokenVerb {
     List,
     /// Make a token useless.
     Revoke { id: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DomainsVerb {
+    /// All managed domains.
+    List,
+    /// Everything about one.
+    Show { domain: String },
+    /// Fetch a domain's aliases from a web server from now on, hourly.
+    Set {
+        domain: String,
+        /// Where its aliases file is: https://…
+        #[arg(long)]
+        url: String,
+        /// For HTTP basic authentication.
+        #[arg(long)]
+        user: String,
+        /// A file with the password in it.
+        #[arg(long, value_name = "FILE")]
+        password_file: PathBuf,
+        /// Certificates of the authorities to trust instead of those of the web.
+        #[arg(long, value_name = "PEM")]
+        ca_file: Option<PathBuf>,
+    },
+    /// Fetch a domain no more; what is live stays.
+    Unset { domain: String },
+    /// Fetch a domain now, and tell what came of it; exit 1 if the file cannot be fetched or used.
+    Fetch {
+        domain: String,
+        /// Take a file that has shrunk by more than a quarter.
+        #[arg(long)]
+        force: bool,
+    },
+    /// The detailed check of any managed domain: what its aliases lead to.
+    Check {
+        domain: String,
+        /// Send it to the domain's postmaster, too, if there is something to say.
+        #[arg(long)]
+        mail: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -28,6 +28,7 @@ pub(crate) async fn session(
         user: asked.auth.unwrap_or_default(),
         tls: asked.tls,
         callouts: asked.callout,
+        certificate: asked.certificate.unwrap_or_default(),
     };
     let first = stream::iter([SessionInput { input: Some(Input::Open(open)) }]);
     let lines = standard_input().map(|line| SessionInput { input: Some(Input::Line(line)) });

@@ -10,6 +10,7 @@ macro_rules! say {
 mod address;
 mod age;
 mod args;
+mod domains;
 mod drain;
 mod explain;
 mod log;
@@ -29,7 +30,9 @@ use std::{
 use clap::Parser;
 use tonic::Code;
 
-use crate::args::{Args, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TokenVerb, Verb};
+use crate::args::{
+    Args, DomainsVerb, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TokenVerb, Verb,
+};
 
 /// Why a verb did not do what it was asked; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +115,10 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return route::route(&mut admin, asked, args.json).await;
     }
+    if let Verb::Domains { verb: DomainsVerb::Fetch { domain, force } } = &args.verb {
+        let mut admin = address::connect(&address::find(&args)?).await?;
+        return domains::fetch(&mut admin, domain, *force, args.json).await;
+    }
     operate(args).await.map(|()| ExitCode::SUCCESS)
 }
 
@@ -149,8 +156,28 @@ async fn operate(args: Args) -> Result<(), Failure> {
             QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
             QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
         },
+        Verb::Domains { verb } => operate_domains(&mut admin, verb, json).await,
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.
         Verb::Route { .. } | Verb::Policy { .. } => Ok(()),
+    }
+}
+
+async fn operate_domains(
+    admin: &mut address::Admin,
+    verb: DomainsVerb,
+    json: bool,
+) -> Result<(), Failure> {
+    match verb {
+        DomainsVerb::List => domains::list(admin, json).await,
+        DomainsVerb::Show { domain } => domains::show(admin, &domain, json).await,
+        DomainsVerb::Set { domain, url, user, password_file, ca_file } => {
+            let source = domains::Source { url, user, password_file, ca_file };
+            domains::set(admin, domain, source, json).await
+        }
+        DomainsVerb::Unset { domain } => domains::unset(admin, &domain, json).await,
+        DomainsVerb::Check { domain, mail } => domains::check(admin, &domain, mail, json).await,
+        // Done in `run`.
+        DomainsVerb::Fetch { .. } => Ok(()),
     }
 }

@@ -6,6 +6,7 @@ use futures::future::join_all;
 
 use super::{
     super::{
+        AddressPlace,
         condition::{DnsList, Verify},
         list::domain_literal,
     },
@@ -42,6 +43,11 @@ impl Evaluation<'_> {
             },
             Verify::Helo => self.helo().await,
             Verify::ReverseHost => self.reverse_host().await,
+            Verify::Certificate => {
+                let verified = self.connection.verified_certificate().is_some();
+                self.reason = (!verified).then(|| "No verified certificate".to_owned());
+                Truth::of(verified)
+            }
         }
     }
 
@@ -51,6 +57,13 @@ impl Evaluation<'_> {
         callout: Option<&CalloutOptions>,
         is_sender: bool,
     ) -> Truth {
+        // As it would be if the message were taken.
+        let place = match is_sender {
+            true => AddressPlace::EnvelopeSender,
+            false => AddressPlace::EnvelopeRecipient,
+        };
+        let rewritten = self.configuration.rewrite(address, place);
+        let address = rewritten.as_ref().map_or(address, |rewriting| &rewriting.new);
         // Who verifies a sender would write to it as nobody.
         let sender = if is_sender { "" } else { self.transaction.sender.as_str() };
         let about = About { id: None, sender, personality: &self.personality.acl };
