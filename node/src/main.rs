@@ -1,6 +1,6 @@
 //! `ppswd`: one program for a node, a development cluster and its helpers. See `ppswd --help`.
 
-use std::{io::Write, net::SocketAddr, os::fd::AsFd, path::PathBuf, process::ExitCode};
+use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use ppsw_node::{
@@ -157,10 +157,7 @@ fn explode(smtp: Option<SocketAddr>) -> ExitCode {
         (_, Err(ended)) => return end(&ended),
     };
     let posting = Posting { smtp: smtp.or(posting.smtp), ..posting };
-    let Ok(input) = std::io::stdin().as_fd().try_clone_to_owned() else {
-        return ExitCode::from(EX_TEMPFAIL);
-    };
-    let input = tokio::fs::File::from_std(input.into());
+    let Ok(input) = explode::standard_input() else { return ExitCode::from(EX_TEMPFAIL) };
     let ended = runtime.block_on(posting.pass_on(input));
     // What waits for standard input is not waited for.
     runtime.shutdown_background();
