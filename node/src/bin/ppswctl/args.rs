@@ -93,6 +93,16 @@ pub(crate) enum Verb {
     /// A made-up SMTP session, its commands on standard input: prints each rule that was tried, and why it matched.
     /// Nothing is accepted or sent; nothing is counted by a rate; delays are shown instead of waited.
     Session(Session),
+    /// Versions of policy and tables.
+    Tables {
+        #[command(subcommand)]
+        verb: TablesVerb,
+    },
+    /// Mailing lists whose tables can be changed alone.
+    Lists {
+        #[command(subcommand)]
+        verb: ListsVerb,
+    },
     /// The policy's files.
     Policy {
         #[command(subcommand)]
@@ -127,6 +137,80 @@ pub(crate) struct Session {
 pub(crate) enum PolicyVerb {
     /// Report every error of a policy and its tables, and whether it relays for everybody. Asks no cluster.
     Check { dir: PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TablesVerb {
+    /// Make the files of a directory a version, and run it on all nodes. Sends what changed; checks first.
+    Push {
+        /// Holds policy.kdl, and tables/, users/, domains/, lists/.
+        dir: PathBuf,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// Who wants it, if the credential does not say so.
+        #[arg(long, default_value = "")]
+        author: String,
+        /// Also if a table shrinks by more than a quarter, or the policy relays for everybody.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Versions that are kept, and how it came to be what is active.
+    Versions,
+    /// What differs between two versions; `active` is what runs, with what was changed alone.
+    Diff {
+        a: String,
+        b: String,
+        /// Entries that are shown of each file.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Run an older version again.
+    Rollback {
+        version: u64,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// Who wants it, if the credential does not say so.
+        #[arg(long, default_value = "")]
+        author: String,
+    },
+    /// Look a key up, as the node that answers runs its tables. Exit code 1: it is not there.
+    Get {
+        /// `special_routes`, `users/cyrus`, `domains/DOMAIN/aliases`, `lists/NAME/members`.
+        table: String,
+        key: String,
+    },
+    /// Which version each node runs.
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ListsVerb {
+    /// Replace tables of a list, without a new version of the rest.
+    Set {
+        list: String,
+        /// Who gets what is sent to the list: one address a line.
+        #[arg(long, value_name = "FILE")]
+        members: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        moderators: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        managers: Option<PathBuf>,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+        /// Also if a table shrinks by more than a quarter.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a list's tables back to the versions.
+    Reset {
+        list: String,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
