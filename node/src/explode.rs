@@ -2,7 +2,7 @@
 //! the list's `-outgoing` address, which only this machine may use. What a real one does besides (who may post,
 //! moderation, footers) it does between reading and handing back.
 
-use std::net::SocketAddr;
+use std::{io, net::SocketAddr, os::fd::AsFd};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -126,6 +126,15 @@ impl Posting {
             Some(Answer::Fenced) | None => Ended::new(EX_TEMPFAIL, "no answer"),
         }
     }
+}
+
+/// The message.
+///
+/// # Errors
+/// There is no standard input.
+pub fn standard_input() -> io::Result<tokio::fs::File> {
+    let input = io::stdin().as_fd().try_clone_to_owned()?;
+    Ok(tokio::fs::File::from_std(input.into()))
 }
 
 /// The header with the empty line behind it, and perhaps more.

@@ -157,7 +157,8 @@ fn explode(smtp: Option<SocketAddr>) -> ExitCode {
         (_, Err(ended)) => return end(&ended),
     };
     let posting = Posting { smtp: smtp.or(posting.smtp), ..posting };
-    let ended = runtime.block_on(posting.pass_on(tokio::io::stdin()));
+    let Ok(input) = explode::standard_input() else { return ExitCode::from(EX_TEMPFAIL) };
+    let ended = runtime.block_on(posting.pass_on(input));
     // What waits for standard input is not waited for.
     runtime.shutdown_background();
     end(&ended)

@@ -14,8 +14,7 @@ use super::{
 use crate::{
     limits,
     policy::{
-        AddressPlace,
-        self,
+        self, AddressPlace,
         list::{List, Subject},
     },
 };

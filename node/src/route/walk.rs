@@ -103,11 +103,15 @@ impl<'a> Walk<'a> {
                 lookups: Vec::new(),
                 decides: true,
             };
-            stops.push(Stop { address: address.to_owned(), routers: vec![tried] });
+            let address = address.to_owned();
+            stops.push(Stop { address, parent: None, routers: vec![tried] });
         }
         let address = rewritten.as_ref().map_or(address, |rewriting| &rewriting.new);
         let asked = Asked { address, ancestors: Vec::new() };
         let targets = self.whole(&asked, Some(&mut stops)).await;
+        if let Some(first) = stops.get_mut(1).filter(|_| rewritten.is_some()) {
+            first.parent = Some(0);
+        }
         (targets, stops)
     }
 
