@@ -24,8 +24,18 @@ use crate::{
 const REMOVED: &str = "ppsw-removed";
 
 /// What a viewer may call: nothing that changes anything, and nothing that shows what tables hold (passwords' hashes).
-const VIEWERS: [&str; 8] =
-    ["Status", "Queue", "Summarise", "Log", "Route", "Session", "ListVersions", "TablesStatus"];
+const VIEWERS: [&str; 10] = [
+    "Status",
+    "Queue",
+    "Summarise",
+    "Log",
+    "Route",
+    "Session",
+    "ListVersions",
+    "TablesStatus",
+    "ListDomains",
+    "CheckDomain",
+];
 
 /// What the check needs to know.
 pub(crate) struct Guard {
@@ -167,6 +177,7 @@ mod tests {
         assert!(!ok(ADMIN, "Drain", &node));
         assert!(ok(ADMIN, "Drain", &admin) && !ok(NODE, "Propose", &admin));
         assert!(ok(ADMIN, "Status", &viewer) && !ok(ADMIN, "Drain", &viewer));
+        assert!(ok(ADMIN, "ListDomains", &viewer) && !ok(ADMIN, "SetHttps", &viewer));
         assert!(ok(ADMIN, "TablesStatus", &viewer) && !ok(ADMIN, "Get", &viewer));
         assert!(!ok(ADMIN, "Push", &viewer) && !ok(NODE, "Fetch", &admin));
         assert!(!ok("ppsw.raft.v1.Raft", "Append", &viewer));

@@ -21,6 +21,7 @@ mod dial;
 mod drain;
 mod enrol;
 mod files;
+pub mod https;
 pub mod identity;
 pub mod limits;
 mod overview;
@@ -57,6 +58,22 @@ pub trait NodeHooks: Send + Sync + 'static {
     /// # Errors
     /// A text for the operator.
     fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String>;
+    /// The managed domains, or only the one of this name.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String>;
+    /// Fetches a domain now; with `force` also if its file has shrunk.
+    ///
+    /// # Errors
+    /// A text for the operator. That the file cannot be used is an answer, and no error.
+    async fn fetch_domain(&self, domain: &str, force: bool)
+    -> Result<pb::FetchDomainReply, String>;
+    /// The detailed check of a domain; with `mail` its managers get it, too.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String>;
     /// Makes a configuration of a version's files. With large tables that takes seconds, so it is done on a thread of its
     /// own. Tables that did not change since another configuration that is alive are shared with it.
     ///

@@ -141,6 +141,21 @@ pub const SHUTDOWN_ANSWERS: Duration = Duration::from_secs(1);
 /// The control group's log is cut when it has this many entries behind its checkpoint.
 pub const CONTROL_CHECKPOINT_ENTRIES: u64 = 512;
 
+/// Domains whose aliases are fetched: each is some kilobytes of the control group's state, which nodes send each other.
+pub const HTTPS_DOMAINS_MAX: usize = 1000;
+
+/// Longest URL; servers take 8,000 bytes at most.
+pub const URL_BYTES_MAX: usize = 2048;
+
+/// Longest password of a web server.
+pub const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// Certificates of the authorities of one domain: three or four of them.
+pub const CA_PEM_BYTES_MAX: usize = 16 << 10;
+
+/// What a problem's text, or the remarks about a file, may take of the state; a letter needs no more.
+pub const PROBLEM_BYTES_MAX: usize = 8 << 10;
+
 // === versions of policy and tables ===
 
 /// Versions that can be rolled back to: some weeks of daily pushes; each costs the files that only it has.

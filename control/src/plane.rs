@@ -38,6 +38,7 @@ use crate::{
 };
 
 mod command;
+mod https;
 mod outcome;
 mod versions;
 

@@ -57,16 +57,10 @@ async fn session(
     helo: &str,
 ) -> Result<(), Failure> {
     let name = around.dns.names(client.parse()?).await.ok();
-    let mut connection = Connection {
-        client: format!("{client}:40000").parse()?,
-        server: "131.111.8.140:25".parse()?,
-        service: Service::Smtp,
-        client_name: name.and_then(|names| names.into_iter().next()),
-        helo: Some(helo.to_owned()),
-        authenticated: None,
-        tls: None,
-        variables: Default::default(),
-    };
+    let client = format!("{client}:40000").parse()?;
+    let mut connection = Connection::new(client, "131.111.8.140:25".parse()?, Service::Smtp);
+    connection.client_name = name.and_then(|names| names.into_iter().next());
+    connection.helo = Some(helo.to_owned());
     let stages = [
         Stage::Connect,
         Stage::Helo,

@@ -32,8 +32,9 @@ use crate::{
     agent_check,
     callout::Caller,
     config::{NodeConfig, OnDamage},
-    deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
+    deliver::{Deliverer, Programs, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
+    domains::{self, Domains},
     explain::Explainer,
     files, http, limits,
     maillog::MailLog,
@@ -50,6 +51,9 @@ pub use stop::Stop;
 
 /// What callouts have learnt, below `data`.
 const CALLOUTS_FILE: &str = "callouts";
+
+/// Where messages are written for programs, below `data`.
+const PROGRAMS_DIR: &str = "programs";
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -121,11 +125,14 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         Arc::new(plane.clone()),
         log.clone(),
         Arc::new(SystemClock),
+        Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
     );
     let answers = config.data.join(CALLOUTS_FILE);
-    let connector = Arc::new(TcpConnector);
+    let connector = Arc::new(TcpConnector::default());
     let callouts =
         Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
+    let certificates = Certificates::load(&config.certificates)?;
+    warn_of_unknown_clients(&current.borrow(), &certificates);
     let front = Arc::new(FrontEnd {
         host_name: config.name.clone(),
         rules: Arc::new(CurrentRules(current.clone())),
@@ -137,11 +144,20 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         },
         intake: Arc::new(spool),
         events: Arc::new(log.clone()),
-        certificates: Certificates::load(&config.certificates)?,
+        certificates,
         clock: Arc::new(SystemClock),
         activity: Activity::default(),
     });
-    hooks.attach(front.clone(), deliverer.clone(), current);
+    let domains = Domains::new(domains::Parts {
+        plane: plane.clone(),
+        configuration: current.clone(),
+        dns: front.around.dns.clone(),
+        clock: Arc::new(SystemClock),
+        log: log.clone(),
+        host_name: config.name.clone(),
+        settings: config.https_domains,
+    })?;
+    hooks.attach(front.clone(), deliverer.clone(), domains.clone(), current);
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
@@ -162,6 +178,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             callouts.upkeep(&answers).await;
             Ok(())
         }
+    });
+    tasks.spawn(async move {
+        domains.run().await;
+        Ok(())
     });
     let ready: http::Readiness = {
         let plane = plane.clone();
@@ -295,6 +315,9 @@ async fn serve(
                     Ok(()) => tracing::info!("certificates reloaded"),
                     Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
                 }
+                if let Some(configuration) = live.running() {
+                    warn_of_unknown_clients(&configuration, &front.certificates);
+                }
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
@@ -309,6 +332,15 @@ async fn serve(
 async fn cry_if_open(configuration: &Configuration) {
     for relay in configuration.open_relays().await {
         tracing::error!("{relay}");
+    }
+}
+
+/// Clients are asked for certificates only if somebody can have signed them.
+fn warn_of_unknown_clients(configuration: &Configuration, certificates: &Certificates) {
+    if configuration.asks_certificates() && !certificates.know_clients() {
+        tracing::warn!(
+            "tls_try_verify_hosts has no effect: there is no clients.pem with CAs beside the certificates"
+        );
     }
 }
 
@@ -382,6 +414,7 @@ struct Hooks {
     draining: AtomicBool,
     parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
     explainer: OnceLock<Explainer>,
+    domains: OnceLock<Domains>,
     live: Live,
 }
 
@@ -390,11 +423,13 @@ impl Hooks {
         &self,
         front: Arc<FrontEnd>,
         deliverer: Deliverer,
+        domains: Domains,
         configuration: watch::Receiver<Arc<Configuration>>,
     ) {
         let draining = self.draining.load(Ordering::Acquire);
         front.activity.drain(draining);
         let _ = self.explainer.set(Explainer::new(front.clone(), configuration));
+        let _ = self.domains.set(domains);
         // Called once, from `node`.
         let _ = self.parts.set((front, deliverer));
     }
@@ -424,6 +459,22 @@ impl NodeHooks for Hooks {
 
     fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
         self.explainer.get().ok_or(STARTING)?.rehearse(&open)
+    }
+
+    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String> {
+        Ok(self.domains.get().ok_or(STARTING)?.list(only))
+    }
+
+    async fn fetch_domain(
+        &self,
+        domain: &str,
+        force: bool,
+    ) -> Result<pb::FetchDomainReply, String> {
+        self.domains.get().ok_or(STARTING)?.fetch(domain, force).await
+    }
+
+    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String> {
+        self.domains.get().ok_or(STARTING)?.check(domain, mail).await
     }
 
     async fn compile(&self, files: Files) -> Result<Arc<dyn Compiled>, CompileError> {

@@ -1,6 +1,7 @@
 //! The gRPC services of a node, on one address: Raft groups, nodes, operators, joining machines.
 
 mod admin;
+mod domains;
 mod explain;
 mod join;
 mod log;

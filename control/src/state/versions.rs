@@ -236,6 +236,9 @@ impl State {
     }
 
     pub(super) fn change_paths(&mut self, change: pb::ChangePaths) -> Reply {
+        if let Err(why) = self.check_fetched(&change) {
+            return Reply::Refused(why);
+        }
         self.change_versions(|versions| versions.change(change))
     }
 

@@ -99,6 +99,18 @@ impl NodeHooks for Hooks {
         Err("this node has no policy".to_owned())
     }
 
+    fn domains(&self, _: &str) -> Result<Vec<pb::DomainInfo>, String> {
+        Ok(Vec::new())
+    }
+
+    async fn fetch_domain(&self, _: &str, _: bool) -> Result<pb::FetchDomainReply, String> {
+        Err("this node has no policy".to_owned())
+    }
+
+    async fn check_domain(&self, _: &str, _: bool) -> Result<pb::CheckDomainReply, String> {
+        Err("this node has no policy".to_owned())
+    }
+
     async fn compile(&self, files: Files) -> Result<Arc<dyn Compiled>, CompileError> {
         let mut read = BTreeMap::new();
         for (path, hash) in &files.paths {

@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     limits::REHEARSALS_MAX,
-    policy::{Configuration, Connection, Service},
-    route,
+    policy::{ClientCertificate, Configuration, Connection, Service},
+    route::{self, About},
     smtp::FrontEnd,
 };
 
@@ -38,13 +38,17 @@ impl Explainer {
 
     /// Where mail for an address would go.
     ///
-    /// # Errors
-    /// None; the answer says what is wrong with the address.
+    /// The answer says what is wrong with the address.
     pub async fn route(&self, request: &pb::RouteRequest) -> pb::RouteReply {
         let configuration = self.configuration.borrow().clone();
         let dns = &*self.front.around.dns;
+        let about = About {
+            id: request.message.parse().ok(),
+            sender: &request.sender,
+            personality: &request.personality,
+        };
         let (targets, stops) =
-            route::explain(&configuration, dns, &request.address, request.verify).await;
+            route::explain(&configuration, dns, &about, &request.address, request.verify).await;
         wire::route(targets, stops)
     }
 
@@ -80,15 +84,21 @@ fn connection(open: &pb::SessionOpen) -> Result<Connection, String> {
         }
     };
     // Nobody authenticates in clear; but the hosts that AUTH EXTERNAL is for, which can say so in the session.
-    let tls = open.tls || !open.user.is_empty() || service == Service::Submissions;
+    let tls = open.tls
+        || !open.user.is_empty()
+        || !open.certificate.is_empty()
+        || service == Service::Submissions;
+    let certificate = (!open.certificate.is_empty()).then(|| ClientCertificate {
+        subject: format!("CN={}", open.certificate),
+        names: vec![open.certificate.to_ascii_lowercase()],
+        refused: None,
+    });
+    let client = address("client", &open.client, 0)?;
+    let server = address("server", &open.server, port)?;
     Ok(Connection {
-        client: address("client", &open.client, 0)?,
-        server: address("server", &open.server, port)?,
-        service,
-        client_name: None,
-        helo: None,
         authenticated: (!open.user.is_empty()).then(|| open.user.clone()),
         tls: tls.then(|| "assumed".to_owned()),
-        variables: Default::default(),
+        certificate,
+        ..Connection::new(client, server, service)
     })
 }

@@ -23,7 +23,8 @@ use crate::{
     callout::{Answer, Callouts, Question},
     limits::REHEARSAL_LINE_BYTES_MAX,
     policy::{
-        Configuration, Connection, Decision, Options, Personality, Stage, Surroundings, Transaction,
+        AddressPlace, Configuration, Connection, Decision, Options, Personality, Rewriting, Stage,
+        Surroundings, Transaction,
     },
     rate::Rates,
     smtp::{
@@ -184,6 +185,22 @@ impl Policy for Explained {
 
     fn is_mua(&self, client: IpAddr) -> bool {
         Policy::is_mua(&*self.configuration, client)
+    }
+
+    fn asks_certificate(&self, client: IpAddr, name: Option<&str>) -> bool {
+        Policy::asks_certificate(&*self.configuration, client, name)
+    }
+
+    fn rewrite(&self, address: &str, place: AddressPlace) -> Option<Rewriting> {
+        Policy::rewrite(&*self.configuration, address, place)
+    }
+
+    fn rewrites_headers(&self) -> bool {
+        Policy::rewrites_headers(&*self.configuration)
+    }
+
+    fn rewrite_header(&self, header: &[u8]) -> Option<(Vec<u8>, Vec<Rewriting>)> {
+        Policy::rewrite_header(&*self.configuration, header)
     }
 
     fn is_relay_host(&self, client: IpAddr) -> bool {

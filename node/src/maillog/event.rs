@@ -23,6 +23,8 @@ pub(super) struct Record {
 pub(super) enum Event {
     /// `<=`
     Arrival(Arrival),
+    /// An address of a message that arrives is another now.
+    Rewriting { id: String, old: String, place: String, new: String, rule: usize },
     /// `=>`, or `->` for a further address of the same transaction.
     Delivery(Delivery),
     /// `**`
@@ -85,6 +87,11 @@ pub(super) struct Arrival {
     pub(super) peer: Client,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) mechanism: String,
+    /// Subject of the client's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) certificate_verified: Option<bool>,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) message_id: String,
     /// The message that this one reports about.

@@ -9,6 +9,11 @@ use crate::limits::LOG_FIELD_BYTES_MAX;
 pub(super) fn main_line(record: &Record) -> String {
     let text = match &record.event {
         Event::Arrival(arrival) => arrival_line(arrival),
+        Event::Rewriting { id, old, place, new, rule } => format!(
+            "{id} \"{}\" from {place} rewritten as \"{}\" by rule {rule}",
+            clean(old),
+            clean(new)
+        ),
         Event::Delivery(delivery) => delivery_line(delivery),
         Event::Failure(attempt) => {
             let host = host(attempt);
@@ -69,6 +74,10 @@ fn arrival_line(arrival: &Arrival) -> String {
     if !peer.tls.is_empty() {
         let _ = write!(line, " X={}", clean(&peer.tls));
     }
+    if let Some(subject) = &arrival.certificate {
+        let verified = if arrival.certificate_verified == Some(true) { "yes" } else { "no" };
+        let _ = write!(line, " CV={verified} DN=\"{}\"", clean(subject).replace('"', "\\\""));
+    }
     if !peer.authenticated.is_empty() {
         let mechanism = if arrival.mechanism.is_empty() { "auth" } else { &arrival.mechanism };
         let _ = write!(line, " A={}:{}", clean(mechanism), clean(&peer.authenticated));
@@ -91,15 +100,17 @@ fn arrival_line(arrival: &Arrival) -> String {
 fn delivery_line(delivery: &Delivery) -> String {
     let flag = if delivery.further { "->" } else { "=>" };
     let attempt = &delivery.attempt;
-    format!(
-        "{} S={} {} C=\"{}\" QT={} DT={}",
-        attempt_start(flag, attempt),
-        delivery.size,
-        host(attempt),
-        clean(&attempt.text).replace('"', "\\\""),
-        seconds(delivery.queue_seconds),
-        seconds(delivery.delivery_seconds)
-    )
+    let mut line = format!("{} S={}", attempt_start(flag, attempt), delivery.size);
+    if !attempt.host.is_empty() {
+        let _ = write!(line, " {}", host(attempt));
+    }
+    // A program says nothing.
+    if !attempt.text.is_empty() {
+        let _ = write!(line, " C=\"{}\"", clean(&attempt.text).replace('"', "\\\""));
+    }
+    let (queue, delivery) = (delivery.queue_seconds, delivery.delivery_seconds);
+    let _ = write!(line, " QT={} DT={}", seconds(queue), seconds(delivery));
+    line
 }
 
 fn rejection_line(rejection: &Rejection) -> String {
@@ -289,6 +300,8 @@ mod tests {
             size: 99,
             peer: peer.clone(),
             mechanism: String::new(),
+            certificate: Some("CN=\"friend\",C=GB".into()),
+            certificate_verified: Some(true),
             message_id: "<m@id>".into(),
             about: None,
             receive_seconds: 0.0,
@@ -296,7 +309,7 @@ mod tests {
         };
         assert!(line(Event::Arrival(arrival)).ends_with(
             "1abcDE-000001-02 <= <> H=mail.example.org (friend) [192.0.2.7]:4321 \
-             I=[192.0.2.1]:25 P=esmtps X=TLS1.3:X S=99 id=m@id for x@y z@y"
+             I=[192.0.2.1]:25 P=esmtps X=TLS1.3:X CV=yes DN=\"CN=\\\"friend\\\",C=GB\" S=99 id=m@id for x@y z@y"
         ));
         let rejection = Rejection {
             peer,

@@ -25,7 +25,11 @@ use writer::{Entry, LogFile, Signals, Writer};
 
 pub use event::Client;
 
-use crate::{limits::LOG_QUEUE_MAX, message::date};
+use crate::{
+    limits::LOG_QUEUE_MAX,
+    message::date,
+    policy::{ClientCertificate, Rewriting},
+};
 
 /// The mail log of a node. Clones share it.
 #[derive(Clone)]
@@ -72,6 +76,8 @@ pub struct ArrivalEvent<'a> {
     pub size: u64,
     /// SASL mechanism.
     pub mechanism: Option<&'a str>,
+    /// What the client showed.
+    pub certificate: Option<&'a ClientCertificate>,
     /// The message that this bounce or warning is about.
     pub about: Option<MessageId>,
     /// How long receiving took.
@@ -138,11 +144,24 @@ impl MailLog {
             size: arrival.size,
             peer: Client::of(envelope),
             mechanism: arrival.mechanism.unwrap_or_default().to_owned(),
+            certificate: arrival.certificate.map(|own| own.subject.clone()),
+            certificate_verified: arrival.certificate.map(|own| own.refused.is_none()),
             message_id: envelope.message_id_field.clone(),
             about: arrival.about.map(|id| id.to_string()),
             receive_seconds: arrival.elapsed.as_secs_f64(),
             discarded: arrival.discarded,
         }));
+    }
+
+    /// An address of a message that arrives is another now.
+    pub fn rewritten(&self, id: MessageId, rewriting: &Rewriting) {
+        self.put(Event::Rewriting {
+            id: id.to_string(),
+            old: rewriting.old.clone(),
+            place: rewriting.place.to_string(),
+            new: rewriting.new.clone(),
+            rule: rewriting.rule,
+        });
     }
 
     /// `=>`; `->` if `further`: not the first address of its transaction.
@@ -288,6 +307,7 @@ mod tests {
             envelope: &envelope,
             size: 10,
             mechanism: None,
+            certificate: None,
             about: None,
             elapsed: Duration::ZERO,
             discarded: false,

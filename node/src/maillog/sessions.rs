@@ -3,15 +3,22 @@
 use std::net::SocketAddr;
 
 use super::{ArrivalEvent, Client, MailLog, RejectionEvent};
-use crate::smtp::{Arrival, Events, Peer, Rejection, reply::Reply};
+use crate::{
+    limits::REWRITE_LOG_LINES_MAX,
+    smtp::{Arrival, Events, Peer, Rejection, reply::Reply},
+};
 
 impl Events for MailLog {
-    fn arrival(&self, _: &Peer<'_>, arrival: &Arrival<'_>) {
+    fn arrival(&self, peer: &Peer<'_>, arrival: &Arrival<'_>) {
+        for rewriting in arrival.rewritten.iter().take(REWRITE_LOG_LINES_MAX) {
+            self.rewritten(arrival.id, rewriting);
+        }
         self.arrival(&ArrivalEvent {
             id: arrival.id,
             envelope: arrival.envelope,
             size: arrival.size,
             mechanism: arrival.mechanism,
+            certificate: peer.connection.certificate.as_ref(),
             about: None,
             elapsed: arrival.elapsed,
             discarded: arrival.discarded,

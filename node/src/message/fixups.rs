@@ -133,7 +133,7 @@ pub fn fix_up(header: &mut Vec<u8>, facts: &HeaderFacts, by: &Submitter<'_>) -> 
 }
 
 /// The fields of a header block, each with its continuation lines.
-fn fields(header: &[u8]) -> Vec<Range<usize>> {
+pub(super) fn fields(header: &[u8]) -> Vec<Range<usize>> {
     let mut out: Vec<Range<usize>> = Vec::new();
     let mut at = 0;
     for line in header.split_inclusive(|b| *b == b'\n') {

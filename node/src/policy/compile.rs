@@ -11,6 +11,7 @@ use super::{
     diagnostic::{Errors, PolicyError},
     list::{Glob, Item, Kind, List, Matcher},
     options,
+    rewrite::{self, Rewrites},
     rule::{self, Acl},
     source::{Setting, text},
     template::{Scope, Template},
@@ -27,8 +28,10 @@ pub(crate) struct Compiled {
     pub(crate) lists: Vec<List>,
     pub(crate) acls: Vec<Acl>,
     pub(crate) routing: Routing,
+    pub(crate) rewrites: Rewrites,
     pub(crate) local_names: List,
     pub(crate) reserve_hosts: List,
+    pub(crate) certificate_hosts: List,
 }
 
 /// State of a compilation.
@@ -38,6 +41,7 @@ pub(crate) struct Compiler<'t> {
     pub(crate) options: Options,
     pub(crate) local_names: List,
     pub(crate) reserve_hosts: List,
+    pub(crate) certificate_hosts: List,
     pub(crate) acl_names: HashMap<String, usize>,
     list_names: HashMap<(Kind, String), usize>,
 }
@@ -94,6 +98,7 @@ impl<'t> Compiler<'t> {
             options: Options::default(),
             local_names: List::default(),
             reserve_hosts: List::default(),
+            certificate_hosts: List::default(),
             acl_names: HashMap::new(),
             list_names: HashMap::new(),
         }
@@ -134,22 +139,24 @@ impl<'t> Compiler<'t> {
         let compiled_lists: Vec<List> =
             lists.iter().map(|(kind, node)| self.named_list(*kind, node)).collect();
         self.refuse_list_cycles(&lists, &compiled_lists);
-        let (mut routers, mut transports) = (None, None);
+        let (mut routers, mut transports, mut rewrites) = (None, None, None);
         for node in rest {
             match node.name().value() {
                 "routers" => self.once(&mut routers, node),
                 "transports" => self.once(&mut transports, node),
+                "rewrite" => self.once(&mut rewrites, node),
                 name if options::NAMES.contains(&name) => {
                     options::compile(&Setting::node(node), self);
                 }
                 name => {
                     let known = options::NAMES.into_iter().chain(LISTS.map(|(word, _)| word));
-                    let known = known.chain(["acl", "routers", "transports"]);
+                    let known = known.chain(["acl", "rewrite", "routers", "transports"]);
                     self.errors.unknown(node.name().span(), "statement", name, known);
                 }
             }
         }
         let mut acls: Vec<Acl> = acls.iter().map(|node| rule::compile_acl(node, self)).collect();
+        let rewrites = rewrite::compile(rewrites, self);
         let routing = route::compile::compile(routers, transports, self);
         if !has_local {
             // Last: what is built in has no place in the policy.
@@ -162,8 +169,10 @@ impl<'t> Compiler<'t> {
             lists: compiled_lists,
             acls,
             routing,
+            rewrites,
             local_names: std::mem::take(&mut self.local_names),
             reserve_hosts: std::mem::take(&mut self.reserve_hosts),
+            certificate_hosts: std::mem::take(&mut self.certificate_hosts),
         }
     }
 
@@ -277,6 +286,12 @@ impl<'t> Compiler<'t> {
             };
             items.extend(matcher.map(|matcher| Item::new(word, matcher)));
         }
+    }
+
+    /// The item that stands for a named list.
+    pub(super) fn named(&mut self, kind: Kind, name: &str, span: SourceSpan) -> Option<Item> {
+        let matcher = self.reference(kind, name, span)?;
+        Some(Item::new(&format!("+{name}"), matcher))
     }
 
     fn reference(&mut self, kind: Kind, name: &str, span: SourceSpan) -> Option<Matcher> {

@@ -32,6 +32,8 @@ pub(crate) enum Condition {
     /// The authenticated user is in the list.
     Authenticated(List),
     Encrypted,
+    /// A name of the client's verified certificate is in the list.
+    Certificate(List),
     /// Index of an auxiliary ACL: it accepts.
     Acl(usize),
     /// And the callout that follows, if the address can be routed.
@@ -78,6 +80,8 @@ pub(crate) enum Verify {
     Helo,
     /// The client's address has a name that leads back to it.
     ReverseHost,
+    /// The client has shown a certificate that a CA of ours has signed.
+    Certificate,
 }
 
 /// One list of `dnslists`.
@@ -91,7 +95,7 @@ pub(crate) struct DnsList {
 }
 
 /// Names of all conditions.
-pub(super) const CONDITIONS: [&str; 28] = [
+pub(super) const CONDITIONS: [&str; 29] = [
     "hosts",
     "senders",
     "sender-domains",
@@ -100,6 +104,7 @@ pub(super) const CONDITIONS: [&str; 28] = [
     "service",
     "authenticated",
     "encrypted",
+    "certificate",
     "acl",
     "verify",
     "dnslists",
@@ -140,11 +145,12 @@ const SERVICES: [(&str, Service); 3] = [
     ("submissions", Service::Submissions),
 ];
 
-const VERIFY: [(&str, Verify); 4] = [
+const VERIFY: [(&str, Verify); 5] = [
     ("sender", Verify::Sender),
     ("recipient", Verify::Recipient),
     ("helo", Verify::Helo),
     ("reverse-host", Verify::ReverseHost),
+    ("certificate", Verify::Certificate),
 ];
 
 /// Compiles one condition. `stage` is that of the rule, `None` in an auxiliary ACL.
@@ -184,6 +190,7 @@ fn test(
         "sender-domains" => plain(Condition::SenderDomains(list(Kind::Domains))),
         "domains" => plain(Condition::Domains(list(Kind::Domains))),
         "local-parts" => plain(Condition::LocalParts(list(Kind::LocalParts))),
+        "certificate" => plain(Condition::Certificate(list(Kind::Domains))),
         "helo-domains" => plain(Condition::HeloDomains(list(Kind::Domains))),
         "authenticated" => authenticated(setting, compiler),
         "encrypted" | "helo-is-address" => {
@@ -464,6 +471,12 @@ fn dns_lists(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Condi
         compiler.errors.at(setting.span, format!("expected 1 to {max} DNS lists"));
     }
     Some(Condition::DnsLists(found))
+}
+
+/// What can be verified.
+#[cfg(test)]
+pub(super) fn verify_words() -> impl Iterator<Item = &'static str> {
+    VERIFY.into_iter().map(|(word, _)| word)
 }
 
 /// Names of the options of callouts.

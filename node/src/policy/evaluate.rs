@@ -306,6 +306,9 @@ impl Evaluation<'_> {
                 .as_deref()
                 .is_some_and(|user| self.holds(list, Subject::LocalPart(user))),
             Condition::Encrypted => connection.tls.is_some(),
+            Condition::Certificate(list) => connection.verified_certificate().is_some_and(|own| {
+                own.names.iter().any(|name| self.holds(list, Subject::Domain(name)))
+            }),
             Condition::QueueOver(n) => self.around.facts.queue_length() > *n,
             Condition::LoadOver(n) => self.around.facts.load().is_some_and(|load| load > *n),
             Condition::SizeOver(n) => self.transaction.size_declared.is_some_and(|size| size > *n),
@@ -340,13 +343,11 @@ impl Evaluation<'_> {
     }
 
     fn holds(&self, list: &List, subject: Subject<'_>) -> bool {
-        let world = World {
-            lists: &self.configuration.compiled.lists,
-            tables: &self.configuration.tables,
-            personalities: &self.configuration.personalities,
-            facts: self,
-        };
-        list.holds(subject, &world)
+        list.holds(subject, &self.world())
+    }
+
+    fn world(&self) -> World<'_> {
+        self.configuration.world(self)
     }
 
     fn parameter_of(&self, address: IpAddr, name: &str) -> bool {
@@ -409,6 +410,9 @@ impl Facts for Evaluation<'_> {
             Field::ClientName => connection.client_name.as_deref().unwrap_or("").into(),
             Field::Server => owned(connection.server.ip()),
             Field::User => connection.authenticated.as_deref().unwrap_or("").into(),
+            Field::TlsPeer => {
+                connection.verified_certificate().map_or("", |own| &own.subject).into()
+            }
             Field::Name => (&*self.personality.name).into(),
             Field::Reason => self.reason.as_deref().unwrap_or("").into(),
             Field::DnsList => self.listed.as_ref().map_or("", |(zone, _)| zone).into(),

@@ -9,6 +9,7 @@ pub(crate) mod list;
 mod open_relay;
 mod options;
 pub(crate) mod personality;
+mod rewrite;
 mod rule;
 pub(crate) mod source;
 pub(crate) mod template;
@@ -26,6 +27,7 @@ pub use diagnostic::{Place, PlainError, PolicyError, Problem};
 pub(crate) use evaluate::found;
 pub use explanation::{AskedCondition, Explanation, TriedRule};
 pub use open_relay::OpenRelay;
+pub use rewrite::{AddressPlace, Rewriting};
 #[cfg(test)]
 pub(crate) use source::parse_duration;
 
@@ -89,8 +91,43 @@ pub struct Connection {
     pub authenticated: Option<String>,
     /// TLS version and cipher.
     pub tls: Option<String>,
+    /// What the client showed when it was asked for a certificate.
+    pub certificate: Option<ClientCertificate>,
     /// Set by rules.
     pub variables: BTreeMap<String, String>,
+}
+
+impl Connection {
+    /// A client of which nothing else is known yet.
+    pub fn new(client: SocketAddr, server: SocketAddr, service: Service) -> Self {
+        Self {
+            client,
+            server,
+            service,
+            client_name: None,
+            helo: None,
+            authenticated: None,
+            tls: None,
+            certificate: None,
+            variables: BTreeMap::new(),
+        }
+    }
+
+    /// The certificate of the client, if it is to be believed.
+    pub fn verified_certificate(&self) -> Option<&ClientCertificate> {
+        self.certificate.as_ref().filter(|certificate| certificate.refused.is_none())
+    }
+}
+
+/// A certificate that a client showed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// Its subject, written as in RFC 4514: `CN=relay.example,O=Example,C=GB`.
+    pub subject: String,
+    /// The DNS names that it is for; its common name, if it has none.
+    pub names: Vec<String>,
+    /// Why it is not believed: no CA of ours signed it, it is out of date, the client has not its key.
+    pub refused: Option<String>,
 }
 
 /// Message-scope facts.
@@ -292,6 +329,17 @@ impl Configuration {
     /// Whether a client is one for whom connections are reserved (`smtp_reserve_hosts`).
     pub fn is_reserve_host(&self, client: IpAddr) -> bool {
         self.holds(&self.compiled.reserve_hosts, Subject::Host(client, None, None))
+    }
+
+    /// Whether a client with this verified name is asked for a certificate (`tls_try_verify_hosts`).
+    pub fn asks_certificate(&self, client: IpAddr, name: Option<&str>) -> bool {
+        let list = &self.compiled.certificate_hosts;
+        !list.items.is_empty() && self.holds(list, Subject::Host(client, name, None))
+    }
+
+    /// Whether any client is asked for a certificate.
+    pub fn asks_certificates(&self) -> bool {
+        !self.compiled.certificate_hosts.items.is_empty()
     }
 
     /// Whether `addrparams` says yes to a parameter of an address.

@@ -93,16 +93,10 @@ impl Configuration {
         sender: &str,
         recipient: &str,
     ) -> bool {
-        let mut connection = Connection {
-            client: SocketAddr::new(client, 40_000),
-            server: SocketAddr::new(server, 25),
-            service,
-            client_name: Some(NAME.to_owned()),
-            helo: Some(NAME.to_owned()),
-            authenticated: None,
-            tls: None,
-            variables: Default::default(),
-        };
+        let (client, server) = (SocketAddr::new(client, 40_000), SocketAddr::new(server, 25));
+        let mut connection = Connection::new(client, server, service);
+        connection.client_name = Some(NAME.to_owned());
+        connection.helo = Some(NAME.to_owned());
         for stage in [Stage::Connect, Stage::Helo, Stage::Mail, Stage::Rcpt] {
             let transaction = Transaction {
                 sender: if stage >= Stage::Mail { sender.to_owned() } else { String::new() },

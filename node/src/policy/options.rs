@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Names of all options.
-pub(crate) const NAMES: [&str; 17] = [
+pub(crate) const NAMES: [&str; 18] = [
     "qualify_domain",
     "smtp_accept_max",
     "smtp_accept_reserve",
@@ -18,6 +18,7 @@ pub(crate) const NAMES: [&str; 17] = [
     "smtp_accept_max_per_relay_host",
     "smtp_reserve_hosts",
     "smtp_load_reserve",
+    "tls_try_verify_hosts",
     "message_size_limit",
     "bounce_return_size_limit",
     "errors_reply_to",
@@ -65,6 +66,10 @@ pub(super) fn compile(setting: &Setting<'_>, compiler: &mut Compiler<'_>) {
         }
         "smtp_reserve_hosts" => {
             compiler.reserve_hosts = compiler.list_of(Kind::Hosts, setting);
+            return;
+        }
+        "tls_try_verify_hosts" => {
+            compiler.certificate_hosts = compiler.list_of(Kind::Hosts, setting);
             return;
         }
         _ => {}

@@ -16,7 +16,12 @@ enum Piece {
     Field(Field),
     Variable(Box<str>),
     Parameter(Box<str>),
-    Table { table: Template, key: Template },
+    /// What a wildcard of a rewriting rule stands for; 0: all of the address.
+    Wildcard(usize),
+    Table {
+        table: Template,
+        key: Template,
+    },
 }
 
 macro_rules! fields {
@@ -40,9 +45,9 @@ fields! {
     /// The whole address.
     Address "address" Both;
     QualifyDomain "qualify_domain" Both;
-    Sender "sender" Rule;
-    SenderDomain "sender_domain" Rule;
-    SenderLocalPart "sender_local_part" Rule;
+    Sender "sender" Both;
+    SenderDomain "sender_domain" Both;
+    SenderLocalPart "sender_local_part" Both;
     Helo "helo" Rule;
     /// IP address of the client.
     Client "client" Rule;
@@ -50,6 +55,8 @@ fields! {
     /// IP address of the server.
     Server "server" Rule;
     User "user" Rule;
+    /// Subject of the client's verified certificate.
+    TlsPeer "tls_peer" Rule;
     /// Name of the personality.
     Name "name" Rule;
     /// Why the last verification or auxiliary ACL failed.
@@ -72,15 +79,22 @@ enum Place {
 pub(crate) enum Scope {
     Rule,
     Router,
+    Rewrite,
 }
 
 /// Where fields get their values.
 pub(crate) trait Facts {
     fn field(&self, field: Field) -> Cow<'_, str>;
     fn variable(&self, name: &str) -> Option<&str>;
+    /// What a wildcard stands for.
+    fn wildcard(&self, _number: usize) -> &str {
+        ""
+    }
     /// A parameter of the server's entry in `addrparams`.
     fn parameter(&self, name: &str) -> Option<&str>;
     fn tables(&self) -> &Tables;
+    /// Hears of every look-up in a table.
+    fn looked_up(&self, _table: &str, _key: &str, _found: Option<&str>) {}
 }
 
 /// What is wrong in a template.
@@ -116,9 +130,12 @@ impl Template {
                 Piece::Field(field) => out.push_str(&facts.field(*field)),
                 Piece::Variable(name) => out.push_str(facts.variable(name).unwrap_or("")),
                 Piece::Parameter(name) => out.push_str(facts.parameter(name)?),
+                Piece::Wildcard(number) => out.push_str(facts.wildcard(*number)),
                 Piece::Table { table, key } => {
                     let (table, key) = (table.fill(facts)?, key.fill(facts)?);
-                    out.push_str(facts.tables().get(&table, &key)?);
+                    let found = facts.tables().get(&table, &key);
+                    facts.looked_up(&table, &key, found);
+                    out.push_str(found?);
                 }
             }
         }
@@ -138,6 +155,16 @@ impl Template {
             }
         }
         bounded(out.trim_end())
+    }
+
+    /// The highest number of a wildcard in it.
+    pub(crate) fn wildcards(&self) -> Option<usize> {
+        let each = self.pieces.iter().filter_map(|piece| match piece {
+            Piece::Wildcard(number) => Some(*number),
+            Piece::Table { table, key } => table.wildcards().max(key.wildcards()),
+            _ => None,
+        });
+        each.max()
     }
 
     /// The names of tables that the template asks for and that do not depend on fields.
@@ -224,6 +251,11 @@ impl Parser<'_> {
             return Err(bad("a field is not closed: expected '}'"));
         };
         self.rest = rest;
+        if self.scope == Scope::Rewrite
+            && let [digit @ b'0'..=b'9'] = word.as_bytes()
+        {
+            return Ok(Piece::Wildcard(usize::from(digit - b'0')));
+        }
         match word.split_once(':') {
             Some(("var", name)) if self.scope == Scope::Rule && is_name(name) => {
                 Ok(Piece::Variable(name.into()))
@@ -236,8 +268,10 @@ impl Parser<'_> {
     }
 
     fn plain(&self, word: &str) -> Result<Field, BadTemplate> {
-        let here = |place: Place| {
-            place == Place::Both || (place == Place::Rule) == (self.scope == Scope::Rule)
+        let here = |place: Place| match self.scope {
+            Scope::Rule => place != Place::Router,
+            Scope::Router => place != Place::Rule,
+            Scope::Rewrite => place == Place::Both,
         };
         let known = FIELDS.iter().filter(|(_, _, place)| here(*place));
         if let Some((_, field, _)) = known.clone().find(|(name, ..)| *name == word) {
@@ -247,6 +281,12 @@ impl Parser<'_> {
         let what = format!("unknown field {word:?}");
         Err(BadTemplate { what, unknown: Some((word.to_owned(), known)) })
     }
+}
+
+/// Every field.
+#[cfg(test)]
+pub(super) fn fields() -> impl Iterator<Item = &'static str> {
+    FIELDS.iter().map(|(name, ..)| *name)
 }
 
 /// Names of variables and parameters.

@@ -113,16 +113,8 @@ async fn asked(rules: &str, around: &Surroundings) -> Decision {
     let policy = format!("acl \"local\" {{ rcpt {{ {rules} }} }}");
     let files = BTreeMap::from([(POLICY.to_owned(), policy.into_bytes())]);
     let configuration = Configuration::from_files(&files).unwrap();
-    let mut connection = Connection {
-        client: "192.0.2.9:4000".parse().unwrap(),
-        server: "127.0.0.1:25".parse().unwrap(),
-        service: Service::Smtp,
-        client_name: None,
-        helo: None,
-        authenticated: None,
-        tls: None,
-        variables: BTreeMap::new(),
-    };
+    let (client, server) = ("192.0.2.9:4000".parse(), "127.0.0.1:25".parse());
+    let mut connection = Connection::new(client.unwrap(), server.unwrap(), Service::Smtp);
     let transaction = Transaction {
         sender: "s@x.example".to_owned(),
         recipient: Some("r@y.example".to_owned()),
@@ -168,9 +160,14 @@ fn the_reference_has_every_word() {
     let text = include_str!("../../../docs/policy.md");
     let stages = rule::STAGES.map(|(word, _)| word);
     let words = rule::words().chain(rule::verbs()).chain(stages).chain(options::NAMES);
-    let words = words.chain(condition::callout_words()).chain(crate::route::compile::words());
+    let words = words.chain(condition::callout_words()).chain(condition::verify_words());
+    let words =
+        words.chain(rewrite::WORDS).chain(template::fields()).chain(crate::route::compile::words());
     let missing: Vec<&str> = words.filter(|word| !is_word_in(text, word)).collect();
     assert!(missing.is_empty(), "docs/policy.md lacks {missing:?}");
+    for flag in rewrite::flag_letters() {
+        assert!(text.contains(&format!("`{flag}`")), "docs/policy.md lacks the flag {flag}");
+    }
     assert!(!is_word_in(text, "no-such-word"));
 }
 

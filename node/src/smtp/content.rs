@@ -1,10 +1,13 @@
 //! The content of one message on its way from the wire to the spool. Memory: the header block (bounded) and one
 //! buffer of what was read at once; the body is never held.
 
+use std::sync::Arc;
+
 use ppsw_spool::queue::AcceptError;
 use tokio::time::timeout;
 
 use super::{
+    Policy,
     data::ContentReader,
     intake::Incoming,
     reply::{self, Reply},
@@ -12,6 +15,7 @@ use super::{
 use crate::{
     limits::{COMMIT_DEADLINE, HEADER_BYTES_MAX, RECEIVED_FIELDS_MAX},
     message::{HeaderEnd, HeaderFacts, HeaderScan, Submitter, fix_up, scan_header},
+    policy::Rewriting,
 };
 
 /// What submission fix-ups need to know.
@@ -90,6 +94,8 @@ pub(super) struct Content {
     header: Vec<u8>,
     decoded: Vec<u8>,
     fix_up: Option<FixUp>,
+    /// Rewrites addresses in the header.
+    policy: Option<Arc<dyn Policy>>,
     limit: u64,
     /// Bytes as they came.
     raw: u64,
@@ -102,14 +108,17 @@ pub(super) struct Content {
     pub(super) facts: HeaderFacts,
     /// Fields that the fix-ups add.
     pub(super) added: String,
+    /// Addresses in the header that are others now.
+    pub(super) rewritten: Vec<Rewriting>,
 }
 
 impl Content {
-    /// `limit`: bytes of content.
+    /// `limit`: bytes of content. `policy`: if it rewrites headers.
     pub(super) fn new(
         reader: ContentReader,
         writer: Box<dyn Incoming>,
         fix_up: Option<FixUp>,
+        policy: Option<Arc<dyn Policy>>,
         limit: u64,
     ) -> Self {
         Self {
@@ -119,6 +128,7 @@ impl Content {
             header: Vec::new(),
             decoded: Vec::new(),
             fix_up,
+            policy,
             limit,
             raw: 0,
             failure: None,
@@ -128,6 +138,7 @@ impl Content {
             eight_bit: false,
             facts: HeaderFacts::default(),
             added: String::new(),
+            rewritten: Vec::new(),
         }
     }
 
@@ -217,6 +228,11 @@ impl Content {
         }
         let mut fields = std::mem::take(&mut self.header);
         let body = fields.split_off(end.fields);
+        let rewritten = self.policy.as_ref().and_then(|policy| policy.rewrite_header(&fields));
+        if let Some((new, rewritten)) = rewritten {
+            self.size = self.size - fields.len() as u64 + new.len() as u64;
+            (fields, self.rewritten) = (new, rewritten);
+        }
         self.facts = scan_header(&fields);
         if self.facts.received_count > RECEIVED_FIELDS_MAX {
             return self.fail(Failure::TooManyHops(self.facts.received_count)).await;

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use ppsw_spool::queue::{Envelope, MessageId};
 
 use super::reply::Reply;
-use crate::policy::Connection;
+use crate::policy::{Connection, Rewriting};
 
 /// The other side of a session, as far as it is known.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +28,8 @@ pub struct Arrival<'a> {
     pub elapsed: Duration,
     /// The rules said to throw it away: it is not in the queue.
     pub discarded: bool,
+    /// Addresses that are others now, in envelope and header.
+    pub rewritten: &'a [Rewriting],
 }
 
 /// A command or message that was refused.

@@ -8,6 +8,7 @@
 mod address;
 mod admission;
 mod auth;
+mod client_certificate;
 mod client_name;
 mod command;
 mod content;
@@ -40,6 +41,7 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
+pub(crate) use address::mailbox_fault;
 pub use events::{Arrival, Events, Peer, Rejection};
 pub use intake::{Incoming, Intake};
 pub use listener::Listener;

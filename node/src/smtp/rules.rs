@@ -5,7 +5,8 @@ use std::{net::IpAddr, sync::Arc};
 use async_trait::async_trait;
 
 use crate::policy::{
-    Configuration, Connection, Decision, Options, Personality, Stage, Surroundings, Transaction,
+    AddressPlace, Configuration, Connection, Decision, Options, Personality, Rewriting, Stage,
+    Surroundings, Transaction,
 };
 
 /// The configuration of now. It may be another one at the next command.
@@ -32,6 +33,14 @@ pub trait Policy: Send + Sync {
     fn options(&self) -> &Options;
     /// The client is trusted to name the user on whose behalf it submits (`mua` in `addrparams`).
     fn is_mua(&self, client: IpAddr) -> bool;
+    /// The client is asked for a certificate when TLS begins (`tls_try_verify_hosts`).
+    fn asks_certificate(&self, client: IpAddr, name: Option<&str>) -> bool;
+    /// What an address becomes in a message that is taken; `None`: it stays.
+    fn rewrite(&self, address: &str, place: AddressPlace) -> Option<Rewriting>;
+    /// Whether addresses in headers may be rewritten.
+    fn rewrites_headers(&self) -> bool;
+    /// A header block (fields only) with its addresses rewritten, and what was; `None`: nothing.
+    fn rewrite_header(&self, header: &[u8]) -> Option<(Vec<u8>, Vec<Rewriting>)>;
     /// The client is one of ours: own limits, and the reserve (`smtp_reserve_hosts = +relay_hosts` in the paper).
     fn is_relay_host(&self, client: IpAddr) -> bool;
 }
@@ -62,6 +71,22 @@ impl Policy for Configuration {
 
     fn is_mua(&self, client: IpAddr) -> bool {
         self.says_yes(client, "mua")
+    }
+
+    fn asks_certificate(&self, client: IpAddr, name: Option<&str>) -> bool {
+        Self::asks_certificate(self, client.to_canonical(), name)
+    }
+
+    fn rewrite(&self, address: &str, place: AddressPlace) -> Option<Rewriting> {
+        Self::rewrite(self, address, place)
+    }
+
+    fn rewrites_headers(&self) -> bool {
+        Self::rewrites_headers(self)
+    }
+
+    fn rewrite_header(&self, header: &[u8]) -> Option<(Vec<u8>, Vec<Rewriting>)> {
+        Self::rewrite_header(self, header)
     }
 
     fn is_relay_host(&self, client: IpAddr) -> bool {

@@ -2,21 +2,19 @@
 
 use std::io;
 
-use bytes::{Buf, BytesMut};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
-    time::timeout,
-};
-use tokio_rustls::TlsAcceptor;
-
 use super::{
     line::{Line, LineReader},
     reply::Reply,
-    tls,
+    tls::{Acceptor, Negotiated},
 };
 use crate::limits::{
     CLOSE_LINGER, CLOSE_LINGER_BYTES_MAX, COMMAND_TIMEOUT, DATA_BLOCK_TIMEOUT, REPLY_TIMEOUT,
     SESSION_READ_BYTES_MAX, SESSION_READ_BYTES_MIN, SESSION_REPLY_BYTES_MAX, TLS_HANDSHAKE_TIMEOUT,
+};
+use bytes::{Buf, BytesMut};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
+    time::timeout,
 };
 
 /// A connection to a client: TCP, TLS over it, or a pipe in tests.
@@ -144,16 +142,16 @@ impl Wire {
 
     /// Puts TLS around the stream. Nothing that came in clear is ever taken for something that came over TLS
     /// (RFC 3207 §6; CVE-2011-0411): the caller has refused it, and it is dropped here.
-    pub(super) async fn start_tls(&mut self, acceptor: &TlsAcceptor) -> Result<String, Lost> {
+    pub(super) async fn start_tls(&mut self, acceptor: &Acceptor) -> Result<Negotiated, Lost> {
         self.flush().await?;
         self.input = BytesMut::new();
         self.lines = LineReader::default();
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
-        let accepted = timeout(TLS_HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
+        let accepted = timeout(TLS_HANDSHAKE_TIMEOUT, acceptor.tls().accept(stream)).await;
         let stream = accepted.map_err(|_| Lost::TimedOut)?.map_err(Lost::Tls)?;
-        let description = tls::description(stream.get_ref().1);
+        let negotiated = acceptor.negotiated(stream.get_ref().1);
         self.stream = Box::new(stream);
-        Ok(description)
+        Ok(negotiated)
     }
 
     /// Sends what is left and tells the client that nothing follows. Then reads on for a moment, because input that

@@ -6,6 +6,7 @@ use futures::future::join_all;
 
 use super::{
     super::{
+        AddressPlace,
         condition::{DnsList, Verify},
         list::domain_literal,
     },
@@ -15,7 +16,7 @@ use crate::{
     callout::{Answer, CalloutOptions, Question, ReversePath},
     dns::DnsError,
     limits,
-    route::{self, Destination, Verified},
+    route::{self, About, Destination, Verified},
 };
 
 impl Evaluation<'_> {
@@ -42,6 +43,11 @@ impl Evaluation<'_> {
             },
             Verify::Helo => self.helo().await,
             Verify::ReverseHost => self.reverse_host().await,
+            Verify::Certificate => {
+                let verified = self.connection.verified_certificate().is_some();
+                self.reason = (!verified).then(|| "No verified certificate".to_owned());
+                Truth::of(verified)
+            }
         }
     }
 
@@ -51,7 +57,18 @@ impl Evaluation<'_> {
         callout: Option<&CalloutOptions>,
         is_sender: bool,
     ) -> Truth {
-        let verified = route::verify(self.configuration, &*self.around.dns, address).await;
+        // As it would be if the message were taken.
+        let place = match is_sender {
+            true => AddressPlace::EnvelopeSender,
+            false => AddressPlace::EnvelopeRecipient,
+        };
+        let rewritten = self.configuration.rewrite(address, place);
+        let address = rewritten.as_ref().map_or(address, |rewriting| &rewriting.new);
+        // Who verifies a sender would write to it as nobody.
+        let sender = if is_sender { "" } else { self.transaction.sender.as_str() };
+        let about = About { id: None, sender, personality: &self.personality.acl };
+        let dns = &*self.around.dns;
+        let verified = route::verify(self.configuration, dns, &about, address).await;
         let (truth, reason) = match (verified, callout) {
             (Verified::Yes(Some((address, to))), Some(options)) => {
                 self.call_out(&address, &to, options, is_sender).await

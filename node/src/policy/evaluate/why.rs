@@ -7,7 +7,7 @@ use super::{
         Service, Verdict,
         condition::{Condition, Verify},
         explanation::{AskedCondition, Notes, TriedRule},
-        list::{List, Subject, World},
+        list::{List, Subject},
         rule::{Control, Rule, Step, Test},
         template::bounded,
     },
@@ -113,6 +113,17 @@ impl Evaluation<'_> {
                 None => "nobody authenticated".to_owned(),
             },
             Condition::Encrypted => connection.tls.clone().unwrap_or_else(|| "in clear".to_owned()),
+            Condition::Certificate(list) => match connection.verified_certificate() {
+                Some(own) => {
+                    let holder = own.names.iter().find_map(|name| {
+                        let decider = list.decider(Subject::Domain(name), &self.world())?;
+                        Some(format!("{name}: {decider}"))
+                    });
+                    holder.unwrap_or_else(|| format!("{} match no item", own.names.join(" ")))
+                }
+                None => self.certificate_shown(),
+            },
+            Condition::Verify(Verify::Certificate, _) => self.certificate_shown(),
             Condition::QueueOver(_) => format!("{} wait", self.around.facts.queue_length()),
             Condition::LoadOver(_) => match self.around.facts.load() {
                 Some(load) => format!("the load is {}.{:02}", load / 100, load % 100),
@@ -162,15 +173,25 @@ impl Evaluation<'_> {
 
     /// Whether and why a list holds something.
     fn place_in(&self, list: &List, subject: Subject<'_>, shown: &str) -> String {
-        let world = World {
-            lists: &self.configuration.compiled.lists,
-            tables: &self.configuration.tables,
-            personalities: &self.configuration.personalities,
-            facts: self,
-        };
-        match list.decider(subject, &world) {
+        match list.decider(subject, &self.world()) {
             Some(item) => format!("{shown}: {item}"),
             None => format!("{shown} matches no item"),
+        }
+    }
+
+    fn certificate_shown(&self) -> String {
+        let connection = &*self.connection;
+        let (client, name) = (connection.client.ip(), connection.client_name.as_deref());
+        match &connection.certificate {
+            Some(own) => match &own.refused {
+                Some(why) => format!("{}: {why}", own.subject),
+                None => own.subject.clone(),
+            },
+            None if connection.tls.is_none() => "in clear".to_owned(),
+            None if self.configuration.asks_certificate(client, name) => {
+                "none was shown".to_owned()
+            }
+            None => "not asked for: the client is not in tls_try_verify_hosts".to_owned(),
         }
     }
 

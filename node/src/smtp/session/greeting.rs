@@ -13,6 +13,7 @@ use crate::{
         auth::{Credentials, EXTERNAL, Exchange, Step},
         client_name::verified_name,
         reply::{self, Reply},
+        tls::Acceptor,
         wire::Lost,
     },
 };
@@ -20,16 +21,16 @@ use crate::{
 impl Session {
     /// TLS if the port begins with it, the rules for connections, and the banner.
     pub(super) async fn greet(&mut self) -> Result<State, Lost> {
-        if self.connection.service == Service::Submissions && self.connection.tls.is_none() {
-            let Some(acceptor) = self.front.certificates.acceptor(&self.personality.name) else {
-                tracing::warn!(name = self.personality.name, "no certificate for a TLS port");
-                return Ok(State::Closed);
-            };
-            self.connection.tls = Some(self.wire.start_tls(&acceptor).await?);
-        }
         let front = self.front.clone();
         let client = self.connection.client.ip();
         self.connection.client_name = verified_name(&*front.around.dns, client).await;
+        if self.connection.service == Service::Submissions && self.connection.tls.is_none() {
+            let Some(acceptor) = self.acceptor() else {
+                tracing::warn!(name = self.personality.name, "no certificate for a TLS port");
+                return Ok(State::Closed);
+            };
+            self.begin_tls(&acceptor).await?;
+        }
         let decision = self.check(Stage::Connect, &Transaction::default()).await;
         if let Some(reply) = refusal(&decision.verdict, 554, 421) {
             self.note_rejection(&Rejection {
@@ -110,8 +111,22 @@ impl Session {
     }
 
     fn may_start_tls(&self) -> bool {
-        self.connection.tls.is_none()
-            && self.front.certificates.acceptor(&self.personality.name).is_some()
+        self.connection.tls.is_none() && self.front.certificates.has(&self.personality.name)
+    }
+
+    /// What speaks TLS with this client, if this personality has a certificate.
+    fn acceptor(&self) -> Option<Acceptor> {
+        let connection = &self.connection;
+        let (client, name) = (connection.client.ip(), connection.client_name.as_deref());
+        let ask = self.policy().asks_certificate(client, name);
+        self.front.certificates.acceptor(&self.personality.name, ask)
+    }
+
+    async fn begin_tls(&mut self, acceptor: &Acceptor) -> Result<(), Lost> {
+        let negotiated = self.wire.start_tls(acceptor).await?;
+        self.connection.tls = Some(negotiated.description);
+        self.connection.certificate = negotiated.certificate;
+        Ok(())
     }
 
     /// Passwords only over TLS; offered until used.
@@ -142,7 +157,7 @@ impl Session {
         if !matches!(state, State::Ready | State::Fresh) {
             return self.out_of_sequence("STARTTLS is not allowed in a transaction", state).await;
         }
-        let Some(acceptor) = self.front.certificates.acceptor(&self.personality.name) else {
+        let Some(acceptor) = self.acceptor() else {
             let text = "TLS is not available on this address";
             return self.protocol_error(Reply::new(502, reply::BAD_COMMAND, text), state).await;
         };
@@ -156,7 +171,7 @@ impl Session {
             return self.say(reply, state).await;
         }
         self.say(Reply::new(220, reply::OK, "Ready to start TLS"), State::Fresh).await?;
-        self.connection.tls = Some(self.wire.start_tls(&acceptor).await?);
+        self.begin_tls(&acceptor).await?;
         // What was said in clear may have been said by somebody else (RFC 3207 §4.2).
         self.connection.helo = None;
         Ok(State::Fresh)

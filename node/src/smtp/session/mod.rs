@@ -97,17 +97,7 @@ struct Session {
 pub(super) async fn serve(front: Arc<FrontEnd>, stream: Box<dyn Transport>, ends: Ends) {
     let server = SocketAddr::new(ends.server.ip().to_canonical(), ends.server.port());
     let client = SocketAddr::new(ends.client.ip().to_canonical(), ends.client.port());
-    let connection = Connection {
-        client,
-        server,
-        service: ends.service,
-        client_name: None,
-        helo: None,
-        authenticated: None,
-        tls: None,
-        variables: Default::default(),
-    };
-    serve_from(front, stream, connection).await;
+    serve_from(front, stream, Connection::new(client, server, ends.service)).await;
 }
 
 /// Serves a client of whom something is known already: it may have authenticated, or use TLS.

@@ -10,9 +10,9 @@ use super::{Hello, Mail, Session, State, refusal};
 use crate::{
     limits::{COMMIT_DEADLINE, DATA_TIME_MAX},
     message::{Trace, rfc5322_date},
-    policy::{Stage, Verdict},
+    policy::{AddressPlace, Rewriting, Stage, Verdict},
     smtp::{
-        Arrival, Rejection,
+        Arrival, Policy, Rejection,
         content::{Content, Failure, FixUp},
         data::{ContentReader, LineEnds},
         reply::{self, Reply},
@@ -24,6 +24,8 @@ use crate::{
 pub(super) struct Receiving {
     mail: Box<Mail>,
     content: Content,
+    /// Addresses of the envelope that are others now.
+    rewritten: Vec<Rewriting>,
     id: MessageId,
     since: Instant,
 }
@@ -190,6 +192,8 @@ impl Session {
         };
         let mut mail = mail;
         mail.discard |= decision.verdict == Verdict::Discard || mail.recipients.is_empty();
+        let policy = self.policy();
+        let rewritten = rewrite_envelope(&mut mail, &*policy);
         let submission = decision.submission.or_else(|| mail.submission.clone());
         let fix_up = submission.map(|submission| FixUp {
             authenticated: self.author(submission.domain.as_deref(), &mail),
@@ -200,8 +204,11 @@ impl Session {
         });
         let line_ends = if self.is_strict() { LineEnds::Refuse } else { LineEnds::Normalise };
         let id = writer.id();
-        let content = Content::new(reader(line_ends), writer, fix_up, mail.personality.size_limit);
-        Ok(Box::new(Receiving { mail, content, id, since: self.front.clock.instant() }))
+        let policy = policy.rewrites_headers().then_some(policy);
+        let limit = mail.personality.size_limit;
+        let content = Content::new(reader(line_ends), writer, fix_up, policy, limit);
+        let since = self.front.clock.instant();
+        Ok(Box::new(Receiving { mail, content, rewritten, id, since }))
     }
 
     /// The authenticated user as an address.
@@ -286,6 +293,7 @@ impl Session {
             receiving.commit(envelope.clone()).await?;
         }
         let elapsed = self.since(receiving.since);
+        receiving.rewritten.append(&mut receiving.content.rewritten);
         let arrival = Arrival {
             id: receiving.id,
             envelope: &envelope,
@@ -293,6 +301,7 @@ impl Session {
             mechanism: self.mechanism,
             elapsed,
             discarded: discard,
+            rewritten: &receiving.rewritten,
         };
         self.front.events.arrival(&self.peer(), &arrival);
         Ok(())
@@ -369,6 +378,22 @@ impl Session {
         let authenticated = if self.connection.authenticated.is_some() { "A" } else { "" };
         format!("{base}{tls}{authenticated}")
     }
+}
+
+/// Exim's order: the rules have seen the addresses as they were given, the rest sees what they become.
+fn rewrite_envelope(mail: &mut Mail, policy: &dyn Policy) -> Vec<Rewriting> {
+    let mut done = Vec::new();
+    let mut rewrite = |address: &mut String, place| {
+        if let Some(rewriting) = policy.rewrite(address, place) {
+            address.clone_from(&rewriting.new);
+            done.push(rewriting);
+        }
+    };
+    rewrite(&mut mail.transaction.sender, AddressPlace::EnvelopeSender);
+    for recipient in &mut mail.recipients {
+        rewrite(&mut recipient.address, AddressPlace::EnvelopeRecipient);
+    }
+    done
 }
 
 /// RFC 5321 §3.3: content needs a recipient.

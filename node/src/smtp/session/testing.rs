@@ -1,8 +1,9 @@
 //! What tests put in the place of policy, spool, DNS and log, and a client that speaks line by line.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
@@ -21,8 +22,8 @@ use crate::{
     callout::{Answer, Callouts, Question},
     dns::{Dns, DnsError, Mx},
     policy::{
-        Connection, Decision, NodeFacts, Options, Personality, Service, Stage, Surroundings,
-        Transaction, Verdict,
+        AddressPlace, Configuration, Connection, Decision, NodeFacts, Options, POLICY, Personality,
+        Rewriting, Service, Stage, Surroundings, Transaction, Verdict,
     },
     rate::Rates,
     smtp::{
@@ -33,6 +34,9 @@ use crate::{
 
 /// A client that may name its user by AUTH EXTERNAL.
 pub(in crate::smtp) const MUA: &str = "127.0.0.66";
+
+/// A client that is asked for a certificate.
+pub(in crate::smtp) const ASKED: &str = "127.0.0.77";
 
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 200, 1, 1));
 
@@ -73,7 +77,17 @@ pub(in crate::smtp) fn decision(verdict: Verdict) -> Decision {
 
 type Rule = dyn Fn(Stage, &Connection, &Transaction) -> Decision + Send + Sync;
 
-/// A policy of one personality and one rule.
+/// The rewriting rules of the paper.
+static PAPER: LazyLock<Arc<Configuration>> = LazyLock::new(|| {
+    let rules = r#"rewrite {
+        address "*@cam" to="{1}@cam.ac.uk"
+        address "*@*.hermes.cam.ac.uk" to="{1}@hermes.cam.ac.uk" flags="hF"
+    }"#;
+    let files = BTreeMap::from([(POLICY.to_owned(), rules.as_bytes().to_vec())]);
+    Configuration::from_files(&files).unwrap()
+});
+
+/// A policy of one personality and one rule, and the rewriting rules of the paper.
 pub(in crate::smtp) struct TestPolicy {
     pub(in crate::smtp) personality: Personality,
     pub(in crate::smtp) options: Options,
@@ -117,6 +131,22 @@ impl Policy for TestPolicy {
 
     fn is_mua(&self, client: IpAddr) -> bool {
         client.to_string() == MUA
+    }
+
+    fn asks_certificate(&self, client: IpAddr, _: Option<&str>) -> bool {
+        client.to_string() == ASKED
+    }
+
+    fn rewrite(&self, address: &str, place: AddressPlace) -> Option<Rewriting> {
+        PAPER.rewrite(address, place)
+    }
+
+    fn rewrites_headers(&self) -> bool {
+        PAPER.rewrites_headers()
+    }
+
+    fn rewrite_header(&self, header: &[u8]) -> Option<(Vec<u8>, Vec<Rewriting>)> {
+        PAPER.rewrite_header(header)
     }
 
     fn is_relay_host(&self, client: IpAddr) -> bool {
@@ -203,6 +233,10 @@ impl TestEvents {
 impl Events for TestEvents {
     fn arrival(&self, peer: &Peer<'_>, arrival: &Arrival<'_>) {
         let discarded = if arrival.discarded { " discarded" } else { "" };
+        for rewriting in arrival.rewritten {
+            let Rewriting { place, old, new, rule, .. } = rewriting;
+            self.push(format!("{old} from {place} is {new} by rule {rule}"));
+        }
         self.push(format!("<= {} {}{discarded}", arrival.envelope.sender, peer.personality));
     }
     fn rejected(&self, _: &Peer<'_>, rejection: &Rejection<'_>) {
@@ -415,21 +449,41 @@ impl Client {
 
     /// STARTTLS without questions about the certificate's signer.
     pub(in crate::smtp) async fn start_tls(self) -> Self {
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(trusting()));
+        self.start_tls_showing(rustls::ALL_VERSIONS, None).await
+    }
+
+    /// The same by these versions, with a certificate for those who ask.
+    pub(in crate::smtp) async fn start_tls_showing(
+        self,
+        versions: &[&'static rustls::SupportedProtocolVersion],
+        shown: Option<Shown>,
+    ) -> Self {
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(trusting(versions, shown)));
         let name = rustls::pki_types::ServerName::try_from("submit.example").unwrap();
         let stream = connector.connect(name, self.stream).await.unwrap();
         Self { stream: Box::new(stream), ..self }
     }
 }
 
-fn trusting() -> rustls::ClientConfig {
+/// A certificate of a client, and its key, or another's.
+pub(in crate::smtp) type Shown =
+    (Vec<rustls::pki_types::CertificateDer<'static>>, rustls::pki_types::PrivateKeyDer<'static>);
+
+fn trusting(
+    versions: &[&'static rustls::SupportedProtocolVersion],
+    shown: Option<Shown>,
+) -> rustls::ClientConfig {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(versions)
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(provider)))
-        .with_no_client_auth()
+        .with_custom_certificate_verifier(Arc::new(Anyone(provider)));
+    let Some((chain, key)) = shown else { return builder.with_no_client_auth() };
+    // Unlike rustls' own, it does not look whether the two belong together.
+    let key = rustls::crypto::ring::sign::any_supported_type(&key).unwrap();
+    let own = rustls::sign::CertifiedKey::new(chain, key);
+    builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(own)))
 }
 
 #[derive(Debug)]

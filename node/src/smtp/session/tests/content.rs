@@ -236,3 +236,49 @@ async fn chunks_have_the_limits_of_data() {
     client.expect_end().await;
     assert!(bench.accepted().is_empty());
 }
+
+#[tokio::test]
+async fn addresses_are_rewritten_in_envelope_and_header() {
+    let bench = Bench::with("mx", |stage, _, transaction| {
+        let mut decision = decision(Verdict::Accept);
+        // The rules for addresses see what the client said, those for messages what has become of it.
+        let expected =
+            if stage == Stage::Data { "a@hermes.cam.ac.uk" } else { "a@green.hermes.cam.ac.uk" };
+        if stage >= Stage::Mail && stage <= Stage::Data && transaction.sender != expected {
+            decision.verdict = Verdict::Deny(transaction.sender.clone());
+        }
+        decision
+    });
+    let mut client = bench.hello().await;
+    client.ask("MAIL FROM:<a@green.hermes.cam.ac.uk>", "250").await;
+    client.ask("RCPT TO:<b@CAM>", "250").await;
+    client.ask("RCPT TO:<c@green.hermes.cam.ac.uk>", "250").await;
+    client.ask("DATA", "354").await;
+    let text = "From: A\r\n <a@green.hermes.cam.ac.uk>\r\nTo: b@cam, c@x.org\r\nSubject: b@cam\r\n\r\nb@cam\r\n";
+    // However it arrives.
+    for piece in text.as_bytes().chunks(7) {
+        client.raw(piece).await;
+    }
+    client.raw(".\r\n").await;
+    client.expect("250").await;
+    let (envelope, body) = bench.accepted().remove(0);
+    assert_eq!(envelope.sender, "a@hermes.cam.ac.uk");
+    let recipients: Vec<&str> = envelope.recipients.iter().map(|r| r.address.as_str()).collect();
+    assert_eq!(recipients, ["b@cam.ac.uk", "c@green.hermes.cam.ac.uk"]);
+    assert_eq!(
+        body,
+        "From: A\r\n <a@hermes.cam.ac.uk>\r\nTo: b@cam.ac.uk, c@x.org\r\nSubject: b@cam\r\n\r\nb@cam\r\n"
+    );
+    let prepend = String::from_utf8_lossy(&envelope.prepend).into_owned();
+    assert!(prepend.contains("(return-path <a@hermes.cam.ac.uk>)"), "{prepend}");
+    assert_eq!(
+        bench.events(),
+        [
+            "a@green.hermes.cam.ac.uk from env-from is a@hermes.cam.ac.uk by rule 2",
+            "b@CAM from env-to is b@cam.ac.uk by rule 1",
+            "a@green.hermes.cam.ac.uk from from is a@hermes.cam.ac.uk by rule 2",
+            "b@cam from to is b@cam.ac.uk by rule 1",
+            "<= a@hermes.cam.ac.uk mx",
+        ]
+    );
+}

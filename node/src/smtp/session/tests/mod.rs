@@ -1,6 +1,7 @@
 //! Sessions over pipes and fakes.
 
 mod auth;
+mod certificate;
 mod commands;
 mod content;
 mod limits;
