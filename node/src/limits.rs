@@ -94,6 +94,9 @@ pub const CONFIGURATION_ERRORS_MAX: usize = 200;
 /// directory: some elections.
 pub const VERSION_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How much less of a busy processor than mail the compilation of a version gets (nice(2)).
+pub const COMPILE_NICENESS: i32 = 10;
+
 /// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
 pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
