@@ -338,6 +338,9 @@ pub const REHEARSALS_MAX: usize = 8;
 /// Longest line of a made-up session; a real one ends at 2,048 or less.
 pub const REHEARSAL_LINE_BYTES_MAX: usize = 4_096;
 
+/// Largest chunk (BDAT) of a made-up session: somebody types it.
+pub const REHEARSAL_CHUNK_BYTES_MAX: u64 = 64 * 1024;
+
 /// Names that are kept of a client's certificate: those of machines have a few.
 pub const CERTIFICATE_NAMES_MAX: usize = 32;
 
