@@ -59,6 +59,25 @@ impl Dialer {
         })
     }
 
+    /// A client for large answers, on a connection of its own that ends with it.
+    #[must_use]
+    pub(crate) fn transfer(&self, node: NodeId) -> Option<NodeClient<Channel>> {
+        let address = self.address(node)?;
+        let channel = self.open(node, &address);
+        let channel = channel
+            .inspect_err(|error| tracing::warn!(node, address, %error, "cannot dial this address"));
+        Some(
+            NodeClient::new(channel.ok()?)
+                .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+                .max_encoding_message_size(limits::MESSAGE_BYTES_MAX),
+        )
+    }
+
+    fn address(&self, node: NodeId) -> Option<String> {
+        let book = self.book.lock().unwrap_or_else(PoisonError::into_inner);
+        book.addresses.get(&node).cloned()
+    }
+
     /// Numbers of all nodes with a known address.
     #[must_use]
     pub(crate) fn known(&self) -> Vec<NodeId> {

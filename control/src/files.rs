@@ -1,12 +1,16 @@
-//! The files of this crate: identity and credentials. Small, written rarely, each replaced as a whole.
+//! The files of this crate: identity and credentials, small and each replaced as a whole; and contents of versions,
+//! which are large, come in pieces, and never change.
 #![allow(clippy::disallowed_methods, reason = "this is the module that owns the crate's files")]
 
 use std::{
     fs,
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
-    path::Path,
+    path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
 };
+
+use ppsw_spool::env::UnixMs;
 
 /// Who may read a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +112,115 @@ pub(crate) fn names(dir: &Path, prefix: &str) -> io::Result<Vec<String>> {
     }
     found.sort();
     Ok(found)
+}
+
+/// A file that gets its name when all of it is there.
+pub(crate) struct Incoming {
+    file: fs::File,
+    path: PathBuf,
+    named: bool,
+}
+
+impl Incoming {
+    /// Begins one, under a name that nobody looks for.
+    ///
+    /// # Errors
+    /// With the file's name in the text.
+    pub(crate) fn create(path: PathBuf) -> io::Result<Self> {
+        let file = fs::File::create(&path).map_err(|error| named(&path, &error))?;
+        Ok(Self { file, path, named: false })
+    }
+
+    /// The next piece.
+    ///
+    /// # Errors
+    /// With the file's name in the text.
+    pub(crate) fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+        self.file.write_all(piece).map_err(|error| named(&self.path, &error))
+    }
+
+    /// Syncs it and gives it its name; that is durable after [`sync_dir`].
+    ///
+    /// # Errors
+    /// With the file's name in the text.
+    pub(crate) fn finish(mut self, to: &Path) -> io::Result<()> {
+        self.file.sync_data().map_err(|error| named(&self.path, &error))?;
+        fs::rename(&self.path, to).map_err(|error| named(to, &error))?;
+        self.named = true;
+        Ok(())
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.named {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Makes names in a directory durable.
+///
+/// # Errors
+/// With the directory's name in the text.
+pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| named(dir, &error))
+}
+
+/// A whole file of at most `bytes_max` bytes.
+///
+/// # Errors
+/// With the file's name in the text.
+pub(crate) fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let all = || -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        if length > bytes_max {
+            return Err(io::Error::other(format!("{length} bytes; at most {bytes_max} are read")));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    all().map_err(|error| named(path, &error))
+}
+
+/// Opens a file to read it piece by piece; gives its length too.
+///
+/// # Errors
+/// With the file's name in the text.
+pub(crate) fn open(path: &Path) -> io::Result<(fs::File, u64)> {
+    let open = || -> io::Result<(fs::File, u64)> {
+        let file = fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        Ok((file, length))
+    };
+    open().map_err(|error| named(path, &error))
+}
+
+/// Length of a file; `None` if it is not there.
+#[must_use]
+pub(crate) fn length(path: &Path) -> Option<u64> {
+    fs::metadata(path).ok().filter(fs::Metadata::is_file).map(|meta| meta.len())
+}
+
+/// Notes that a file was wanted just now.
+///
+/// # Errors
+/// With the file's name in the text.
+pub(crate) fn touch(path: &Path, now: UnixMs) -> io::Result<()> {
+    let touch = || {
+        let file = fs::File::options().append(true).open(path)?;
+        file.set_modified(UNIX_EPOCH + Duration::from_millis(now.0))
+    };
+    touch().map_err(|error| named(path, &error))
+}
+
+/// When a file was written or wanted last.
+#[must_use]
+pub(crate) fn modified(path: &Path) -> Option<UnixMs> {
+    let time = fs::metadata(path).ok()?.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(time.as_millis()).ok().map(UnixMs)
 }
 
 /// Whether something has this name.

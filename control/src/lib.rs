@@ -7,7 +7,7 @@
 //! * [`pki`], [`token`] and [`identity`] are certificates, join tokens, and what a node has on disk of them;
 //! * [`client`] is for operators.
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use ppsw_proto::control as pb;
@@ -21,6 +21,7 @@ mod dial;
 mod drain;
 mod enrol;
 mod files;
+pub mod https;
 pub mod identity;
 pub mod limits;
 mod overview;
@@ -32,6 +33,7 @@ mod serve;
 pub mod state;
 mod tend;
 pub mod token;
+pub mod versions;
 
 pub use enrol::{init, join};
 pub use plane::Plane;
@@ -56,6 +58,66 @@ pub trait NodeHooks: Send + Sync + 'static {
     /// # Errors
     /// A text for the operator.
     fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String>;
+    /// The managed domains, or only the one of this name.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String>;
+    /// Fetches a domain now; with `force` also if its file has shrunk.
+    ///
+    /// # Errors
+    /// A text for the operator. That the file cannot be used is an answer, and no error.
+    async fn fetch_domain(&self, domain: &str, force: bool)
+    -> Result<pb::FetchDomainReply, String>;
+    /// The detailed check of a domain; with `mail` its managers get it, too.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String>;
+    /// Makes a configuration of a version's files. With large tables that takes seconds, so it is done on a thread of its
+    /// own. Tables that did not change since another configuration that is alive are shared with it.
+    ///
+    /// # Errors
+    /// What is wrong with the files, or that they cannot be read.
+    async fn compile(&self, files: versions::Files) -> Result<Arc<dyn Compiled>, CompileError>;
+    /// The configuration that this node runs; `None` before it has one.
+    fn running(&self) -> Option<Arc<dyn Compiled>>;
+    /// What differs between two contents of a file; `None`: there is no such file. At most `limit` entries are shown.
+    fn diff(
+        &self,
+        path: &str,
+        before: Option<&[u8]>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> pb::FileDiff;
+}
+
+/// Why files did not become a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CompileError {
+    /// They are wrong: everything that is, for people.
+    Wrong(Vec<String>),
+    /// They cannot be read here.
+    Unread(String),
+}
+
+/// A configuration that a node can switch to.
+#[async_trait]
+pub trait Compiled: Send + Sync + 'static {
+    /// Its tables: path and number of entries.
+    fn tables(&self) -> Vec<(String, u64)>;
+    /// Entries of all tables.
+    fn entries(&self) -> u64 {
+        self.tables().iter().map(|(_, entries)| entries).sum()
+    }
+    /// What its tables take of memory.
+    fn bytes(&self) -> u64;
+    /// What speaks against it although it compiles, and what `--force` overrules: it relays for everybody.
+    async fn objections(&self) -> Vec<String>;
+    /// Looks a key up in a table, in each way that the policy could. `None`: there is no such table.
+    fn look_up(&self, table: &str, key: &str) -> Option<pb::GetReply>;
+    /// From now on the node runs it: each session from its next command on.
+    fn activate(&self);
 }
 
 /// A made-up SMTP session. It ends when this is dropped.

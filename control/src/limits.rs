@@ -141,5 +141,122 @@ pub const SHUTDOWN_ANSWERS: Duration = Duration::from_secs(1);
 /// The control group's log is cut when it has this many entries behind its checkpoint.
 pub const CONTROL_CHECKPOINT_ENTRIES: u64 = 512;
 
+/// Domains whose aliases are fetched: each is some kilobytes of the control group's state, which nodes send each other.
+pub const HTTPS_DOMAINS_MAX: usize = 1000;
+
+/// Longest URL; servers take 8,000 bytes at most.
+pub const URL_BYTES_MAX: usize = 2048;
+
+/// Longest password of a web server.
+pub const PASSWORD_BYTES_MAX: usize = 1024;
+
+/// Certificates of the authorities of one domain: three or four of them.
+pub const CA_PEM_BYTES_MAX: usize = 16 << 10;
+
+/// What a problem's text, or the remarks about a file, may take of the state; a letter needs no more.
+pub const PROBLEM_BYTES_MAX: usize = 8 << 10;
+
+// === versions of policy and tables ===
+
+/// Versions that can be rolled back to: some weeks of daily pushes; each costs the files that only it has.
+pub const VERSIONS_KEPT: usize = 20;
+
+/// Activations that `versions` tells of; also how late a lost answer may be asked for again.
+pub const ACTIVATIONS_KEPT: usize = 100;
+
+/// Users' tables that are changed alone at one time: 150 bytes each in the control group's state, which travels whole.
+pub const CHANGED_PATHS_MAX: usize = 10_000;
+
+/// Users' tables of one change: all that one domain and some lists have.
+pub const CHANGE_PATHS_MAX: usize = 100;
+
+/// Paths of a change that its record names.
+pub const ACTIVATION_PATHS: usize = 3;
+
+/// Bytes of a command's id: nobody guesses or repeats it.
+pub const COMMAND_ID_BYTES: usize = 16;
+
+/// A reason, in the control group's state.
+pub const REASON_BYTES_MAX: usize = 500;
+
+/// The largest file of a version: a million entries of 64 bytes are 64 MB; beyond this it is the wrong file.
+pub const BLOB_BYTES_MAX: u64 = 512 << 20;
+
+/// All files of one version: what a node can keep in memory twice.
+pub const VERSION_BYTES_MAX: u64 = 2 << 30;
+
+/// Files of one version: a hundred thousand are four for each of 25,000 domains and lists. Their manifest has 10 MB.
+pub const VERSION_FILES_MAX: usize = 100_000;
+
+/// A path of a file: `domains/DOMAIN/managers` with the longest domain.
+pub const PATH_BYTES_MAX: usize = 300;
+
+/// A piece of a content on the wire: few enough wake-ups, and bounded memory on both sides.
+pub const BLOB_CHUNK_BYTES: usize = 256 << 10;
+
+/// Operators' uploads to one node at once: each is a person at a push.
+pub const UPLOADS_MAX: usize = 4;
+
+/// Nodes that fetch contents from one node at once: all the others of a usual cluster.
+pub const FETCHES_MAX: usize = 8;
+
+/// The next piece of a content has to come within this time.
+pub const CHUNK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Time until a majority is prepared: a gigabyte over a slow network, and its compilation on a busy machine.
+pub const PREPARE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// When a majority is prepared, the others get this much longer: they would only lag behind otherwise.
+pub const STRAGGLER_PATIENCE: Duration = Duration::from_secs(20);
+
+/// After the commit, whoever pushed waits this long for the nodes to say that they run it.
+pub const RUNNING_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often nodes are asked for that.
+pub const RUNNING_POLL: Duration = Duration::from_millis(50);
+
+/// A node that was refused because of a newer generation hears of it itself within this time.
+pub const HEARSAY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How often a change of a users' table is made anew because something else became active meanwhile.
+pub const CHANGE_TRIES: usize = 10;
+
+/// Configurations that a node keeps ready to switch to: of two pushes at a time one may win.
+pub const READY_KEPT: usize = 2;
+
+/// ... and for how long: whoever prepared it has given up by then.
+pub const READY_TIME: Duration = Duration::from_secs(600);
+
+/// Lists of a version's files that are kept in memory: those of the active version and of a push; 10 MB each at most.
+pub const MANIFESTS_KEPT: usize = 3;
+
+/// Contents that nothing refers to are kept for so long: an interrupted push goes on where it was.
+pub const BLOB_IDLE: Duration = Duration::from_secs(3600);
+
+/// How often unused contents are looked for.
+pub const BLOB_COLLECT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Between two tries to get what is active.
+pub const FOLLOW_RETRY: Duration = Duration::from_secs(2);
+
+/// Between two looks for contents of older versions that this node lacks.
+pub const KEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A table that shrinks by more than this part of its entries is most likely cut off (design §5).
+pub const SHRINK_PERCENT_MAX: u64 = 25;
+
+/// Entries that `tables diff` shows of one file, and files that it lists.
+pub const DIFF_ENTRIES_MAX: usize = 1_000;
+
+/// See [`DIFF_ENTRIES_MAX`].
+pub const DIFF_FILES_MAX: usize = 1_000;
+
+/// Lines of a refusal: who has more reads no further anyway.
+pub const REFUSAL_LINES_MAX: usize = 200;
+
+const _: () = assert!(BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX);
+const _: () = assert!(PREPARE_DEADLINE.as_secs() < READY_TIME.as_secs());
+const _: () = assert!(READY_TIME.as_secs() < BLOB_IDLE.as_secs());
+const _: () = assert!(VERSION_FILES_MAX * (PATH_BYTES_MAX + 50) < MESSAGE_BYTES_MAX);
 const _: () = assert!(QUEUE_PAGE_BYTES < MESSAGE_BYTES_MAX);
 const _: () = assert!(PARTITION_VOTERS <= CONTROL_VOTERS_MAX);

@@ -34,11 +34,15 @@ use crate::{
     identity::{AddressBook, Identity},
     limits, serve,
     state::{ControlMachine, State},
+    versions::{self as tables, Shelf},
 };
 
 mod command;
+mod https;
 mod outcome;
+mod versions;
 
+pub(crate) use command::CommandError;
 pub(crate) use outcome::{from_proto as outcome_from_proto, write_origin};
 
 /// The control group's number.
@@ -68,6 +72,10 @@ pub(crate) struct Shared {
     /// This node was drained when it stopped, and has heard nothing else since.
     pub(crate) was_drained: AtomicBool,
     pub(crate) progress: watch::Sender<pb::DrainProgress>,
+    /// Policy and tables on this node.
+    pub(crate) shelf: Shelf,
+    /// This node ran a version when it stopped.
+    pub(crate) has_run_version: bool,
     /// Why this node is no member any more.
     pub(crate) removed: watch::Sender<Option<String>>,
     /// The agent and drains end.
@@ -90,6 +98,8 @@ impl Plane {
     ) -> Result<Self, PlaneError> {
         let identity = Identity::load(&options.data)?;
         let book = AddressBook::load(&options.data)?;
+        let shelf = Shelf::open(&options.data)?;
+        let ran = tables::load_active(&options.data);
         let dialer = Arc::new(Dialer::new(&identity));
         dialer.update(book.members.iter().map(|m| (m.id, m.control.clone())).collect());
         let disk_of_checkpoints = Arc::clone(&disk);
@@ -140,6 +150,8 @@ impl Plane {
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
             progress: watch::Sender::default(),
+            shelf,
+            has_run_version: ran.is_some(),
             removed: watch::Sender::default(),
             stop: CancellationToken::new(),
             closed: CancellationToken::new(),
@@ -152,7 +164,8 @@ impl Plane {
         }
         let agent = tokio::spawn(Agent::new(Arc::clone(&shared), book).run());
         let census = tokio::spawn(census::run(Arc::clone(&shared)));
-        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, census, served])) })
+        let tables = tokio::spawn(tables::follow(Arc::clone(&shared), ran));
+        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, census, tables, served])) })
     }
 
     /// This node's number.
@@ -286,6 +299,7 @@ impl Shared {
         if !self.state().known() {
             reasons.push("the control group has not been heard yet".to_owned());
         }
+        reasons.extend(self.shelf.behind(&self.state()));
         let home = self.home();
         match self.spool.get(home).map(|partition| partition.group()) {
             None => reasons.push(format!("partition {home} has not been started here yet")),
@@ -320,6 +334,7 @@ impl Shared {
             not_ready: self.not_ready(),
             drain: Some(self.progress.borrow().clone()),
             groups,
+            tables: Some(self.tables_report()),
         }
     }
 

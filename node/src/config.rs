@@ -1,5 +1,7 @@
 //! `ppswd.toml`: what one node must know before it can ask the cluster for anything.
 
+mod https;
+
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -8,6 +10,8 @@ use std::{
 
 use ipnet::IpNet;
 use serde::Deserialize;
+
+pub use https::HttpsConfig;
 
 use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
 
@@ -37,6 +41,8 @@ pub struct NodeConfig {
     /// SMTP listeners.
     #[serde(default, rename = "listener")]
     pub listeners: Vec<ListenerConfig>,
+    /// The listener where programs of this machine hand mail in, if there is one: list programs are told of it.
+    pub local_smtp: Option<SocketAddr>,
     /// Size of one file of the spool's log, bytes.
     #[serde(default = "default_segment_bytes")]
     pub segment_bytes: u64,
@@ -64,6 +70,9 @@ pub struct NodeConfig {
     /// The disk of `data` is low when fewer files can be made there.
     #[serde(default = "default_check_spool_inodes")]
     pub check_spool_inodes: u64,
+    /// What may be spent on fetching the aliases of managed domains.
+    #[serde(default)]
+    pub https_domains: HttpsConfig,
 }
 
 /// What a node does whose log is damaged or gone.
@@ -88,6 +97,14 @@ pub struct ListenerConfig {
     /// client and server then. Empty: no header is expected, and none is taken.
     #[serde(default)]
     pub proxy_from: Vec<IpNet>,
+}
+
+impl ListenerConfig {
+    /// Whether connections to `address` come here.
+    fn takes_of(&self, address: SocketAddr) -> bool {
+        self.address == address
+            || self.address.ip().is_unspecified() && self.address.port() == address.port()
+    }
 }
 
 /// Why `ppswd.toml` could not be used.
@@ -147,6 +164,13 @@ impl NodeConfig {
                 self.segment_bytes
             ));
         }
+        if let Some(local) = self.local_smtp
+            && !self.listeners.iter().any(|l| l.takes_of(local) && l.proxy_from.is_empty())
+        {
+            return Err(format!(
+                "local_smtp = \"{local}\": expected the address of a listener without proxy_from"
+            ));
+        }
         if let Some(listener) =
             self.listeners.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
         {
@@ -174,6 +198,7 @@ impl NodeConfig {
                 self.log_floor
             ));
         }
+        self.https_domains.check()?;
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
         for address in self.listeners.iter().map(|l| l.address).chain(own) {

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use crate::limits;
@@ -47,6 +48,24 @@ pub fn lock(dir: &Path) -> io::Result<fs::File> {
         )),
         Err(fs::TryLockError::Error(error)) => Err(error),
     }
+}
+
+/// A new file in `dir` that has no name, so that it goes when nobody has it open any more.
+pub fn anonymous(dir: &Path) -> io::Result<fs::File> {
+    use rustix::fs::{Mode, OFlags};
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    fs::create_dir_all(dir)?;
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    if let Ok(file) = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR) {
+        return Ok(file.into());
+    }
+    // Not every file system can do that.
+    let name = format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let path = dir.join(name);
+    let file =
+        fs::File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// Writes a file and the directories that lead to it.

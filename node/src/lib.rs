@@ -2,7 +2,7 @@
 //!
 //! * [`smtp`] takes mail; [`policy`] says whether; [`tables`] and [`route`] say where to; [`deliver`] brings it
 //!   there; [`callout`] asks other hosts about addresses; [`message`] makes what we write ourselves (headers, bounces);
-//!   [`maillog`] tells what happened.
+//!   [`maillog`] tells what happened; [`domains`] fetches and checks the aliases of managed domains.
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
 pub mod agent_check;
@@ -12,7 +12,9 @@ pub mod config;
 pub mod deliver;
 pub mod dev;
 pub mod dns;
+pub mod domains;
 pub mod explain;
+pub mod explode;
 pub mod files;
 pub mod http;
 pub mod limits;

@@ -90,6 +90,13 @@ pub const TABLE_KEY_BYTES_MAX: usize = 512;
 /// Errors of one kind of file that are reported at once; who has more reads no further anyway.
 pub const CONFIGURATION_ERRORS_MAX: usize = 200;
 
+/// A start waits so long to hear which version of policy and tables the cluster runs, before it runs the node's own
+/// directory: some elections.
+pub const VERSION_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much less of a busy processor than mail the compilation of a version gets (nice(2)).
+pub const COMPILE_NICENESS: i32 = 10;
+
 /// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
 pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -117,8 +124,15 @@ pub const ROUTE_DEPTH_MAX: usize = 30;
 /// Addresses that one recipient may lead to: the largest lists have some ten thousand members.
 pub const ROUTE_CHILDREN_MAX: usize = 50_000;
 
-/// Addresses of one recipient that are routed at the same time (each may wait for DNS).
+/// Addresses of one message that are routed at the same time (each may wait for DNS): a list of 50,000 in as many domains, each of which
+/// takes 100 ms, is routed in less than three minutes, and a resolver has no more to do than of 32 messages.
 pub const ROUTE_CONCURRENT: usize = 32;
+
+/// Look-ups of one router that an explanation shows.
+pub const ROUTE_NOTES_MAX: usize = 64;
+
+/// Addresses of one redirection that an explanation shows in a line.
+pub const ROUTE_SHOWN_MAX: usize = 8;
 
 /// MX hosts that are considered for a domain; large providers have five.
 pub const MX_HOSTS_MAX: usize = 25;
@@ -384,6 +398,13 @@ pub const DESTINATION_FULL_DELAY: Duration = Duration::from_secs(60);
 /// messages get one outcome, and a crash repeats little.
 pub const OUTCOME_GATHER: Duration = Duration::from_millis(100);
 
+/// After what was delivered has been recorded before the end, the next time comes this many times as long after as that took: a list of
+/// tens of thousands spends a tenth of its time on it, however long its record is.
+pub const OUTCOME_PAUSE_FACTOR: u32 = 9;
+
+/// The longest that what was delivered waits to be recorded: a crash repeats no more of a list than goes out in that time.
+pub const OUTCOME_GATHER_MAX: Duration = Duration::from_secs(2);
+
 /// When recipients are due again whose destination was full while others of their message were tried.
 pub const DESTINATION_FULL_RETRY: Duration = Duration::from_secs(5);
 
@@ -428,6 +449,27 @@ pub const DATA_WRITE_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Time for the reply to the final dot (RFC 5321 §4.5.3.2.6: shorter makes duplicates).
 pub const FINAL_REPLY_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Time for the program of a `pipe` transport, unless it says otherwise. As long as a server may take after the final dot.
+pub const PIPE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// The longest that a `pipe` transport may say (Exim's default): a drain waits for what is under way.
+pub const PIPE_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+
+/// Output of a program that is kept (Exim's default for `max_output`); the rest is read and thrown away.
+pub const PIPE_OUTPUT_BYTES_MAX: u64 = 20 * 1024;
+
+/// Output of a program that goes into a bounce: it has [`BOUNCE_RECIPIENTS_BYTES_MAX`] for all of its recipients.
+pub const PIPE_RETURN_BYTES_MAX: usize = 8 * 1024;
+
+/// How long the output of a program that has ended is waited for: what it started may keep it open for ever.
+pub const PIPE_OUTPUT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Programs of one `pipe` transport at once: a process each, and memory of its own.
+pub const PIPES_MAX: usize = 8;
+
+/// The user database of this machine, in which the `user` of a `pipe` transport is looked up; the largest that is read.
+pub const PASSWD_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
 /// Destinations with a queue of their own; those without a transaction are forgotten first.
 pub const DESTINATIONS_MAX: usize = 4_000;
@@ -509,3 +551,89 @@ pub const SCRUB_PERIOD_MIN: Duration = Duration::from_secs(3600);
 
 /// The longest: by then a second disk has rotted.
 pub const SCRUB_PERIOD_MAX: Duration = Duration::from_secs(366 * 24 * 3600);
+
+// === domains: managed mail domains ===
+
+/// Aliases of one domain: the whole university has fewer people.
+pub const DOMAIN_ALIASES_MAX: usize = 200_000;
+
+/// Addresses of one alias, as the line of the table that they become.
+pub const DOMAIN_ALIAS_BYTES_MAX: usize = TABLE_LINE_BYTES_MAX;
+
+/// Characters of a line of others that are shown in a report about it.
+pub const DOMAIN_TEXT_SHOWN: usize = 80;
+
+/// How often an https domain is fetched (the seed: hourly).
+pub const FETCH_PERIOD: Duration = Duration::from_secs(3_600);
+
+/// More often, and we are a burden for the web servers of others.
+pub const FETCH_PERIOD_MIN: Duration = Duration::from_secs(60);
+
+/// More rarely, and managers wait longer than a day for their changes.
+pub const FETCH_PERIOD_MAX: Duration = Duration::from_secs(24 * 3_600);
+
+/// Time for a connection to a web server, TLS included.
+pub const FETCH_CONNECT_TIME: Duration = Duration::from_secs(20);
+
+/// Time for a whole fetch: half a megabyte over a slow line.
+pub const FETCH_TIME: Duration = Duration::from_secs(120);
+
+/// Less, and a healthy server far away fails.
+pub const FETCH_TIME_MIN: Duration = Duration::from_secs(1);
+
+/// More, and a hanging server takes a place for a good part of the hour.
+pub const FETCH_TIME_MAX: Duration = Duration::from_secs(600);
+
+/// Largest aliases file: some hundred thousand short lines.
+pub const FETCH_BYTES: u64 = 8 << 20;
+
+/// A page of text must do.
+pub const FETCH_BYTES_MIN: u64 = 4 << 10;
+
+/// It is held in memory, and an operator may set this.
+pub const FETCH_BYTES_MAX: u64 = 64 << 20;
+
+/// Head of an answer: status line and fields.
+pub const FETCH_HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// Redirections that are followed, all on one server.
+pub const FETCH_REDIRECTIONS_MAX: usize = 3;
+
+/// Addresses of a web server that are tried.
+pub const FETCH_ADDRESSES_MAX: usize = 4;
+
+/// `ETag` and `Last-Modified` that are kept; longer ones are not used.
+pub const FETCH_VALIDATOR_BYTES_MAX: usize = 256;
+
+/// Fetches at once: each holds a connection and up to [`FETCH_BYTES`].
+pub const FETCHES_CONCURRENT: usize = 8;
+
+/// How often the control leader looks what is due.
+pub const FETCH_LOOK: Duration = Duration::from_secs(1);
+
+/// After this the same problem is told again.
+pub const PROBLEM_LETTER_PERIOD: Duration = Duration::from_secs(24 * 3_600);
+
+/// How often managers hear what could be better (the seed: each month).
+pub const REPORT_PERIOD: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// Who wants to hear more often asks for a check.
+pub const REPORT_PERIOD_MIN: Duration = Duration::from_secs(3_600);
+
+/// Longer is never.
+pub const REPORT_PERIOD_MAX: Duration = Duration::from_secs(366 * 24 * 3_600);
+
+/// Wait after a letter that the spool did not take.
+pub const LETTER_RETRY: Duration = Duration::from_secs(60);
+
+/// Addresses of a domain that are routed at once by a check, each of which may wait for DNS.
+pub const CHECK_CONCURRENT: usize = 16;
+
+/// Time for the check of a whole domain; the rest is left out, and that is said.
+pub const CHECK_TIME: Duration = Duration::from_secs(240);
+
+/// Warnings of one check: who has more does not read them.
+pub const CHECK_WARNINGS_MAX: usize = 500;
+
+/// Characters of one warning: an alias, an address, a reason.
+pub const CHECK_WARNING_CHARS_MAX: usize = 1_000;

@@ -3,7 +3,14 @@
 use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
-use ppsw_node::{allocator, config::NodeConfig, dev, policy::Configuration, run};
+use ppsw_node::{
+    allocator,
+    config::NodeConfig,
+    dev,
+    explode::{self, EX_TEMPFAIL, Posting},
+    policy::Configuration,
+    run,
+};
 
 /// Exit code of a command line that makes no sense.
 const EXIT_USAGE: u8 = 2;
@@ -65,6 +72,13 @@ enum Verb {
     },
     /// Start a whole cluster on loopback addresses, with a sink and a DNS server.
     Dev(dev::DevArgs),
+    /// A list program that passes on: hands the message on standard input back to this machine's node, for the -outgoing address of its
+    /// list. For a pipe transport, whose environment it reads; exits with codes of sysexits.h.
+    ExplodeList {
+        /// Where the node takes mail of this machine; else PPSW_SMTP.
+        #[arg(long)]
+        smtp: Option<SocketAddr>,
+    },
     /// The mail sink of `ppswd dev`, a process of its own.
     #[command(hide = true)]
     Sink {
@@ -85,6 +99,9 @@ fn main() -> ExitCode {
         allocator::settle();
     }
     run::prepare_process();
+    if let Verb::ExplodeList { smtp } = args.verb {
+        return explode(smtp);
+    }
     let done = match args.verb {
         Verb::Run { config, die_with_parent } => {
             run::die_with_parent(die_with_parent);
@@ -112,6 +129,7 @@ fn main() -> ExitCode {
             println!("this is node {node} now; start it with `ppswd run`");
             Ok(())
         }),
+        Verb::ExplodeList { .. } => Ok(()),
         Verb::Check { config } => check(&config),
         Verb::Dev(args) => run::blocking(async { dev::dev(args).await }),
         Verb::Sink { smtp, lmtp, maildir, die_with_parent } => {
@@ -128,6 +146,29 @@ fn main() -> ExitCode {
             stop.map_or(ExitCode::FAILURE, |stop| ExitCode::from(stop.exit_code()))
         }
     }
+}
+
+/// Its output goes into a bounce, its code says what becomes of the message.
+fn explode(smtp: Option<SocketAddr>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let (runtime, posting) = match (runtime, Posting::from_environment()) {
+        (Ok(runtime), Ok(posting)) => (runtime, posting),
+        (Err(_), _) => return ExitCode::from(EX_TEMPFAIL),
+        (_, Err(ended)) => return end(&ended),
+    };
+    let posting = Posting { smtp: smtp.or(posting.smtp), ..posting };
+    let Ok(input) = explode::standard_input() else { return ExitCode::from(EX_TEMPFAIL) };
+    let ended = runtime.block_on(posting.pass_on(input));
+    // What waits for standard input is not waited for.
+    runtime.shutdown_background();
+    end(&ended)
+}
+
+fn end(ended: &explode::Ended) -> ExitCode {
+    if !ended.text.is_empty() {
+        let _ = writeln!(std::io::stdout(), "{}", ended.text);
+    }
+    ExitCode::from(ended.code)
 }
 
 fn read(path: &std::path::Path) -> Result<NodeConfig, run::Failure> {

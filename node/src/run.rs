@@ -11,7 +11,9 @@ use std::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal};
+use ppsw_control::{
+    CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal, versions::Files,
+};
 use ppsw_proto::control as pb;
 use ppsw_spool::{
     NodeId, PartitionId,
@@ -30,8 +32,9 @@ use crate::{
     agent_check,
     callout::Caller,
     config::{NodeConfig, OnDamage},
-    deliver::{Deliverer, connect::TcpConnector, seams::ConfiguredRouter},
+    deliver::{Deliverer, Programs, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
+    domains::{self, Domains},
     explain::Explainer,
     files, http, limits,
     maillog::MailLog,
@@ -40,12 +43,17 @@ use crate::{
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
+mod live;
 mod stop;
 
+use live::Live;
 pub use stop::Stop;
 
 /// What callouts have learnt, below `data`.
 const CALLOUTS_FILE: &str = "callouts";
+
+/// Where messages are written for programs, below `data`.
+const PROGRAMS_DIR: &str = "programs";
 
 /// Why a program ended: a text for people.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -92,10 +100,7 @@ pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), F
 pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
     let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
-    let configuration = load(&config)?;
-    cry_if_open(&configuration).await;
     let metrics = http::install_metrics()?;
-    let (switch, current) = watch::channel(configuration);
     let dns = Arc::new(match config.dns.as_slice() {
         [] => Resolver::system()?,
         servers => Resolver::new(servers)?,
@@ -108,6 +113,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     let spool = plane.spool();
     spool.set_log_floor(config.log_floor);
+    let current = configured(&config, &plane, &hooks.live).await?;
     let (log, log_thread) = MailLog::open(&config.log, plane.node(), Arc::new(SystemClock))?;
 
     let router =
@@ -119,9 +125,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         Arc::new(plane.clone()),
         log.clone(),
         Arc::new(SystemClock),
+        Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
     );
     let answers = config.data.join(CALLOUTS_FILE);
-    let connector = Arc::new(TcpConnector);
+    let connector = Arc::new(TcpConnector::default());
     let callouts =
         Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
     let certificates = Certificates::load(&config.certificates)?;
@@ -141,7 +148,16 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         clock: Arc::new(SystemClock),
         activity: Activity::default(),
     });
-    hooks.attach(front.clone(), deliverer.clone(), current);
+    let domains = Domains::new(domains::Parts {
+        plane: plane.clone(),
+        configuration: current.clone(),
+        dns: front.around.dns.clone(),
+        clock: Arc::new(SystemClock),
+        log: log.clone(),
+        host_name: config.name.clone(),
+        settings: config.https_domains,
+    })?;
+    hooks.attach(front.clone(), deliverer.clone(), domains.clone(), current);
 
     let mut tasks = JoinSet::new();
     for listener in &config.listeners {
@@ -163,6 +179,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             Ok(())
         }
     });
+    tasks.spawn(async move {
+        domains.run().await;
+        Ok(())
+    });
     let ready: http::Readiness = {
         let plane = plane.clone();
         Arc::new(move || plane.not_ready())
@@ -180,7 +200,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     });
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
 
-    let ended = serve(&config, &switch, &front, &plane, &log, &mut tasks).await;
+    let ended = serve(&config, &hooks.live, &front, &plane, &log, &mut tasks).await;
     stop(&front, &deliverer, &plane).await;
     log.close().await;
     // The last lines; a disk that hangs must not keep the process.
@@ -275,7 +295,7 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Pl
 /// Waits for a reason to end; on SIGHUP reloads the configuration and the certificates, and opens the log files anew.
 async fn serve(
     config: &NodeConfig,
-    switch: &watch::Sender<Arc<Configuration>>,
+    live: &Live,
     front: &FrontEnd,
     plane: &Plane,
     log: &MailLog,
@@ -290,12 +310,14 @@ async fn serve(
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => {
                 log.reopen();
-                reload(config, switch).await;
+                reload(config, plane, live).await;
                 match front.certificates.reload(&config.certificates) {
                     Ok(()) => tracing::info!("certificates reloaded"),
                     Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
                 }
-                warn_of_unknown_clients(&switch.borrow(), &front.certificates);
+                if let Some(configuration) = live.running() {
+                    warn_of_unknown_clients(&configuration, &front.certificates);
+                }
             }
             why = plane.removed() => return Err(Stop::Removed(why).into()),
             why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
@@ -322,11 +344,50 @@ fn warn_of_unknown_clients(configuration: &Configuration, certificates: &Certifi
     }
 }
 
-async fn reload(config: &NodeConfig, switch: &watch::Sender<Arc<Configuration>>) {
+/// What to run: the version that the cluster has, or else the directory of this node's own configuration file.
+async fn configured(
+    config: &NodeConfig,
+    plane: &Plane,
+    live: &Live,
+) -> Result<watch::Receiver<Arc<Configuration>>, Failure> {
+    loop {
+        let runs_version = tokio::select! {
+            runs_version = plane.settled() => runs_version,
+            why = plane.removed() => return Err(Stop::Removed(why).into()),
+            why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
+            // Who has run no version, and hears nobody, is not ready, and takes no mail without a majority: it runs its own
+            // directory until it hears of a version.
+            () = tokio::time::sleep(limits::VERSION_PATIENCE) => {
+                if plane.has_version() {
+                    tracing::warn!("waits for the active version of policy and tables: {}", plane.not_ready().join("; "));
+                    continue;
+                }
+                false
+            }
+        };
+        match live.watch() {
+            Some(current) if runs_version => return Ok(current),
+            _ => break,
+        }
+    }
+    let configuration = load(config)?;
+    cry_if_open(&configuration).await;
+    live.run_own(configuration);
+    live.watch().ok_or_else(|| "there is no configuration to run".into())
+}
+
+/// Reads the node's own directory again, as long as the cluster has no version.
+async fn reload(config: &NodeConfig, plane: &Plane, live: &Live) {
+    if plane.runs_version() {
+        tracing::info!(
+            "this node runs a version of policy and tables that was pushed, not its directory: `ppswctl tables push`"
+        );
+        return;
+    }
     match load(config) {
         Ok(configuration) => {
             cry_if_open(&configuration).await;
-            switch.send_replace(configuration);
+            live.run(configuration);
             tracing::info!("configuration reloaded");
         }
         Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays"),
@@ -353,6 +414,8 @@ struct Hooks {
     draining: AtomicBool,
     parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
     explainer: OnceLock<Explainer>,
+    domains: OnceLock<Domains>,
+    live: Live,
 }
 
 impl Hooks {
@@ -360,11 +423,13 @@ impl Hooks {
         &self,
         front: Arc<FrontEnd>,
         deliverer: Deliverer,
+        domains: Domains,
         configuration: watch::Receiver<Arc<Configuration>>,
     ) {
         let draining = self.draining.load(Ordering::Acquire);
         front.activity.drain(draining);
         let _ = self.explainer.set(Explainer::new(front.clone(), configuration));
+        let _ = self.domains.set(domains);
         // Called once, from `node`.
         let _ = self.parts.set((front, deliverer));
     }
@@ -394,6 +459,40 @@ impl NodeHooks for Hooks {
 
     fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
         self.explainer.get().ok_or(STARTING)?.rehearse(&open)
+    }
+
+    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String> {
+        Ok(self.domains.get().ok_or(STARTING)?.list(only))
+    }
+
+    async fn fetch_domain(
+        &self,
+        domain: &str,
+        force: bool,
+    ) -> Result<pb::FetchDomainReply, String> {
+        self.domains.get().ok_or(STARTING)?.fetch(domain, force).await
+    }
+
+    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String> {
+        self.domains.get().ok_or(STARTING)?.check(domain, mail).await
+    }
+
+    async fn compile(&self, files: Files) -> Result<Arc<dyn Compiled>, CompileError> {
+        self.live.compile(files).await
+    }
+
+    fn running(&self) -> Option<Arc<dyn Compiled>> {
+        self.live.compiled()
+    }
+
+    fn diff(
+        &self,
+        path: &str,
+        before: Option<&[u8]>,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> pb::FileDiff {
+        live::diff(path, before, after, limit)
     }
 }
 

@@ -18,4 +18,14 @@ pub mod control {
     #![allow(clippy::use_self, clippy::unwrap_used, reason = "generated code")]
 
     tonic::include_proto!("ppsw.control.v1");
+
+    impl std::fmt::Debug for SetHttpsRequest {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("SetHttpsRequest")
+                .field("domain", &self.domain)
+                .field("url", &self.url)
+                .field("user", &self.user)
+                .finish_non_exhaustive()
+        }
+    }
 }

@@ -230,6 +230,16 @@ pub const OUTCOME_PART_RESULTS: usize = 1000;
 /// Created messages in one part of such an outcome: 64 KiB each, and their envelopes.
 pub const OUTCOME_PART_CREATES: usize = 16;
 
+/// New recipients in one part of an expansion, in bytes: below [`ENTRY_BYTES_MAX`] with what stands around them.
+pub const EXPAND_PART_BYTES: usize = 2 * 1024 * 1024;
+
+/// Recipients that expansions may give a message, in bytes: with what stands around each of them ([`RECIPIENT_OVERHEAD`]),
+/// a `Carry` must hold them all in one entry, with a body inside. 50,000 with addresses of 30 bytes fit.
+pub const EXPANDED_BYTES_MAX: usize = ENTRY_BYTES_MAX - 384 * 1024;
+
+/// What stands around the address of a recipient in a record: tags, state, attempts, due time, expansion.
+pub const RECIPIENT_OVERHEAD: usize = 24;
+
 /// Messages that are decoded at a time when the whole queue is looked at: some milliseconds of a lock that delivery
 /// needs, too.
 pub const LIST_PAGE_MESSAGES: usize = 1000;

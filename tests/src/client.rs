@@ -59,7 +59,12 @@ impl Client {
 
     /// Connects from a given address of ours: `127.200.x.x` is a foreigner. Reads the banner.
     pub fn connect_from(source: IpAddr, address: SocketAddr) -> io::Result<Self> {
-        let mut client = Self { stream: Stream::Plain(tcp(source, address)?), buffer: Vec::new() };
+        Self::over(tcp(source, address)?)
+    }
+
+    /// Takes a connection on which nothing was heard yet. Reads the banner.
+    pub fn over(stream: TcpStream) -> io::Result<Self> {
+        let mut client = Self { stream: Stream::Plain(stream), buffer: Vec::new() };
         client.expect(220)?;
         Ok(client)
     }
@@ -103,6 +108,12 @@ impl Client {
     pub fn auth_plain(&mut self, user: &str, password: &str) -> io::Result<()> {
         let secret = STANDARD.encode(format!("\0{user}\0{password}"));
         let reply = self.command(&format!("AUTH PLAIN {secret}"))?;
+        want(&reply, 235)
+    }
+
+    /// Says who the user is, as a host that is trusted to do so.
+    pub fn auth_external(&mut self, user: &str) -> io::Result<()> {
+        let reply = self.command(&format!("AUTH EXTERNAL {}", STANDARD.encode(user)))?;
         want(&reply, 235)
     }
 

@@ -300,6 +300,13 @@ impl Cluster {
         wait_for("the sink", PATIENCE, || std::net::TcpStream::connect(sink.smtp).ok());
     }
 
+    /// Makes the nodes run what is in `DIR/config` now. Comes back before they do.
+    pub fn apply_config(&self) {
+        for node in &self.file.nodes {
+            process::signal(node.pid, Signal::HUP);
+        }
+    }
+
     /// Runs `ppswctl` and gives its exit code and what it printed.
     pub fn ctl(&self, arguments: &[&str]) -> (i32, String) {
         let output = Command::new(program("ppswctl"))

@@ -10,10 +10,12 @@
     reason = "a test harness fails by panicking"
 )]
 
+pub mod campus;
 pub mod client;
 pub mod cluster;
 pub mod corpus;
 pub mod dialogue;
+pub mod golden;
 pub mod ledger;
 pub mod load;
 pub mod process;
@@ -21,6 +23,7 @@ pub mod shim;
 pub mod sink;
 pub mod stores;
 pub mod tmpfs;
+pub mod web;
 
 use std::time::{Duration, Instant};
 

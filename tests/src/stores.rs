@@ -25,6 +25,13 @@ const SMTP_SINK: &str = "/usr/sbin/smtp-sink";
 const USERS: std::ops::RangeInclusive<u8> = 1..=9;
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Exim, unpacked by `tests/run`: the package would put Postfix off the machine.
+pub fn exim() -> PathBuf {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/exim/usr/sbin/exim4");
+    assert!(path.exists(), "{} is missing: tests/run unpacks it", path.display());
+    path
+}
+
 /// A private Cyrus that takes mail by LMTP for the users of `ppswd dev`.
 pub struct Cyrus {
     dir: TempDir,
@@ -183,7 +190,7 @@ fn is_message(path: &Path) -> bool {
 }
 
 /// Numeric id of a name in `/etc/passwd` or `/etc/group`: the third field of both.
-fn id_of(file: &str, name: &str) -> u32 {
+pub(crate) fn id_of(file: &str, name: &str) -> u32 {
     let text = std::fs::read_to_string(PathBuf::from(file)).unwrap();
     text.lines()
         .map(|line| line.split(':').collect::<Vec<_>>())

@@ -18,19 +18,13 @@ use std::{
 use ppsw_tests::{
     cluster::{Cluster, PATIENCE},
     process::signal,
+    stores::exim,
     wait_for,
 };
 use rustix::process::Signal;
 
 /// Where the satellite is, as ppswitch sees it.
 const SATELLITE: &str = "127.0.0.66";
-
-/// Unpacked by `tests/run`: the package would put Postfix off the machine.
-fn exim() -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/exim/usr/sbin/exim4");
-    assert!(path.exists(), "{} is missing: tests/run unpacks it", path.display());
-    path
-}
 
 /// The configuration with other addresses and directories.
 fn configure(dir: &Path, submission: SocketAddr) -> PathBuf {

@@ -6,7 +6,7 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{explain, log, queue};
+use super::{domains, explain, log, queue, tables};
 use crate::{
     NodeId, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -205,6 +205,121 @@ impl Admin for Service {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let role = request.extensions().get::<Peer>().map(|peer| peer.role);
         explain::session(&self.0, role, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_domains(
+        &self,
+        request: Request<pb::ListDomainsRequest>,
+    ) -> Result<Response<pb::ListDomainsReply>, Status> {
+        domains::list(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn set_https(
+        &self,
+        request: Request<pb::SetHttpsRequest>,
+    ) -> Result<Response<pb::SetHttpsReply>, Status> {
+        let by = caller(&request);
+        domains::set(&self.0, request.into_inner(), by).await.map(Response::new)
+    }
+
+    async fn unset_https(
+        &self,
+        request: Request<pb::UnsetHttpsRequest>,
+    ) -> Result<Response<pb::UnsetHttpsReply>, Status> {
+        let by = caller(&request);
+        domains::unset(&self.0, request.into_inner().domain, &by).await?;
+        Ok(Response::new(pb::UnsetHttpsReply {}))
+    }
+
+    async fn fetch_domain(
+        &self,
+        request: Request<pb::FetchDomainRequest>,
+    ) -> Result<Response<pb::FetchDomainReply>, Status> {
+        let by = caller(&request);
+        let pb::FetchDomainRequest { domain, force } = request.into_inner();
+        tracing::info!(domain, by, force, "fetch asked for");
+        let fetched = self.0.hooks.fetch_domain(&domain, force).await;
+        fetched.map(Response::new).map_err(Status::failed_precondition)
+    }
+
+    async fn check_domain(
+        &self,
+        request: Request<pb::CheckDomainRequest>,
+    ) -> Result<Response<pb::CheckDomainReply>, Status> {
+        let role = request.extensions().get::<Peer>().map(|peer| peer.role);
+        let pb::CheckDomainRequest { domain, mail } = request.into_inner();
+        if mail && role != Some(pki::Role::Admin) {
+            return Err(Status::permission_denied("letters are only for role admin to send"));
+        }
+        let checked = self.0.hooks.check_domain(&domain, mail).await;
+        checked.map(Response::new).map_err(Status::failed_precondition)
+    }
+
+    async fn offer(
+        &self,
+        request: Request<pb::OfferRequest>,
+    ) -> Result<Response<pb::OfferReply>, Status> {
+        tables::offer(&self.0, request.into_inner().files).await.map(Response::new)
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<pb::BlobChunk>>,
+    ) -> Result<Response<pb::UploadReply>, Status> {
+        tables::upload(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn push(
+        &self,
+        request: Request<pb::PushRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        let by = caller(&request);
+        tables::push(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn rollback(
+        &self,
+        request: Request<pb::RollbackRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        let by = caller(&request);
+        tables::roll_back(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn change(
+        &self,
+        request: Request<pb::ChangeRequest>,
+    ) -> Result<Response<pb::ActivateReply>, Status> {
+        let by = caller(&request);
+        tables::change(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_versions(
+        &self,
+        _: Request<pb::ListVersionsRequest>,
+    ) -> Result<Response<pb::ListVersionsReply>, Status> {
+        let versions = Some(self.0.state().versions.to_proto());
+        Ok(Response::new(pb::ListVersionsReply { versions }))
+    }
+
+    async fn diff(
+        &self,
+        request: Request<pb::DiffRequest>,
+    ) -> Result<Response<pb::DiffReply>, Status> {
+        tables::diff(&self.0, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn get(
+        &self,
+        request: Request<pb::GetRequest>,
+    ) -> Result<Response<pb::GetReply>, Status> {
+        tables::get(&self.0, request.get_ref()).map(Response::new)
+    }
+
+    async fn tables_status(
+        &self,
+        _: Request<pb::TablesStatusRequest>,
+    ) -> Result<Response<pb::TablesStatusReply>, Status> {
+        Ok(Response::new(tables::tables_status(&self.0).await))
     }
 
     async fn drop_token(

@@ -1,11 +1,13 @@
 //! The gRPC services of a node, on one address: Raft groups, nodes, operators, joining machines.
 
 mod admin;
+mod domains;
 mod explain;
 mod join;
 mod log;
 mod node;
 mod queue;
+mod tables;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 
@@ -68,8 +70,9 @@ fn routes(shared: &Arc<Shared>) -> Routes {
     let nodes = NodeServer::new(node::Service(Arc::clone(shared)))
         .max_decoding_message_size(limit)
         .max_encoding_message_size(limit);
-    let admin =
-        AdminServer::new(admin::Service(Arc::clone(shared))).max_encoding_message_size(limit);
+    let admin = AdminServer::new(admin::Service(Arc::clone(shared)))
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
     let join = JoinServer::new(join::Service(Arc::clone(shared)))
         .max_decoding_message_size(2 * limits::CSR_BYTES_MAX);
     let own = Routes::new(nodes).add_service(admin).add_service(join).into_axum_router();

@@ -12,6 +12,7 @@ use crate::{
     limits,
     pki::Peer,
     plane::{Shared, outcome_from_proto},
+    versions::{self, BlobHash},
 };
 
 pub(crate) struct Service(pub(crate) Arc<Shared>);
@@ -99,6 +100,31 @@ impl Node for Service {
         _: Request<pb::StateRequest>,
     ) -> Result<Response<pb::StateReply>, Status> {
         Ok(Response::new(pb::StateReply { state: Some(self.0.state().to_proto()) }))
+    }
+
+    async fn prepare(
+        &self,
+        request: Request<pb::PrepareRequest>,
+    ) -> Result<Response<pb::PrepareReply>, Status> {
+        let result = Some(versions::prepare_for(&self.0, request.into_inner()).await);
+        Ok(Response::new(pb::PrepareReply { result }))
+    }
+
+    type FetchStream = BoxStream<'static, Result<pb::BlobChunk, Status>>;
+
+    async fn fetch(
+        &self,
+        request: Request<pb::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let shelf = &self.0.shelf;
+        let wait = Arc::clone(&shelf.fetches).acquire_owned();
+        let permit = tokio::time::timeout(limits::CHUNK_PATIENCE, wait).await;
+        let Ok(Ok(permit)) = permit else {
+            return Err(Status::resource_exhausted("too many nodes fetch from this one"));
+        };
+        let hashes = request.into_inner().sha256;
+        let hashes = hashes.iter().filter_map(|hash| BlobHash::from_bytes(hash));
+        Ok(Response::new(versions::send(shelf.blobs.pieces(hashes), permit)))
     }
 
     async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::NodeLog>, Status> {

@@ -292,6 +292,7 @@ mod tests {
                 last_error: String::new(),
                 next_due: UnixMs(received + 5),
                 done: BTreeSet::new(),
+                expansion: None,
             })
             .collect();
         QueuedMessage {
@@ -303,6 +304,7 @@ mod tests {
             },
             state: MessageState::Queued,
             recipients,
+            expansions: Vec::new(),
             body: Body::Inline { index: 0 },
             size: 100,
             warned: false,

@@ -18,6 +18,12 @@ impl State {
             && !self.away.contains_key(&node)
     }
 
+    /// A member that has run.
+    #[must_use]
+    pub fn has_started(&self, node: NodeId) -> bool {
+        self.members.get(&node).is_some_and(|member| member.started)
+    }
+
     /// All nodes that should carry replicas now.
     #[must_use]
     pub fn present(&self) -> BTreeSet<NodeId> {

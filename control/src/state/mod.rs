@@ -1,10 +1,12 @@
 //! The state of the control group: members, wanted placement, drains, tokens. Pure: what a command does depends on
 //! the state and the command alone, so every replica has the same.
 
+mod https;
 mod machine;
 mod members;
+pub(crate) mod versions;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use ppsw_proto::control::{self as pb, command::Change};
@@ -12,6 +14,7 @@ use ppsw_spool::{NodeId, PartitionId, group::Reply};
 use prost::Message;
 
 pub use machine::ControlMachine;
+pub use versions::Versions;
 
 use crate::{limits, token};
 
@@ -38,6 +41,10 @@ pub struct State {
     pub removed: BTreeMap<NodeId, pb::Removal>,
     /// Nodes that have been silent for too long.
     pub away: BTreeMap<NodeId, pb::Away>,
+    /// Managed domains whose aliases are fetched.
+    pub https_domains: BTreeMap<String, Arc<pb::HttpsDomain>>,
+    /// Policy and tables. Shared by states that do not differ in it: every command copies the state.
+    pub versions: Arc<Versions>,
     /// Counts the changes: of two states, the one with more is newer.
     pub revision: u64,
     /// The next number for a node. Never goes back, so no number is used twice.
@@ -131,6 +138,8 @@ impl State {
             Some(Change::Found(found)) => self.found(found),
             Some(Change::Admit(admit)) => return self.admit(admit),
             Some(Change::Readmit(readmit)) => return self.readmit(readmit),
+            Some(Change::Activate(activate)) => return self.activate(activate),
+            Some(Change::ChangePaths(change)) => return self.change_paths(change),
             Some(Change::StartRemoval(removal)) => self.start_removal(removal),
             Some(Change::FinishRemoval(finish)) => self.finish_removal(&finish),
             Some(Change::RetirePartition(retire)) => self.retire_partition(&retire),
@@ -142,6 +151,10 @@ impl State {
             Some(Change::EndDrain(end)) => self.end_drain(&end),
             Some(Change::CreateToken(create)) => self.create_token(create),
             Some(Change::RevokeToken(revoke)) => self.revoke_token(&revoke),
+            Some(Change::SetHttpsDomain(set)) => self.set_https_domain(set),
+            Some(Change::UnsetHttpsDomain(unset)) => self.unset_https_domain(&unset),
+            Some(Change::RecordFetch(record)) => self.record_fetch(record),
+            Some(Change::RecordLetter(record)) => self.record_letter(record),
             None => {
                 Err("a control command of an unknown kind: update ppswd on all nodes".to_owned())
             }
@@ -170,6 +183,8 @@ impl State {
             removals: self.removals.values().cloned().collect(),
             removed: self.removed.values().cloned().collect(),
             away: self.away.values().copied().collect(),
+            https_domains: self.https_domains.values().map(|d| pb::HttpsDomain::clone(d)).collect(),
+            versions: Some(self.versions.to_proto()),
         }
     }
 
@@ -193,6 +208,12 @@ impl State {
             removals: state.removals.into_iter().map(|r| (r.node, r)).collect(),
             removed: state.removed.into_iter().map(|r| (r.node, r)).collect(),
             away: state.away.into_iter().map(|a| (a.node, a)).collect(),
+            https_domains: state
+                .https_domains
+                .into_iter()
+                .map(|d| (d.domain.clone(), Arc::new(d)))
+                .collect(),
+            versions: Arc::new(Versions::from_proto(state.versions.unwrap_or_default())),
             revision: state.revision,
         })
     }

@@ -1,10 +1,11 @@
 //! Nodes in this process, and what every test asks of them.
 
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -12,9 +13,10 @@ use std::{
 
 use async_trait::async_trait;
 use ppsw_control::{
-    NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal,
+    CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal,
     client::{Credentials, Operator},
     init, join,
+    versions::Files,
 };
 use ppsw_proto::control as pb;
 use ppsw_spool::{
@@ -32,6 +34,47 @@ pub(crate) struct Hooks {
     pub(crate) draining: AtomicBool,
     pub(crate) transactions: AtomicUsize,
     pub(crate) attempts: AtomicUsize,
+    pub(crate) tables: Arc<Mutex<Option<Tables>>>,
+    /// A file with this text is refused here.
+    pub(crate) dislikes: Mutex<Option<String>>,
+}
+
+/// Files by path: a configuration as far as the control plane sees it. A line is an entry.
+#[derive(Clone)]
+pub(crate) struct Tables {
+    pub(crate) files: BTreeMap<String, String>,
+    runs: Arc<Mutex<Option<Tables>>>,
+}
+
+#[async_trait]
+impl Compiled for Tables {
+    fn tables(&self) -> Vec<(String, u64)> {
+        self.files.iter().map(|(path, text)| (path.clone(), text.lines().count() as u64)).collect()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.files.values().map(|text| text.len() as u64).sum()
+    }
+
+    async fn objections(&self) -> Vec<String> {
+        let open = self.files.values().any(|text| text.contains("relay for all"));
+        open.then(|| "it relays for everybody".to_owned()).into_iter().collect()
+    }
+
+    fn look_up(&self, table: &str, key: &str) -> Option<pb::GetReply> {
+        let text = self.files.get(table)?;
+        let found = text.lines().filter(|line| *line == key);
+        let found = found.map(|line| pb::get_reply::Match {
+            how: "line".to_owned(),
+            key: line.to_owned(),
+            ..Default::default()
+        });
+        Some(pb::GetReply { found: found.collect(), ..Default::default() })
+    }
+
+    fn activate(&self) {
+        *self.runs.lock().unwrap() = Some(self.clone());
+    }
 }
 
 #[async_trait]
@@ -54,6 +97,54 @@ impl NodeHooks for Hooks {
 
     fn rehearse(&self, _: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
         Err("this node has no policy".to_owned())
+    }
+
+    fn domains(&self, _: &str) -> Result<Vec<pb::DomainInfo>, String> {
+        Ok(Vec::new())
+    }
+
+    async fn fetch_domain(&self, _: &str, _: bool) -> Result<pb::FetchDomainReply, String> {
+        Err("this node has no policy".to_owned())
+    }
+
+    async fn check_domain(&self, _: &str, _: bool) -> Result<pb::CheckDomainReply, String> {
+        Err("this node has no policy".to_owned())
+    }
+
+    async fn compile(&self, files: Files) -> Result<Arc<dyn Compiled>, CompileError> {
+        let mut read = BTreeMap::new();
+        for (path, hash) in &files.paths {
+            let bytes = files.read(hash).map_err(|e| CompileError::Unread(e.to_string()))?;
+            let text = String::from_utf8(bytes).unwrap();
+            let dislikes = self.dislikes.lock().unwrap();
+            if text.contains("error") || dislikes.as_ref().is_some_and(|it| text.contains(it)) {
+                return Err(CompileError::Wrong(vec![format!("{path}: there is an error in it")]));
+            }
+            read.insert(path.clone(), text);
+        }
+        Ok(Arc::new(Tables { files: read, runs: Arc::clone(&self.tables) }))
+    }
+
+    fn running(&self) -> Option<Arc<dyn Compiled>> {
+        let running = self.tables.lock().unwrap().clone();
+        running.map(|tables| Arc::new(tables) as Arc<dyn Compiled>)
+    }
+
+    fn diff(
+        &self,
+        path: &str,
+        before: Option<&[u8]>,
+        after: Option<&[u8]>,
+        _: usize,
+    ) -> pb::FileDiff {
+        let lines =
+            |text: Option<&[u8]>| text.map_or(0, |t| t.split(|b| *b == b'\n').count() as u64);
+        pb::FileDiff {
+            path: path.to_owned(),
+            added: lines(after).saturating_sub(lines(before)),
+            removed: lines(before).saturating_sub(lines(after)),
+            ..Default::default()
+        }
     }
 }
 

@@ -11,9 +11,12 @@ use std::{
 
 use async_trait::async_trait;
 use metrics::{counter, gauge};
-use ppsw_spool::queue::{MessageId, Outcome, QueuedMessage, Verdict};
+use ppsw_spool::{
+    group::{ProposeError, Reply},
+    queue::{MessageId, Outcome, QueuedMessage, Verdict},
+};
 use tokio::sync::OnceCell;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{
     Parts,
@@ -27,7 +30,7 @@ use super::{
     transmit::{Sent, Transmission, Transmitter},
 };
 use crate::{
-    limits::{BOUNCE_RETURN_BYTES_MAX, FENCE_POLL},
+    limits::{BOUNCE_RETURN_BYTES_MAX, FENCE_POLL, RECORD_DEADLINE, ROUTE_DEPTH_MAX},
     maillog::{AddressEvent, ArrivalEvent},
     message::bounce::Excerpt,
 };
@@ -79,12 +82,11 @@ impl Fence for Lease<'_> {
     }
 
     fn is_open(&self) -> bool {
-        let Some(message) = self.source.get(self.message) else { return false };
-        let is_open = |address: &Address, number: u32| {
-            let recipient = message.recipients.get(number as usize);
-            recipient.is_some_and(|r| r.is_open() && !r.done.contains(&address.rcpt.address))
-        };
-        self.addresses.iter().all(|address| address.recipients.iter().all(|n| is_open(address, *n)))
+        let mut addresses: Vec<(u32, &str)> = Vec::new();
+        for address in self.addresses {
+            addresses.extend(address.recipients.iter().map(|number| (*number, &*address.key)));
+        }
+        self.source.are_open(self.message, &addresses)
     }
 
     async fn broken(&self) {
@@ -112,9 +114,14 @@ impl Workshop {
             addresses: &[],
         };
         let planned = tokio::select! {
-            plan = plan(message, &*routing, self.parts.clock.now()) => plan,
+            planned = self.planned(source, message, &*routing) => planned,
             () = fence.broken() => return Ended::Done,
         };
+        let (message, planned) = match planned {
+            Ok(planned) => planned,
+            Err(ended) => return ended,
+        };
+        let message = &message;
         if !fence.holds() {
             return Ended::Done;
         }
@@ -124,6 +131,42 @@ impl Workshop {
         }
         self.conclude(source, message, &*routing, &planned, known).await;
         Ended::Done
+    }
+
+    /// What is to be done, after all expansions that it needs are in the log; and the message as it is then.
+    async fn planned(
+        &self,
+        source: &dyn QueueSource,
+        message: &Arc<QueuedMessage>,
+        routing: &dyn Routing,
+    ) -> std::result::Result<(Arc<QueuedMessage>, Plan), Ended> {
+        let mut message = Arc::clone(message);
+        // A list of lists: each round goes one level down, and routing bounds how many there are.
+        for _ in 0..=ROUTE_DEPTH_MAX {
+            let planned = plan(&message, routing, self.parts.clock.now()).await;
+            if planned.expansions.is_empty() {
+                return Ok((message, planned));
+            }
+            for expand in planned.expansions {
+                let (address, into) = (expand.from.address.clone(), expand.into.len());
+                match source.expand(expand, RECORD_DEADLINE).await {
+                    Ok(Reply::Refused(why)) => {
+                        warn!(id = %message.id, address, "an expansion was refused: {why}");
+                        return Err(Ended::Postponed);
+                    }
+                    Ok(_) => info!(id = %message.id, address, into, "expanded"),
+                    // Whoever leads now does it.
+                    Err(ProposeError::NotLeader { .. }) => return Err(Ended::Done),
+                    Err(error) => {
+                        warn!(id = %message.id, address, "an expansion is not recorded: {error}");
+                        return Err(Ended::Postponed);
+                    }
+                }
+            }
+            message = source.get(message.id).ok_or(Ended::Done)?;
+        }
+        warn!(id = %message.id, "expansions do not come to an end");
+        Err(Ended::Postponed)
     }
 
     /// One transaction, when its destination has a place for it.
@@ -136,8 +179,13 @@ impl Workshop {
     ) -> LegResult {
         let fence = Lease { addresses: &leg.addresses, ..fence };
         let fenced = || {
-            let sent =
-                Sent { answer: Answer::Fenced, host: None, time: Duration::ZERO, notifies: false };
+            let sent = Sent {
+                answer: Answer::Fenced,
+                host: None,
+                time: Duration::ZERO,
+                notifies: false,
+                output: String::new(),
+            };
             LegResult::Sent(vec![sent; leg.addresses.len()])
         };
         let place = tokio::select! {
@@ -148,15 +196,23 @@ impl Workshop {
         if !fence.holds() {
             return fenced();
         }
+        if let Some(program) = &leg.destination.program {
+            let flight = InFlight::begin();
+            let sent = self.pipe(source, message, leg, program, &fence).await;
+            drop(flight);
+            return LegResult::Sent(sent);
+        }
         let envelope = &message.envelope;
+        // What was asked for goes with the sender who asked (RFC 3461 §5.2.7.3).
+        let keeps = leg.return_path == envelope.sender;
         let mail = Mail {
             sender: leg.return_path.clone(),
             size: message.size,
             eight_bit: envelope.eight_bit,
             smtputf8: envelope.smtputf8,
             strip_nul: leg.destination.strip_nul && envelope.nul_count > 0,
-            return_headers_only: envelope.return_headers_only,
-            envelope_id: envelope.envelope_id.clone(),
+            return_headers_only: keeps && envelope.return_headers_only,
+            envelope_id: if keeps { envelope.envelope_id.clone() } else { String::new() },
         };
         let recipients: Vec<_> = leg.addresses.iter().map(|a| a.rcpt.clone()).collect();
         let flight = InFlight::begin();

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     limits::{
-        DESTINATIONS_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_DESTINATION_MAX,
+        DESTINATIONS_MAX, PIPES_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_DESTINATION_MAX,
         WAITING_PER_DESTINATION_MAX,
     },
     route::{Destination, Protocol},
@@ -31,6 +31,7 @@ pub(crate) struct Lanes {
 
 struct Lane {
     places: Arc<Semaphore>,
+    most: usize,
     waiting: AtomicUsize,
     /// Messages that were turned away, oldest first.
     parked: Mutex<BTreeSet<MessageId>>,
@@ -91,13 +92,19 @@ impl Lanes {
         let mut hosts: Vec<_> =
             destination.hosts.iter().map(|host| (host.name.clone(), host.port)).collect();
         hosts.sort();
+        let mut places = TRANSACTIONS_PER_DESTINATION_MAX;
+        if destination.program.is_some() {
+            hosts = vec![(destination.transport.clone(), 0)];
+            places = PIPES_MAX;
+        }
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if lanes.len() >= DESTINATIONS_MAX {
             lanes.retain(|_, lane| lane.is_busy());
         }
         let lane = lanes.entry((destination.protocol, hosts)).or_insert_with(|| {
             Arc::new(Lane {
-                places: Arc::new(Semaphore::new(TRANSACTIONS_PER_DESTINATION_MAX)),
+                places: Arc::new(Semaphore::new(places)),
+                most: places,
                 waiting: AtomicUsize::new(0),
                 parked: Mutex::default(),
             })
@@ -108,8 +115,7 @@ impl Lanes {
 
 impl Lane {
     fn is_busy(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
-            || self.places.available_permits() < TRANSACTIONS_PER_DESTINATION_MAX
+        self.waiting.load(Ordering::Relaxed) > 0 || self.places.available_permits() < self.most
     }
 }
 
@@ -156,6 +162,7 @@ mod tests {
             protocol: Protocol::Smtp,
             hosts: vec![Host { name: host.into(), addresses: vec![], port: 25, preference: 0 }],
             strip_nul: false,
+            program: None,
         }
     }
 

@@ -14,6 +14,7 @@ pub mod connect;
 mod dot;
 pub(crate) mod hosts;
 mod lanes;
+mod pipe;
 pub(crate) mod plan;
 pub(crate) mod pool;
 mod progress;
@@ -26,8 +27,9 @@ pub mod seams;
 pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod tests;
-mod transaction;
+pub(crate) mod transaction;
 pub(crate) mod transmit;
+mod user;
 
 use std::sync::Arc;
 
@@ -49,6 +51,16 @@ pub struct Parts {
     pub forward: Arc<dyn seams::Forward>,
     pub clock: Arc<dyn Clock>,
     pub log: MailLog,
+    pub programs: Programs,
+}
+
+/// What programs of this machine need to know of its node.
+#[derive(Clone, Debug)]
+pub struct Programs {
+    /// Messages are written here for them; files without a name.
+    pub dir: std::path::PathBuf,
+    /// Where they hand mail in.
+    pub smtp: Option<std::net::SocketAddr>,
 }
 
 impl std::fmt::Debug for Parts {

@@ -22,7 +22,7 @@ use super::{
     transmit::Sent,
 };
 use crate::{
-    limits::{DESTINATION_FULL_RETRY, OUTCOME_GATHER},
+    limits::{DESTINATION_FULL_RETRY, OUTCOME_GATHER, OUTCOME_GATHER_MAX, OUTCOME_PAUSE_FACTOR},
     route::Protocol,
 };
 
@@ -122,6 +122,8 @@ impl Workshop {
         });
         let mut steps: FuturesUnordered<BoxFuture<'_, Step>> = legs.collect();
         let mut gather: Option<Pin<Box<Sleep>>> = None;
+        // Recording what has become known of a message costs as much as it has recipients: a list must not be busy with it.
+        let (mut pause, mut recording) = (OUTCOME_GATHER, None);
         loop {
             let gathered = async {
                 match &mut gather {
@@ -135,6 +137,7 @@ impl Workshop {
                     gather = None;
                     let attempted = self.attempted(message, routing);
                     if known.has_early(&attempted) {
+                        recording = Some(self.parts.clock.instant());
                         let results = known.take_early(&attempted);
                         let outcome = attempted.outcome(plan, &results, &known.early);
                         steps.push(self.record_early(source, results, outcome).boxed());
@@ -147,15 +150,27 @@ impl Workshop {
                 Some(Step::Ended(number, result)) => {
                     let attempted = self.attempted(message, routing);
                     known.ended(&attempted, plan, number, result);
-                    if gather.is_none() && known.has_early(&attempted) {
-                        gather = Some(Box::pin(sleep(OUTCOME_GATHER)));
+                }
+                Some(Step::Recorded(results, outcome)) => {
+                    if let Some(since) = recording.take() {
+                        let took = self.parts.clock.instant().saturating_duration_since(since);
+                        pause =
+                            (took * OUTCOME_PAUSE_FACTOR).clamp(OUTCOME_GATHER, OUTCOME_GATHER_MAX);
+                    }
+                    match outcome {
+                        Some(outcome) => {
+                            self.log(&self.attempted(message, routing), &results);
+                            known.early.add(outcome);
+                        }
+                        None => known.results.extend(results),
                     }
                 }
-                Some(Step::Recorded(results, Some(outcome))) => {
-                    self.log(&self.attempted(message, routing), &results);
-                    known.early.add(outcome);
+            }
+            if gather.is_none() && recording.is_none() {
+                let attempted = self.attempted(message, routing);
+                if known.has_early(&attempted) {
+                    gather = Some(Box::pin(sleep(pause)));
                 }
-                Some(Step::Recorded(results, None)) => known.results.extend(results),
             }
         }
     }
@@ -199,6 +214,7 @@ fn decided_results(attempted: &Attempted<'_>, plan: &Plan) -> Vec<Result> {
             time: Duration::ZERO,
             further: false,
             relayed: false,
+            output: String::new(),
         });
     }
     out
@@ -213,9 +229,10 @@ fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut
         let transport = match leg.destination.protocol {
             Protocol::Smtp => "smtp",
             Protocol::Lmtp => "lmtp",
+            Protocol::Pipe => "pipe",
         };
         count(&verdict, transport);
-        if sent.host.is_some() {
+        if sent.host.is_some() || leg.destination.protocol == Protocol::Pipe {
             histogram!("ppsw_delivery_seconds", "transport" => transport)
                 .record(sent.time.as_secs_f64());
         }
@@ -230,6 +247,7 @@ fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut
             time: sent.time,
             further: delivered && further,
             relayed: !sent.notifies,
+            output: sent.output,
         });
         further |= delivered;
     }
@@ -248,6 +266,7 @@ fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
             time: Duration::ZERO,
             further: false,
             relayed: false,
+            output: String::new(),
         });
     }
 }

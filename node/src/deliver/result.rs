@@ -37,6 +37,8 @@ pub(crate) struct Result {
     pub(crate) further: bool,
     /// The next hop sends no notifications of success.
     pub(crate) relayed: bool,
+    /// What a program wrote, if it is to be returned.
+    pub(crate) output: String,
 }
 
 /// What is not for the log to know but for the outcome: the message's part in it.
@@ -108,7 +110,7 @@ impl Attempted<'_> {
         let mut out = Vec::new();
         for result in results {
             for recipient in &result.address.recipients {
-                let address = &result.address.rcpt.address;
+                let address = &result.address.key;
                 if !matches!(result.verdict, Verdict::Deferred { .. }) {
                     done.entry(*recipient).or_default().insert(address);
                 }
@@ -129,7 +131,8 @@ impl Attempted<'_> {
                 let now = done.get(number);
                 let early = early.done.get(number);
                 targets.iter().all(|target| {
-                    before.is_some_and(|done| done.contains(target))
+                    plan.done.contains(target)
+                        || before.is_some_and(|done| done.contains(target))
                         || now.is_some_and(|done| done.contains(target.as_str()))
                         || early.is_some_and(|done| done.contains(target))
                 })
@@ -164,6 +167,10 @@ impl Attempted<'_> {
         let (mut failed, mut late) = (BTreeMap::new(), BTreeMap::new());
         let mut relayed = BTreeMap::new();
         for result in results {
+            if result.address.return_path.is_empty() {
+                // `errors-to=""`: nobody wants to know.
+                continue;
+            }
             for recipient in &result.address.recipients {
                 let Some(attempt) = self.message.recipients.get(*recipient as usize) else {
                     continue;
@@ -181,6 +188,7 @@ impl Attempted<'_> {
                     address: result.address.rcpt.address.clone(),
                     text: result.text.clone(),
                     remote: result.host.as_ref().map(|host| host.name.clone()),
+                    output: result.output.clone(),
                 });
             }
         }

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Parts,
+    Parts, Programs,
     attempt::{Ended, Workshop},
     connect::TcpConnector,
     lanes::Lanes,
@@ -70,9 +70,11 @@ impl Deliverer {
         forward: Arc<dyn Forward>,
         log: MailLog,
         clock: Arc<dyn Clock>,
+        programs: Programs,
     ) -> Self {
-        let connector = Arc::new(TcpConnector);
-        let deliverer = Self::new(Parts { name, queues, router, connector, forward, clock, log });
+        let connector = Arc::new(TcpConnector::default());
+        let parts = Parts { name, queues, router, connector, forward, clock, log, programs };
+        let deliverer = Self::new(parts);
         let running = deliverer.clone();
         tokio::spawn(async move { running.run().await });
         deliverer

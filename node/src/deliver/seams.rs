@@ -7,9 +7,9 @@ use bytes::Bytes;
 use ppsw_spool::{
     PartitionId,
     env::UnixMs,
-    group::ProposeError,
+    group::{ProposeError, Reply},
     log::LogError,
-    queue::{BodyReader, MessageId, Outcome, Partition, Pulse, QueuedMessage, Spool},
+    queue::{BodyReader, Expand, MessageId, Outcome, Partition, Pulse, QueuedMessage, Spool},
 };
 use tokio::sync::watch;
 
@@ -17,7 +17,7 @@ use super::retry::{RULE_OTHERS, RULE_OURS, RetryRule};
 use crate::{
     dns::Dns,
     policy::{Configuration, Options},
-    route::{Target, route},
+    route::{About, Asked, Target, route_recipients},
 };
 
 /// The bytes of one message, in order.
@@ -44,8 +44,12 @@ pub trait QueueSource: Send + Sync + 'static {
     fn next_due(&self) -> Option<UnixMs>;
     /// See [`Partition::may_deliver`].
     fn may_deliver(&self) -> bool;
+    /// See [`Partition::are_open`].
+    fn are_open(&self, id: MessageId, addresses: &[(u32, &str)]) -> bool;
     /// See [`Partition::begin`].
     async fn begin(&self, id: MessageId) -> bool;
+    /// See [`Partition::expand`].
+    async fn expand(&self, expand: Expand, deadline: Duration) -> Result<Reply, ProposeError>;
     /// See [`Partition::record`].
     async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError>;
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource>;
@@ -62,8 +66,8 @@ pub trait Queues: Send + Sync + 'static {
 /// Policy and tables of one version: the same for a whole attempt.
 #[async_trait]
 pub trait Routing: Send + Sync + 'static {
-    /// See [`route`].
-    async fn route(&self, address: &str) -> Vec<Target>;
+    /// See [`route_recipients`]; `numbers` are those of recipients.
+    async fn route(&self, message: &QueuedMessage, numbers: &[u32]) -> Vec<Vec<Target>>;
     fn options(&self) -> &Options;
     /// The retry rule of an address.
     fn retry(&self, address: &str) -> RetryRule;
@@ -134,8 +138,14 @@ impl QueueSource for Partition {
     fn may_deliver(&self) -> bool {
         Self::may_deliver(self)
     }
+    fn are_open(&self, id: MessageId, addresses: &[(u32, &str)]) -> bool {
+        Self::are_open(self, id, addresses)
+    }
     async fn begin(&self, id: MessageId) -> bool {
         Self::begin(self, id).await
+    }
+    async fn expand(&self, expand: Expand, deadline: Duration) -> Result<Reply, ProposeError> {
+        Self::expand(self, expand, deadline).await
     }
     async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError> {
         Self::record(self, outcome, deadline).await
@@ -225,8 +235,24 @@ impl Router for ConfiguredRouter {
 
 #[async_trait]
 impl Routing for Configured {
-    async fn route(&self, address: &str) -> Vec<Target> {
-        route(&self.configuration, &*self.dns, address).await
+    async fn route(&self, message: &QueuedMessage, numbers: &[u32]) -> Vec<Vec<Target>> {
+        let envelope = &message.envelope;
+        let about = About {
+            id: Some(message.id),
+            sender: &envelope.sender,
+            personality: &envelope.origin.personality,
+        };
+        let recipients: Vec<Asked<'_>> = numbers
+            .iter()
+            .map(|number| Asked {
+                address: message
+                    .recipients
+                    .get(*number as usize)
+                    .map_or("", |attempt| attempt.recipient.address.as_str()),
+                ancestors: message.ancestors(*number),
+            })
+            .collect();
+        route_recipients(&self.configuration, &*self.dns, &about, &recipients).await
     }
     fn options(&self) -> &Options {
         self.configuration.options()

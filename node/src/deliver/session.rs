@@ -90,7 +90,7 @@ impl Session {
             return Err(SessionError::Refused { stage, reply: greeting });
         }
         let (stage, verb) = match self.protocol {
-            Protocol::Smtp => ("EHLO", "EHLO"),
+            Protocol::Smtp | Protocol::Pipe => ("EHLO", "EHLO"),
             Protocol::Lmtp => ("LHLO", "LHLO"),
         };
         let reply = self.command(stage, &format!("{verb} {name}\r\n")).await?;

@@ -229,7 +229,7 @@ impl Run<'_> {
 
     async fn final_replies(&mut self, stage: &'static str) -> Result<(), SessionError> {
         match self.session.protocol {
-            Protocol::Smtp => {
+            Protocol::Smtp | Protocol::Pipe => {
                 let reply = self.reply(stage, FINAL_REPLY_TIMEOUT).await?;
                 self.settle(&answer(stage, &reply));
             }

@@ -27,6 +27,8 @@ pub(crate) struct Sent {
     pub(crate) time: Duration,
     /// The host was told of the recipient's `NOTIFY` and reports success itself.
     pub(crate) notifies: bool,
+    /// What a program wrote, if it is to be returned.
+    pub(crate) output: String,
 }
 
 pub(crate) struct Transmitter {
@@ -73,6 +75,7 @@ impl Transmitter {
             host: None,
             time: Duration::ZERO,
             notifies: false,
+            output: String::new(),
         };
         let mut sent = vec![untried; what.recipients.len()];
         let mut tried = 0;
@@ -89,7 +92,8 @@ impl Transmitter {
             let (answers, notifies) = self.try_host(what, &candidate, &open).await;
             let time = self.clock.instant().saturating_duration_since(begin);
             for (index, answer) in open.into_iter().zip(answers) {
-                sent[index] = Sent { answer, host: Some(candidate.clone()), time, notifies };
+                let (host, output) = (Some(candidate.clone()), String::new());
+                sent[index] = Sent { answer, host, time, notifies, output };
             }
         }
         sent

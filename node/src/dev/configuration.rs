@@ -64,7 +64,9 @@ pub fn dev_configuration(
     accounts: &[(String, String)],
 ) -> io::Result<()> {
     let dir = dir.join("config");
-    for (name, content) in content(sink, lmtp, nodes, accounts)? {
+    // Paths may have blanks; those that have quotes are nobody's.
+    let program = format!("\"{}\" explode-list", std::env::current_exe()?.display());
+    for (name, content) in content(sink, lmtp, nodes, accounts, &program)? {
         files::write(&dir.join(name), content.as_bytes())?;
     }
     Ok(())
@@ -76,6 +78,7 @@ fn content(
     lmtp: SocketAddr,
     nodes: u16,
     accounts: &[(String, String)],
+    program: &str,
 ) -> io::Result<Vec<(&'static str, String)>> {
     let mut files: Vec<(&str, String)> =
         KEPT.iter().map(|(name, content)| (*name, (*content).to_owned())).collect();
@@ -87,7 +90,7 @@ fn content(
         }
         text
     };
-    files.push(("policy.kdl", policy(sink.port())?));
+    files.push(("policy.kdl", policy(sink.port(), program)?));
     files.push(("tables/addrparams", addrparams(nodes)));
     files.push(("tables/bad_nets", without_loopback(BAD_NETS)));
     files.push(("tables/cudn_nets", "# Who may relay.\n127.0.0.0/9\n".to_owned()));
@@ -127,8 +130,8 @@ fn to_sink(routes: &str, sink: SocketAddr) -> String {
     domains.map(|domain| format!("{domain} {sink}\n")).collect()
 }
 
-/// The example's policy with another port, another DNS list and another limit.
-fn policy(smtp_port: u16) -> io::Result<String> {
+/// The example's policy with another port, another DNS list, other limits and another list program.
+fn policy(smtp_port: u16, program: &str) -> io::Result<String> {
     let mut document = KdlDocument::parse_v2(POLICY).map_err(io::Error::other)?;
     each_node(&mut document, &mut |node| {
         let (name, first) = (node.name().value().to_owned(), node.entry(0).is_some());
@@ -143,9 +146,14 @@ fn policy(smtp_port: u16) -> io::Result<String> {
                 replace(entry, KdlValue::Integer(LOAD_RESERVE));
             });
         }
+        if name == "pipe" && rustix::process::geteuid().is_root() {
+            // Whoever starts a dev cluster as root wants it so: its program is this one.
+            node.push(KdlEntry::new_prop("user", "root"));
+        }
         for entry in node.entries_mut() {
             match (name.as_str(), entry.name().map(|name| name.value())) {
                 ("smtp", Some("port")) => replace(entry, KdlValue::Integer(smtp_port.into())),
+                ("pipe", Some("command")) => replace(entry, KdlValue::String(program.to_owned())),
                 (_, Some("dnslists")) => {
                     let lists = entry.value().as_string().map(dns_lists).unwrap_or_default();
                     replace(entry, KdlValue::String(lists));
@@ -194,12 +202,20 @@ pub(crate) mod tests {
 
     /// The configuration of a cluster of three nodes.
     pub(crate) fn loaded() -> Arc<Configuration> {
+        loaded_with(&[])
+    }
+
+    /// The same with other tables: path and content.
+    pub(crate) fn loaded_with(tables: &[(&str, &str)]) -> Arc<Configuration> {
         let accounts: Vec<_> =
             (1..=9).map(|n| (format!("spqr{n}"), format!("$6$rounds=5000$x${n}"))).collect();
         let (sink, lmtp) = ("127.10.0.1:2525".parse(), "127.10.0.1:2424".parse());
-        let files = content(sink.unwrap(), lmtp.unwrap(), 3, &accounts).unwrap();
+        let program = "/usr/sbin/ppswd explode-list";
+        let files = content(sink.unwrap(), lmtp.unwrap(), 3, &accounts, program).unwrap();
         let files = files.into_iter().map(|(name, text)| (name.to_owned(), text.into_bytes()));
-        let files: BTreeMap<_, _> = files.collect();
+        let mut files: BTreeMap<_, _> = files.collect();
+        let other = |(name, text): &(&str, &str)| ((*name).to_owned(), text.as_bytes().to_vec());
+        files.extend(tables.iter().map(other));
         Configuration::from_files(&files).unwrap_or_else(|errors| panic!("{errors:?}"))
     }
 
@@ -213,7 +229,8 @@ pub(crate) mod tests {
 
     #[test]
     fn nothing_leads_out() {
-        let text = policy(2525).unwrap();
+        let text = policy(2525, "/usr/sbin/ppswd explode-list").unwrap();
+        assert!(text.contains("command=\"/usr/sbin/ppswd explode-list\""), "{text}");
         assert!(text.contains("smtp \"smtp\" port=2525"), "{text}");
         assert!(text.contains("smtp_accept_max_per_relay_host 200"));
         let lists = text.lines().filter(|line| line.contains("dnslists="));

@@ -61,6 +61,9 @@ pub(super) struct NodeEntry {
     pub(super) smart: SocketAddr,
     pub(super) submission: SocketAddr,
     pub(super) submissions: SocketAddr,
+    /// For programs of the node itself.
+    #[serde(skip)]
+    pub(super) local: SocketAddr,
     pub(super) proxy: Service,
     pub(super) agent: SocketAddr,
 }
@@ -132,6 +135,7 @@ impl Plan {
             smart: self.address(node, 2, SMTP),
             submission: self.address(node, 3, SUBMISSION),
             submissions: self.address(node, 3, SUBMISSIONS),
+            local: self.address(node, 9, SMTP),
             proxy: Service {
                 mx: self.address(node, 9, PROXY_MX),
                 smart: self.address(node, 9, PROXY_SMART),
@@ -183,11 +187,13 @@ impl Plan {
             http: entry.http,
             agent: entry.agent,
             dns: vec![self.dns()],
+            local_smtp: entry.local,
             listener: vec![
                 listener("smtp", entry.mx),
                 listener("smtp", entry.smart),
                 listener("submission", entry.submission),
                 listener("submissions", entry.submissions),
+                listener("smtp", entry.local),
                 proxied("smtp", entry.proxy.mx),
                 proxied("smtp", entry.proxy.smart),
                 proxied("submission", entry.proxy.submission),
@@ -259,6 +265,7 @@ struct NodeFile<'a> {
     http: SocketAddr,
     agent: SocketAddr,
     dns: Vec<SocketAddr>,
+    local_smtp: SocketAddr,
     listener: Vec<Listener>,
 }
 

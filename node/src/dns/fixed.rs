@@ -38,9 +38,15 @@ impl FixedDns {
 
     /// Adds a PTR record, and the address record that it needs to be believed.
     #[must_use]
-    pub fn with_host(mut self, host: &str, address: IpAddr) -> Self {
+    pub fn with_host(self, host: &str, address: IpAddr) -> Self {
+        self.with_pointer(address, host).with_address(host, address)
+    }
+
+    /// Adds a PTR record.
+    #[must_use]
+    pub fn with_pointer(mut self, address: IpAddr, host: &str) -> Self {
         self.reverse.entry(address).or_default().push(host.to_owned());
-        self.with_address(host, address)
+        self
     }
 
     /// Adds a TXT record.

@@ -120,10 +120,20 @@ fn error(error: &NetError) -> DnsError {
         NetError::Dns(Answer::NoRecordsFound(none)) => match none.response_code {
             ResponseCode::NXDomain => DnsError::NoName,
             ResponseCode::NoError => DnsError::NoRecord,
-            code => DnsError::Temporary(code.to_string()),
+            code => DnsError::Temporary(mnemonic(code)),
         },
         NetError::Dns(Answer::ResponseCode(ResponseCode::NXDomain)) => DnsError::NoName,
+        NetError::Dns(Answer::ResponseCode(code)) => DnsError::Temporary(mnemonic(*code)),
         other => DnsError::Temporary(other.to_string()),
+    }
+}
+
+/// What a postmaster knows the code as (IANA's names): clients and logs see it.
+fn mnemonic(code: ResponseCode) -> String {
+    match code {
+        ResponseCode::ServFail => "SERVFAIL".to_owned(),
+        ResponseCode::Refused => "REFUSED".to_owned(),
+        other => other.to_string(),
     }
 }
 
@@ -271,7 +281,7 @@ mod tests {
             assert_eq!(dns.addresses(bad).await, Err(DnsError::NoName), "{bad:?}");
         }
         let broken = dns.mx("broken.example.org").await;
-        assert!(matches!(broken, Err(DnsError::Temporary(_))), "{broken:?}");
+        assert_eq!(broken, Err(DnsError::Temporary("SERVFAIL".to_owned())));
         task.abort();
         // Still in the cache.
         assert_eq!(dns.texts("a.example.org").await.unwrap(), ["one text"]);

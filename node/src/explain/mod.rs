@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::{
     limits::REHEARSALS_MAX,
     policy::{ClientCertificate, Configuration, Connection, Service},
-    route,
+    route::{self, About},
     smtp::FrontEnd,
 };
 
@@ -38,13 +38,17 @@ impl Explainer {
 
     /// Where mail for an address would go.
     ///
-    /// # Errors
-    /// None; the answer says what is wrong with the address.
+    /// The answer says what is wrong with the address.
     pub async fn route(&self, request: &pb::RouteRequest) -> pb::RouteReply {
         let configuration = self.configuration.borrow().clone();
         let dns = &*self.front.around.dns;
+        let about = About {
+            id: request.message.parse().ok(),
+            sender: &request.sender,
+            personality: &request.personality,
+        };
         let (targets, stops) =
-            route::explain(&configuration, dns, &request.address, request.verify).await;
+            route::explain(&configuration, dns, &about, &request.address, request.verify).await;
         wire::route(targets, stops)
     }
 

@@ -10,6 +10,7 @@ use crate::{
 pub(super) fn route(targets: Vec<Target>, stops: Vec<Stop>) -> pb::RouteReply {
     let stop = |stop: Stop| pb::RouteStop {
         address: stop.address,
+        parent: stop.parent.and_then(|parent| u32::try_from(parent + 1).ok()).unwrap_or_default(),
         routers: stop
             .routers
             .into_iter()
@@ -17,18 +18,22 @@ pub(super) fn route(targets: Vec<Target>, stops: Vec<Stop>) -> pb::RouteReply {
                 name: tried.name,
                 line: tried.place.line,
                 outcome: tried.outcome,
+                lookups: tried.lookups,
                 decides: tried.decides,
             })
             .collect(),
     };
     let target = |target: Target| pb::RouteTarget {
         address: target.address,
+        copy: target.copy.unwrap_or_default(),
         parents: target.parents,
-        errors_to: target.errors_to.unwrap_or_default(),
+        errors_to: target.errors_to,
         fate: Some(match target.fate {
             Fate::Deliver(to) => route_target::Fate::Deliver(destination(to)),
             Fate::Fail(why) => route_target::Fate::Fail(why),
             Fate::Defer(why) => route_target::Fate::Defer(why),
+            // What is asked for is the whole way.
+            Fate::Expand(into) => route_target::Fate::Defer(into.join(", ")),
         }),
     };
     pb::RouteReply {
@@ -44,7 +49,9 @@ fn destination(to: Destination) -> pb::RouteDestination {
         port: host.port.into(),
         preference: host.preference.into(),
     });
-    pb::RouteDestination { router: to.router, transport: to.transport, hosts: hosts.collect() }
+    let command = to.program.map_or_else(Vec::new, |program| program.words);
+    let (router, transport) = (to.router, to.transport);
+    pb::RouteDestination { router, transport, hosts: hosts.collect(), command }
 }
 
 pub(super) fn stage(explanation: Explanation, decision: &Decision) -> pb::ExplainedStage {

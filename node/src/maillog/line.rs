@@ -100,15 +100,17 @@ fn arrival_line(arrival: &Arrival) -> String {
 fn delivery_line(delivery: &Delivery) -> String {
     let flag = if delivery.further { "->" } else { "=>" };
     let attempt = &delivery.attempt;
-    format!(
-        "{} S={} {} C=\"{}\" QT={} DT={}",
-        attempt_start(flag, attempt),
-        delivery.size,
-        host(attempt),
-        clean(&attempt.text).replace('"', "\\\""),
-        seconds(delivery.queue_seconds),
-        seconds(delivery.delivery_seconds)
-    )
+    let mut line = format!("{} S={}", attempt_start(flag, attempt), delivery.size);
+    if !attempt.host.is_empty() {
+        let _ = write!(line, " {}", host(attempt));
+    }
+    // A program says nothing.
+    if !attempt.text.is_empty() {
+        let _ = write!(line, " C=\"{}\"", clean(&attempt.text).replace('"', "\\\""));
+    }
+    let (queue, delivery) = (delivery.queue_seconds, delivery.delivery_seconds);
+    let _ = write!(line, " QT={} DT={}", seconds(queue), seconds(delivery));
+    line
 }
 
 fn rejection_line(rejection: &Rejection) -> String {

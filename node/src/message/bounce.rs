@@ -19,6 +19,9 @@ const LINE_BYTES: usize = 76;
 /// Longest line that a word may make (RFC 5322 §2.1.1: 998).
 const WORD_BYTES: usize = 900;
 
+/// Lines of a program's output that a report shows.
+const OUTPUT_LINES: usize = 200;
+
 /// What is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -43,6 +46,8 @@ pub struct Reported {
     pub text: String,
     /// The host that replied; `None` if `text` is our own.
     pub remote: Option<String>,
+    /// What a program wrote; empty if nothing is to be returned.
+    pub output: String,
 }
 
 /// As much of the original as is returned.
@@ -86,6 +91,7 @@ pub fn divide(recipients: &[Reported]) -> Vec<&[Reported]> {
         let more = 2 * (recipient.text.len() + recipient.address.len())
             + 3 * recipient.recipient.len()
             + recipient.original.len()
+            + 2 * recipient.output.len()
             + 300;
         if index > start && bytes + more > BOUNCE_RECIPIENTS_BYTES_MAX {
             out.push(&recipients[start..index]);
@@ -238,6 +244,13 @@ impl Report<'_> {
                 let _ = write!(out, "    The server {} said:\r\n", plain(remote));
             }
             out.push_str(&wrap(&plain(&reported.text), "    ", "    "));
+            if !reported.output.trim().is_empty() {
+                out.push_str("    The program wrote:\r\n");
+                for line in reported.output.lines().take(OUTPUT_LINES) {
+                    let line = plain(line);
+                    let _ = write!(out, "      {}\r\n", pieces(&line).first().unwrap_or(&""));
+                }
+            }
         }
         if let Kind::Delayed { until } = self.kind {
             let _ = write!(
@@ -318,12 +331,12 @@ fn find_status(text: &str) -> Option<&str> {
 }
 
 /// Text on one line.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// Breaks a text into lines at its spaces; each ends in CRLF.
-fn wrap(text: &str, first: &str, other: &str) -> String {
+pub(crate) fn wrap(text: &str, first: &str, other: &str) -> String {
     let mut out = String::new();
     let mut line = first.to_owned();
     let mut empty = true;
@@ -410,6 +423,7 @@ mod tests {
             address: "gone@theirs.example".into(),
             text: "SMTP error from remote mail server after RCPT: 550 5.1.1 no such user".into(),
             remote: Some("mx.theirs.example".into()),
+            output: String::new(),
         }
     }
 

@@ -43,7 +43,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub(super) fn of_report(report: &miette::Report) -> Self {
+    pub(crate) fn of_report(report: &miette::Report) -> Self {
         let known = report.downcast_ref::<PolicyError>();
         Self {
             file: known.map(|error| error.file.clone()),

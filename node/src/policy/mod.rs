@@ -264,13 +264,18 @@ impl Configuration {
 
     /// Makes a configuration of files that were read already: path below its directory, and content.
     pub fn from_files(files: &BTreeMap<String, Vec<u8>>) -> Result<Arc<Self>, Vec<miette::Report>> {
-        let plain = |what: String| vec![miette::Report::from(PlainError(what))];
-        let table_errors = |errors: Vec<TableError>| {
-            errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect::<Vec<_>>()
-        };
         let tables = Tables::from_files(files).map_err(table_errors)?;
-        let policy =
-            files.get(POLICY).ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
+        let policy = files.get(POLICY).map(Vec::as_slice);
+        Self::from_parts(policy, tables)
+    }
+
+    /// Makes a configuration of a policy and tables that were parsed already.
+    pub fn from_parts(
+        policy: Option<&[u8]>,
+        tables: Tables,
+    ) -> Result<Arc<Self>, Vec<miette::Report>> {
+        let plain = |what: String| vec![miette::Report::from(PlainError(what))];
+        let policy = policy.ok_or_else(|| plain(format!("{POLICY}: there is no such file")))?;
         if policy.len() as u64 > limits::POLICY_BYTES_MAX {
             return Err(plain(format!("{POLICY}: at most {} bytes", limits::POLICY_BYTES_MAX)));
         }
@@ -395,6 +400,10 @@ impl Configuration {
         }
         errors
     }
+}
+
+fn table_errors(errors: Vec<TableError>) -> Vec<miette::Report> {
+    errors.into_iter().map(|e| PlainError(e.to_string()).into()).collect()
 }
 
 /// Stands for every address without entry.

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     limits::{REWRITE_REPEATS_MAX, REWRITE_RULES_MAX},
     message::{AddressField, Replacement, replace_addresses},
-    smtp::is_mailbox,
+    smtp::mailbox_fault,
     tables::Tables,
 };
 
@@ -184,7 +184,7 @@ impl Configuration {
 
 /// An address may stand where `old` stood: it is one, and needs no SMTPUTF8 that was not needed.
 fn is_good(new: &str, old: &str) -> bool {
-    is_mailbox(new) && (new.is_ascii() || !old.is_ascii())
+    mailbox_fault(new).is_none() && (new.is_ascii() || !old.is_ascii())
 }
 
 impl Rule {
@@ -399,7 +399,7 @@ fn replacement(
     if let Some(most) = template.wildcards().filter(|most| *most > known) {
         compiler.errors.at(span, format!("{{{most}}}: the pattern remembers only {known} texts"));
     }
-    if template.literal().is_some_and(|text| !is_mailbox(text)) {
+    if template.literal().is_some_and(|text| mailbox_fault(text).is_some()) {
         compiler.errors.at(span, format!("{text:?} is no address; expected local-part@domain"));
     }
     Some(template)

@@ -45,9 +45,9 @@ fields! {
     /// The whole address.
     Address "address" Both;
     QualifyDomain "qualify_domain" Both;
-    Sender "sender" Rule;
-    SenderDomain "sender_domain" Rule;
-    SenderLocalPart "sender_local_part" Rule;
+    Sender "sender" Both;
+    SenderDomain "sender_domain" Both;
+    SenderLocalPart "sender_local_part" Both;
     Helo "helo" Rule;
     /// IP address of the client.
     Client "client" Rule;
@@ -93,6 +93,8 @@ pub(crate) trait Facts {
     /// A parameter of the server's entry in `addrparams`.
     fn parameter(&self, name: &str) -> Option<&str>;
     fn tables(&self) -> &Tables;
+    /// Hears of every look-up in a table.
+    fn looked_up(&self, _table: &str, _key: &str, _found: Option<&str>) {}
 }
 
 /// What is wrong in a template.
@@ -131,7 +133,9 @@ impl Template {
                 Piece::Wildcard(number) => out.push_str(facts.wildcard(*number)),
                 Piece::Table { table, key } => {
                     let (table, key) = (table.fill(facts)?, key.fill(facts)?);
-                    out.push_str(facts.tables().get(&table, &key)?);
+                    let found = facts.tables().get(&table, &key);
+                    facts.looked_up(&table, &key, found);
+                    out.push_str(found?);
                 }
             }
         }

@@ -1,13 +1,17 @@
 //! From the blocks `routers` and `transports` of `policy.kdl` to [`Routing`].
 
+mod command;
+
 use std::collections::HashMap;
 
 use kdl::{KdlDocument, KdlNode};
+use miette::SourceSpan;
 
 use super::{
     Protocol,
     router::{
-        Action, Affix, DnsLookup, NotFound, Precondition, Router, Routing, Suffix, To, Transport,
+        Action, Affix, DnsLookup, NotFound, OwnHost, Precondition, Prefix, Router, Routing, Suffix,
+        To, Transport,
     },
 };
 use crate::policy::{
@@ -17,16 +21,25 @@ use crate::policy::{
     template::{Scope, Template},
 };
 
+/// The smallest sample that anybody takes.
+const FRACTION_MAX: u64 = 1_000_000;
+
 const KINDS: [&str; 5] = ["redirect", "manualroute", "dnslookup", "accept", "fail"];
-const COMMON: [&str; 16] = [
+const COMMON: [&str; 24] = [
     "domains",
     "local-parts",
+    "senders",
+    "personality",
+    "fraction",
     "local-part-prefix",
     "local-part-suffix",
     "affix-optional",
     "verify-only",
     "no-verify",
     "no-more",
+    "unseen",
+    "repeat-use",
+    "pass-router",
     "lookup",
     "has-table",
     "has-lines",
@@ -35,17 +48,20 @@ const COMMON: [&str; 16] = [
     "cannot-route-message",
     "transport",
     "message",
+    "self",
+    "pass-on-timeout",
 ];
-const REDIRECT: [&str; 4] = ["to", "to-lines", "allow-fail", "check-ancestor"];
-const MANUAL: [&str; 3] = ["route", "randomize", "host-find-failed"];
-const DNS: [&str; 3] = ["mx-domains", "widen", "ignore-hosts"];
-const TRANSPORT: [&str; 3] = ["port", "strip-nul", "hosts"];
+const REDIRECT: [&str; 5] = ["to", "to-lines", "allow-fail", "check-ancestor", "one-time"];
+const MANUAL: [&str; 5] =
+    ["route", "randomize", "host-find-failed", "ignore-hosts", "same-domain-copy"];
+const DNS: [&str; 4] = ["mx-domains", "widen", "ignore-hosts", "same-domain-copy"];
+const TRANSPORT: [&str; 4] = ["port", "strip-nul", "hosts", "randomize"];
 
 /// Every word of these blocks.
 #[cfg(test)]
 pub(crate) fn words() -> impl Iterator<Item = &'static str> {
     let options = COMMON.into_iter().chain(REDIRECT).chain(MANUAL).chain(DNS).chain(TRANSPORT);
-    KINDS.into_iter().chain(options)
+    KINDS.into_iter().chain(options).chain(command::WORDS)
 }
 
 /// Compiles the blocks `routers` and `transports`.
@@ -65,13 +81,26 @@ pub(crate) fn compile(
             routing.transports.push(transport);
         }
     }
+    let mut passes = Vec::new();
     for node in inner(routers) {
-        if let Some(router) = router(node, &names, &routing.transports, compiler) {
+        if let Some((router, pass)) = router(node, &names, &routing.transports, compiler) {
+            passes.extend(pass.map(|pass| (routing.routers.len(), pass)));
             if routing.routers.iter().any(|known| known.name == router.name) {
                 let what = format!("router {:?} is defined twice", router.name);
                 compiler.errors.at(node.name().span(), what);
             }
             routing.routers.push(router);
+        }
+    }
+    for (index, (name, span)) in passes {
+        let below = routing.routers.iter().skip(index + 1);
+        let found = below.clone().position(|router| router.name == name);
+        if found.is_none() {
+            let below: Vec<&str> = below.map(|router| router.name.as_str()).collect();
+            compiler.errors.unknown(span, "router below this one", &name, below);
+        }
+        if let Some(router) = routing.routers.get_mut(index) {
+            router.pass_router = found.map(|found| index + 1 + found);
         }
     }
     routing
@@ -86,13 +115,27 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
     let (protocol, port) = match node.name().value() {
         "smtp" => (Protocol::Smtp, 25),
         "lmtp" => (Protocol::Lmtp, 24),
+        "pipe" => (Protocol::Pipe, 0),
         other => {
-            compiler.errors.unknown(node.name().span(), "transport", other, ["smtp", "lmtp"]);
+            let known = ["smtp", "lmtp", "pipe"];
+            compiler.errors.unknown(node.name().span(), "transport", other, known);
             return None;
         }
     };
     let name = compiler.name(node)?.to_owned();
-    let mut made = Transport { name, protocol, port, strip_nul: false, hosts: None };
+    let mut made = Transport {
+        name,
+        protocol,
+        port,
+        strip_nul: false,
+        randomize: false,
+        hosts: None,
+        command: None,
+    };
+    if protocol == Protocol::Pipe {
+        made.command = Some(command::compile(node, compiler)?);
+        return Some(made);
+    }
     for setting in Setting::inner(node, &mut compiler.errors) {
         setting.only(&[], &mut compiler.errors);
         match setting.name {
@@ -102,6 +145,7 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
                 made.port = u16::try_from(port).unwrap_or(made.port);
             }
             "strip-nul" => made.strip_nul = setting.flag(&mut compiler.errors),
+            "randomize" => made.randomize = setting.flag(&mut compiler.errors),
             "hosts" => {
                 made.hosts = setting.text("hosts", &mut compiler.errors).map(str::to_owned);
             }
@@ -117,6 +161,8 @@ struct Parts {
     to: Option<To>,
     allow_fail: bool,
     check_ancestor: bool,
+    one_time: bool,
+    same_domain_copy: bool,
     route: Option<Template>,
     randomize: bool,
     not_found: Option<NotFound>,
@@ -125,9 +171,11 @@ struct Parts {
     ignore_hosts: List,
     transport: Option<usize>,
     message: Option<Template>,
-    prefix: Option<String>,
-    suffix: Option<Suffix>,
+    prefixes: Vec<Prefix>,
+    suffixes: Vec<Suffix>,
     affix_optional: bool,
+    /// By name: it may stand further down.
+    pass_router: Option<(String, SourceSpan)>,
 }
 
 fn router(
@@ -135,7 +183,7 @@ fn router(
     transports: &HashMap<String, usize>,
     all: &[Transport],
     compiler: &mut Compiler<'_>,
-) -> Option<Router> {
+) -> Option<(Router, Option<(String, SourceSpan)>)> {
     let (kind, span) = (node.name().value(), node.name().span());
     let own: &[&str] = match kind {
         "redirect" => &REDIRECT,
@@ -155,6 +203,11 @@ fn router(
         verify_only: false,
         no_verify: false,
         no_more: false,
+        unseen: false,
+        repeat_use: true,
+        pass_router: None,
+        pass_on_timeout: false,
+        own_host: OwnHost::Defer,
         errors_to: None,
         cannot_route: None,
         action: Action::Accept { transport: None },
@@ -172,16 +225,22 @@ fn router(
             compiler.errors.unknown(setting.span, &kind, setting.name, known);
         }
     }
-    router.affix = match (parts.prefix.take(), parts.suffix.take()) {
-        (None, None) => None,
-        (prefix, suffix) => Some(Affix { prefix, suffix, optional: parts.affix_optional }),
-    };
+    let (prefixes, suffixes) =
+        (std::mem::take(&mut parts.prefixes), std::mem::take(&mut parts.suffixes));
+    if !prefixes.is_empty() || !suffixes.is_empty() {
+        router.affix = Some(Affix { prefixes, suffixes, optional: parts.affix_optional });
+    }
+    if parts.one_time && router.unseen {
+        // What is recorded ends the address, and a copy is to leave it alone.
+        compiler.errors.at(span, "one-time and unseen exclude each other");
+    }
+    let pass_router = parts.pass_router.take();
     let verify_only = router.verify_only;
     match action(kind, parts, verify_only, all) {
         Ok(action) => router.action = action,
         Err(missing) => compiler.errors.at(span, format!("{kind} needs {missing}")),
     }
-    Some(router)
+    Some((router, pass_router))
 }
 
 /// What a router of this kind does; an error names what is missing.
@@ -197,24 +256,30 @@ fn action(
             to: parts.to.ok_or("to= or to-lines=")?,
             allow_fail: parts.allow_fail,
             check_ancestor: parts.check_ancestor,
+            one_time: parts.one_time,
         },
         "manualroute" => Action::Manual {
             route: parts.route.ok_or("route=")?,
             transport: transport?,
             randomize: parts.randomize,
             not_found: parts.not_found.unwrap_or(NotFound::Defer),
+            ignore_hosts: parts.ignore_hosts,
+            same_domain_copy: parts.same_domain_copy,
         },
         "dnslookup" => Action::Dns(DnsLookup {
             mx_domains: parts.mx_domains,
             widen: parts.widen,
             ignore_hosts: parts.ignore_hosts,
+            same_domain_copy: parts.same_domain_copy,
             transport: transport?,
         }),
         "fail" => Action::Fail { message: parts.message.ok_or("message=")? },
         _ => {
-            let with_hosts = |index: &usize| transports[*index].hosts.is_some();
-            if !verify_only && !parts.transport.as_ref().is_some_and(with_hosts) {
-                return Err("verify-only, or a transport that has hosts");
+            let takes = |index: &usize| {
+                transports[*index].hosts.is_some() || transports[*index].command.is_some()
+            };
+            if !verify_only && !parts.transport.as_ref().is_some_and(takes) {
+                return Err("verify-only, or a transport that has hosts or a command");
             }
             Action::Accept { transport: parts.transport }
         }
@@ -239,22 +304,53 @@ fn common(
             let list = compiler.list_of(ListKind::LocalParts, setting);
             router.conditions.push((Precondition::LocalParts(list), said));
         }
+        "senders" => {
+            let list = compiler.list_of(ListKind::Addresses, setting);
+            router.conditions.push((Precondition::Senders(list), said));
+        }
+        "fraction" => {
+            let entry = setting.value("a number", &mut compiler.errors);
+            let of = entry.and_then(|entry| number(entry, FRACTION_MAX, &mut compiler.errors));
+            match of {
+                Some(0) => compiler.errors.at(setting.span, "expected a number from 1 on"),
+                of => {
+                    let test = of.map(|of| (Precondition::Fraction(of), said));
+                    router.conditions.extend(test);
+                }
+            }
+        }
         "local-part-prefix" => {
-            parts.prefix = affix_text(setting, compiler).map(str::to_ascii_lowercase);
+            for word in affixes(setting, compiler) {
+                parts.prefixes.push(match word.strip_prefix('*') {
+                    Some(end) => Prefix::UpTo(end.to_owned()),
+                    None => Prefix::Exact(word),
+                });
+            }
         }
         "local-part-suffix" => {
-            parts.suffix = affix_text(setting, compiler).map(|text| {
-                let text = text.to_ascii_lowercase();
-                match text.strip_suffix('*') {
+            for word in affixes(setting, compiler) {
+                parts.suffixes.push(match word.strip_suffix('*') {
                     Some(start) => Suffix::From(start.to_owned()),
-                    None => Suffix::Exact(text),
-                }
-            });
+                    None => Suffix::Exact(word),
+                });
+            }
         }
         "affix-optional" => parts.affix_optional = setting.flag(&mut compiler.errors),
         "verify-only" => router.verify_only = setting.flag(&mut compiler.errors),
         "no-verify" => router.no_verify = setting.flag(&mut compiler.errors),
         "no-more" => router.no_more = setting.flag(&mut compiler.errors),
+        "unseen" => router.unseen = setting.flag(&mut compiler.errors),
+        "repeat-use" => router.repeat_use = setting.flag(&mut compiler.errors),
+        "pass-on-timeout" => router.pass_on_timeout = setting.flag(&mut compiler.errors),
+        "pass-router" => {
+            let name = setting.text("a router's name", &mut compiler.errors);
+            parts.pass_router = name.map(|name| (name.to_owned(), setting.span));
+        }
+        "self" => {
+            const KNOWN: [(&str, OwnHost); 3] =
+                [("defer", OwnHost::Defer), ("fail", OwnHost::Fail), ("pass", OwnHost::Pass)];
+            router.own_host = way(setting, KNOWN, compiler).unwrap_or(OwnHost::Defer);
+        }
         "errors-to" => router.errors_to = template(setting, compiler),
         "cannot-route-message" => router.cannot_route = template(setting, compiler),
         "message" => parts.message = template(setting, compiler),
@@ -272,19 +368,53 @@ fn common(
     }
 }
 
-fn affix_text<'a>(setting: &Setting<'a>, compiler: &mut Compiler<'_>) -> Option<&'a str> {
-    let text = setting.text("a text like \"-request\" or \"+*\"", &mut compiler.errors)?;
-    let inner = text.strip_suffix('*').unwrap_or(text);
-    if inner.is_empty() || inner.contains('*') {
-        compiler.errors.at(setting.span, "expected a text; a suffix may end in one \"*\"");
-        return None;
+/// Prefixes or suffixes, in lower case.
+fn affixes(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Vec<String> {
+    let text = setting.text("a text like \"-request\" or \"+*\"", &mut compiler.errors);
+    let words = text.unwrap_or_default().split_whitespace().map(str::to_ascii_lowercase);
+    let mut good = Vec::new();
+    for word in words {
+        let inner = if setting.name == "local-part-prefix" {
+            word.strip_prefix('*')
+        } else {
+            word.strip_suffix('*')
+        };
+        let inner = inner.unwrap_or(&word);
+        if inner.is_empty() || inner.contains('*') {
+            let what = "expected a text; a prefix may begin, a suffix end with one \"*\"";
+            compiler.errors.at(setting.span, what);
+        } else {
+            good.push(word);
+        }
     }
-    Some(text)
+    if text.is_some() && good.is_empty() {
+        compiler.errors.at(setting.span, format!("{:?} needs a text", setting.name));
+    }
+    good
+}
+
+/// One of several words.
+fn way<T: Copy, const N: usize>(
+    setting: &Setting<'_>,
+    known: [(&str, T); N],
+    compiler: &mut Compiler<'_>,
+) -> Option<T> {
+    let expected = known.map(|(name, _)| name).join(", ");
+    let word = setting.text(&expected, &mut compiler.errors)?;
+    let found = known.iter().find(|(name, _)| *name == word).map(|(_, way)| *way);
+    if found.is_none() {
+        compiler.errors.unknown(setting.span, "way", word, known.map(|(name, _)| name));
+    }
+    found
 }
 
 fn precondition(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Precondition> {
     let source = setting.text("a text", &mut compiler.errors)?;
     let (negated, source) = source.strip_prefix('!').map_or((false, source), |s| (true, s));
+    if setting.name == "personality" {
+        let names = source.split_whitespace().map(str::to_owned).collect();
+        return Some(Precondition::Personality { negated, names });
+    }
     let text = compiler.template(setting.span, source, Scope::Router)?;
     Some(match setting.name {
         "lookup" => Precondition::Lookup { negated, text },
@@ -312,19 +442,17 @@ fn special(setting: &Setting<'_>, parts: &mut Parts, compiler: &mut Compiler<'_>
                 setting.values.first().is_none_or(|entry| flag(entry, &mut compiler.errors));
         }
         "host-find-failed" => {
-            const KNOWN: [(&str, NotFound); 3] = [
+            const KNOWN: [(&str, NotFound); 5] = [
                 ("defer", NotFound::Defer),
                 ("fail", NotFound::Fail),
                 ("decline", NotFound::Decline),
+                ("pass", NotFound::Pass),
+                ("ignore", NotFound::Ignore),
             ];
-            let Some(word) = setting.text("defer, fail or decline", &mut compiler.errors) else {
-                return;
-            };
-            parts.not_found = KNOWN.iter().find(|(name, _)| *name == word).map(|(_, n)| *n);
-            if parts.not_found.is_none() {
-                compiler.errors.unknown(setting.span, "way", word, KNOWN.map(|(name, _)| name));
-            }
+            parts.not_found = way(setting, KNOWN, compiler);
         }
+        "one-time" => parts.one_time = setting.flag(&mut compiler.errors),
+        "same-domain-copy" => parts.same_domain_copy = setting.flag(&mut compiler.errors),
         "mx-domains" => parts.mx_domains = compiler.list_of(ListKind::Domains, setting),
         "ignore-hosts" => parts.ignore_hosts = compiler.list_of(ListKind::Hosts, setting),
         _ => {

@@ -1,14 +1,18 @@
-//! Routing: from a recipient to the addresses that it leads to, and for each the hosts to try. Pure logic over
-//! [`Configuration`] and [`Dns`].
+//! Routing: from a recipient to the addresses that it leads to, and for each the hosts to try, or the program that takes
+//! it. Pure logic over [`Configuration`] and [`Dns`].
 
 mod address;
+mod ask;
 pub(crate) mod compile;
 mod hosts;
+mod notes;
 mod redirect;
 pub(crate) mod router;
 mod walk;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
+
+use ppsw_spool::queue::{Expansion, MessageId};
 
 use crate::{
     dns::Dns,
@@ -21,6 +25,8 @@ pub enum Protocol {
     Smtp,
     /// RFC 2033: a reply per recipient after the final dot.
     Lmtp,
+    /// To a program on this machine.
+    Pipe,
 }
 
 /// One host to try. Hosts of equal preference are tried at random.
@@ -30,6 +36,27 @@ pub struct Host {
     pub addresses: Vec<IpAddr>,
     pub port: u16,
     pub preference: u16,
+}
+
+/// A program that takes a message on its standard input, for one address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Program {
+    /// Program and arguments. No shell sees them.
+    pub words: Vec<String>,
+    /// As whom it runs, `USER` or `UID:GID`; `None`: as this process.
+    pub user: Option<String>,
+    pub timeout: Duration,
+    /// Bytes of output that are kept.
+    pub max_output: u64,
+    /// What it printed goes into the bounce if it fails.
+    pub return_fail_output: bool,
+    /// Exit codes that mean: try again.
+    pub temp_errors: Vec<i32>,
+    /// Before and behind the message.
+    pub prefix: String,
+    pub suffix: String,
+    /// What of its environment depends on the address.
+    pub environment: Vec<(&'static str, String)>,
 }
 
 /// Where an address goes. Addresses with equal destinations share a transaction.
@@ -44,6 +71,8 @@ pub struct Destination {
     pub hosts: Vec<Host>,
     /// Leave NUL bytes out (Cyrus refuses them) if the message has any.
     pub strip_nul: bool,
+    /// If the protocol is `Pipe`.
+    pub program: Option<Program>,
 }
 
 /// What one final address comes to.
@@ -54,6 +83,8 @@ pub enum Fate {
     Fail(String),
     /// Cannot be routed now, and why.
     Defer(String),
+    /// Becomes these addresses once and for all: only from [`route_recipients`].
+    Expand(Vec<String>),
 }
 
 /// One address to which a recipient led.
@@ -61,11 +92,44 @@ pub enum Fate {
 pub struct Target {
     /// As it goes into RCPT.
     pub address: String,
+    /// This is a copy that a router with `unseen` made; its name.
+    pub copy: Option<String>,
     /// The addresses between the recipient and this one, recipient first; empty if no alias changed it.
     pub parents: Vec<String>,
     /// Envelope sender to use instead of the message's, from `errors-to`.
     pub errors_to: Option<String>,
     pub fate: Fate,
+}
+
+impl Target {
+    /// Tells the targets of a recipient apart, also when a copy and the real thing have one address.
+    #[must_use]
+    pub fn key(&self) -> String {
+        match (&self.copy, &self.fate) {
+            (Some(router), _) => format!("{} via {router}", self.address),
+            (None, Fate::Expand(_)) => Expansion::key(&self.address),
+            (None, _) => self.address.clone(),
+        }
+    }
+}
+
+/// What routers may ask about the message whose recipients they route.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct About<'a> {
+    /// `None` while it has none: an address is being verified.
+    pub id: Option<MessageId>,
+    /// Empty for a bounce.
+    pub sender: &'a str,
+    /// By which it came; empty if nobody knows.
+    pub personality: &'a str,
+}
+
+/// A recipient of a queued message.
+#[derive(Clone, Debug)]
+pub struct Asked<'a> {
+    pub address: &'a str,
+    /// The addresses from which it was made by expansions that are recorded, oldest first.
+    pub ancestors: Vec<&'a str>,
 }
 
 /// Result of the verification of an address at SMTP time.
@@ -78,9 +142,26 @@ pub enum Verified {
     Later(String),
 }
 
-/// Routes a recipient. Never empty; de-duplicated; bounded by `limits`.
-pub async fn route(configuration: &Configuration, dns: &dyn Dns, address: &str) -> Vec<Target> {
-    walk::route(configuration, dns, address).await
+/// Where an address leads, to the end. Never empty; de-duplicated; bounded by `limits`.
+pub async fn route(
+    configuration: &Configuration,
+    dns: &dyn Dns,
+    about: &About<'_>,
+    address: &str,
+) -> Vec<Target> {
+    let asked = Asked { address, ancestors: Vec::new() };
+    walk::Walk::new(configuration, dns, about).route(&asked).await
+}
+
+/// Where the recipients of a queued message lead, each as far as it can be delivered now: what is expanded once and for
+/// all is to be recorded first. Look-ups of hosts are shared, and made concurrently within a bound.
+pub async fn route_recipients(
+    configuration: &Configuration,
+    dns: &dyn Dns,
+    about: &About<'_>,
+    recipients: &[Asked<'_>],
+) -> Vec<Vec<Target>> {
+    walk::Walk::new(configuration, dns, about).expanding().route_all(recipients).await
 }
 
 /// What a router made of an address.
@@ -89,6 +170,8 @@ pub struct TriedRouter {
     pub name: String,
     pub place: Place,
     pub outcome: String,
+    /// What it looked up in tables and in the DNS, and what it found.
+    pub lookups: Vec<String>,
     /// No other router is asked about this address.
     pub decides: bool,
 }
@@ -97,6 +180,8 @@ pub struct TriedRouter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stop {
     pub address: String,
+    /// The stop from which it was made, by number.
+    pub parent: Option<usize>,
     pub routers: Vec<TriedRouter>,
 }
 
@@ -104,16 +189,24 @@ pub struct Stop {
 pub async fn explain(
     configuration: &Configuration,
     dns: &dyn Dns,
+    about: &About<'_>,
     address: &str,
     verify: bool,
 ) -> (Vec<Target>, Vec<Stop>) {
-    walk::explain(configuration, dns, address, verify).await
+    walk::Walk::new(configuration, dns, about).verifying(verify).explain(address).await
 }
 
 /// Whether mail for (or replies to) an address could be routed. Stops at the first address with several children.
-pub async fn verify(configuration: &Configuration, dns: &dyn Dns, address: &str) -> Verified {
-    walk::verify(configuration, dns, address).await
+pub async fn verify(
+    configuration: &Configuration,
+    dns: &dyn Dns,
+    about: &About<'_>,
+    address: &str,
+) -> Verified {
+    walk::Walk::new(configuration, dns, about).verifying(true).verify(address).await
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

@@ -60,10 +60,13 @@ pub(super) fn parse_path(text: &str) -> Result<(Path, &str), PathError> {
     Ok((Path::Mailbox(format!("{local}@{domain}")), rest))
 }
 
-/// Whether this is `local-part@domain`, as a path may have it.
-pub(crate) fn is_mailbox(text: &str) -> bool {
-    let path = format!("<{text}>");
-    matches!(parse_path(&path), Ok((Path::Mailbox(address), "")) if address == text)
+/// What is wrong with a text that should be `local-part@domain` and nothing else.
+pub(crate) fn mailbox_fault(text: &str) -> Option<String> {
+    match parse_path(&format!("<{text}>")) {
+        Ok((Path::Mailbox(address), "")) if address == text => None,
+        Ok(_) => Some("malformed address".to_owned()),
+        Err(error) => Some(error.to_string()),
+    }
 }
 
 /// `@a,@b:` before a mailbox is accepted and ignored (RFC 5321 §4.1.1.3, appendix C).
@@ -183,6 +186,16 @@ mod tests {
             assert_eq!(mailbox(&format!("<{good}>")).as_deref(), Ok(good));
         }
         assert_eq!(mailbox("<@a.org,@b.org:joe@c.org>").as_deref(), Ok("joe@c.org"));
+    }
+
+    #[test]
+    fn a_mailbox_is_an_address_and_nothing_else() {
+        assert_eq!(mailbox_fault("a.b+c@x.org"), None);
+        for bad in
+            ["", "a", "postmaster", "@r.org:a@x.org", "a@x.org> <b@x.org", "a@x.org ", "<a@x.org>"]
+        {
+            assert!(mailbox_fault(bad).is_some(), "{bad}");
+        }
     }
 
     #[test]

@@ -4,19 +4,27 @@ mod convert;
 
 use bytes::Bytes;
 pub(super) use convert::{
-    read_attempts, read_envelope, read_id, write_attempt, write_envelope, write_id,
+    read_attempts, read_envelope, read_expansion, read_id, write_attempt, write_envelope,
+    write_expansion, write_id,
 };
-use convert::{read_outcome, read_recipient, read_record, write_delivered, write_recipient};
+use convert::{read_expand, read_outcome, read_record, write_delivered, write_expand};
 use ppsw_proto::queue as pb;
 use prost::Message as _;
 
 use super::message::{
-    Attempt, Envelope, MessageId, MessageState, Outcome, QueuedMessage, Recipient,
+    Attempt, Envelope, Expand, Expansion, MessageId, MessageState, Outcome, QueuedMessage,
 };
 use crate::{NodeId, env::UnixMs, limits::OUTCOME_TEXT_BYTES_MAX};
 
-/// Version of the entry format that this program writes, and the only one that it reads.
-pub(super) const VERSION: u32 = 1;
+/// Version of the entry format that this program writes at most; it reads all up to it.
+pub(super) const VERSION: u32 = 2;
+
+/// The version of all entries but those that tell where recipients of an expansion come from: programs before them
+/// must not go on without that.
+const FIRST_VERSION: u32 = 1;
+
+/// Version of the state of a checkpoint.
+const CHECKPOINT_VERSION: u32 = 1;
 
 /// A decoded entry. Bodies are only counted: their bytes stay in the log.
 #[derive(Clone, Debug)]
@@ -25,7 +33,7 @@ pub(super) enum Change {
     Accept { id: MessageId, envelope: Envelope, body: NewBody },
     Abort { id: MessageId, upload_only: bool },
     Outcome(Outcome),
-    Expand { id: MessageId, recipient: u32, into: Vec<Recipient>, due: UnixMs },
+    Expand(Expand),
     Hold { id: MessageId },
     Release { id: MessageId, due: Option<UnixMs> },
     Edit { id: MessageId, recipient: u32, address: String, due: UnixMs },
@@ -50,6 +58,7 @@ pub(super) struct Record {
     pub(super) envelope: Envelope,
     pub(super) state: MessageState,
     pub(super) recipients: Vec<Attempt>,
+    pub(super) expansions: Vec<Expansion>,
     pub(super) warned: bool,
     pub(super) tried: Tried,
 }
@@ -91,7 +100,7 @@ pub(super) fn decode(payload: &Bytes) -> Result<Change, Unread> {
             entry.version
         )));
     }
-    if entry.version < VERSION {
+    if entry.version < FIRST_VERSION {
         return Err(Unread::Bad(format!("format {} was never written", entry.version)));
     }
     let newer = || Unread::Newer("its kind is not known to this program: use a newer ppswd".into());
@@ -113,12 +122,7 @@ fn read_kind(kind: pb::spool_entry::Kind) -> Result<Change, String> {
         }
         Kind::Abort(e) => Change::Abort { id: read_id(e.message)?, upload_only: e.upload_only },
         Kind::Outcome(e) => Change::Outcome(read_outcome(e)?),
-        Kind::Expand(e) => Change::Expand {
-            id: read_id(e.message)?,
-            recipient: e.recipient,
-            into: e.into.into_iter().map(read_recipient).collect(),
-            due: UnixMs(e.due_ms),
-        },
+        Kind::Expand(e) => Change::Expand(read_expand(e)?),
         Kind::Hold(e) => Change::Hold { id: read_id(e.message)? },
         Kind::Release(e) => Change::Release { id: read_id(e.message)?, due: e.due_ms.map(UnixMs) },
         Kind::Edit(e) => Change::Edit {
@@ -238,13 +242,8 @@ pub(super) fn outcome(outcome: &Outcome) -> Bytes {
     }))
 }
 
-pub(super) fn expand(id: MessageId, recipient: u32, into: &[Recipient], due: UnixMs) -> Bytes {
-    encode(pb::spool_entry::Kind::Expand(pb::Expand {
-        message: Some(write_id(id)),
-        recipient,
-        into: into.iter().map(write_recipient).collect(),
-        due_ms: due.0,
-    }))
+pub(super) fn expand(expand: &Expand) -> Bytes {
+    encode(pb::spool_entry::Kind::Expand(write_expand(expand)))
 }
 
 pub(super) fn hold(id: MessageId) -> Bytes {
@@ -274,6 +273,7 @@ pub(super) fn carry(message: &QueuedMessage, tried: Tried, made_at: u64, body: B
     let record = pb::Record {
         envelope: Some(write_envelope(&message.envelope)),
         recipients: message.recipients.iter().map(write_attempt).collect(),
+        expansions: message.expansions.iter().map(write_expansion).collect(),
         held: message.state == MessageState::Held,
         warned: message.warned,
         tried: tried.recorded,
@@ -305,7 +305,7 @@ pub(super) fn begin(ids: &[MessageId]) -> Bytes {
 /// The state of a checkpoint: the highest id of each node.
 pub(super) fn checkpoint_state(highest: impl Iterator<Item = MessageId>) -> Bytes {
     let highest = highest.map(write_id).collect();
-    pb::CheckpointState { version: VERSION, highest }.encode_to_vec().into()
+    pb::CheckpointState { version: CHECKPOINT_VERSION, highest }.encode_to_vec().into()
 }
 
 pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, Unread> {
@@ -314,9 +314,9 @@ pub(super) fn read_checkpoint_state(state: &Bytes) -> Result<Vec<MessageId>, Unr
     }
     let state =
         pb::CheckpointState::decode(state.clone()).map_err(|e| Unread::Bad(e.to_string()))?;
-    if state.version > VERSION {
+    if state.version > CHECKPOINT_VERSION {
         return Err(Unread::Newer(format!(
-            "it has format {}, this program reads up to {VERSION}: use a newer ppswd",
+            "it has format {}, this program reads up to {CHECKPOINT_VERSION}: use a newer ppswd",
             state.version
         )));
     }
@@ -333,5 +333,11 @@ pub(super) fn cut(text: &str) -> &str {
 }
 
 fn encode(kind: pb::spool_entry::Kind) -> Bytes {
-    pb::SpoolEntry { version: VERSION, kind: Some(kind) }.encode_to_vec().into()
+    use pb::spool_entry::Kind;
+    let version = match &kind {
+        Kind::Expand(e) if !e.address.is_empty() => VERSION,
+        Kind::Carry(e) if e.record.as_ref().is_some_and(|r| !r.expansions.is_empty()) => VERSION,
+        _ => FIRST_VERSION,
+    };
+    pb::SpoolEntry { version, kind: Some(kind) }.encode_to_vec().into()
 }

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::queue::{
         entry::{BodyBytes, abort, accept, chunk, expand, handover, hold, outcome, release},
-        message::{Delivered, Envelope, Outcome, Recipient, Verdict},
+        message::{Delivered, Envelope, Expand, Expansion, Outcome, Recipient, Verdict},
     };
 
     const fn id(counter: u64) -> MessageId {
@@ -128,8 +128,14 @@ mod tests {
             1 => (0..4_u64, any::<bool>()).prop_map(|(n, upload)| abort(id(n), upload)),
             1 => (0..4_u64).prop_map(|n| hold(id(n))),
             1 => (0..4_u64).prop_map(move |n| release(id(n), Some(due))),
-            1 => (0..4_u64, 0..3_u32, 0..3_usize)
-                .prop_map(move |(n, r, count)| expand(id(n), r, &recipients(count), due)),
+            2 => (0..4_u64, 0..3_u32, 0..3_usize, any::<bool>(), 0..4_u32).prop_map(
+                move |(n, recipient, count, some, first)| {
+                    let address = if some { "l@x".to_owned() } else { String::new() };
+                    let from = Expansion { recipient, address, ..Expansion::default() };
+                    let (message, into) = (id(n), recipients(count));
+                    expand(&Expand { message, from, into, due, first, goes_on: false })
+                }
+            ),
             1 => (0..3_u64).prop_map(handover),
             1 => prop::collection::vec(any::<u8>(), 0..60).prop_map(Bytes::from),
         ]

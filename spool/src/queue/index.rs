@@ -218,13 +218,19 @@ impl Index {
         }
     }
 
+    /// Whether all of these addresses are still to be delivered to; each with the number of the recipient that led there.
+    pub(super) fn are_open(&self, id: MessageId, addresses: &[(u32, &str)]) -> bool {
+        let slot = Key::of(id).and_then(|key| self.messages.get(&key));
+        slot.is_some_and(|slot| slot.are_open(addresses))
+    }
+
     /// Up to `limit` messages due at `now`, earliest first, behind `after`.
     pub(super) fn due(
         &mut self,
         now: UnixMs,
         limit: usize,
         after: Option<(UnixMs, MessageId)>,
-    ) -> Vec<(UnixMs, Arc<QueuedMessage>)> {
+    ) -> Vec<(UnixMs, MessageId)> {
         if self.grace.until <= now {
             self.end_grace();
         }
@@ -237,11 +243,7 @@ impl Index {
         self.due
             .range((from, Bound::Included(last)))
             .take(limit)
-            .filter_map(|due| {
-                let key = due.key();
-                let (_, message) = self.messages.get(&key)?.open(key.id())?;
-                Some((due.due(), Arc::new(message)))
-            })
+            .map(|due| (due.due(), due.key().id()))
             .collect()
     }
 

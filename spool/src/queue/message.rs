@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::{
     env::UnixMs,
-    limits::{NODE_IN_ID_MAX, OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
+    limits::{EXPAND_PART_BYTES, NODE_IN_ID_MAX, OUTCOME_PART_CREATES, OUTCOME_PART_RESULTS},
 };
 
 /// `tttttt-nnnnnn-pp`: second, counter within the second, node; base 62, unique in the cluster, never reused.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MessageId {
     /// Seconds since 1970.
     pub second: u64,
@@ -122,8 +122,11 @@ pub struct Attempt {
     pub last_error: String,
     /// When the next attempt is due.
     pub next_due: UnixMs,
-    /// Addresses that this recipient led to (by aliases) and that are done: delivered or failed and reported.
+    /// Addresses that this recipient led to (by aliases) and that are done: delivered, failed and reported, or expanded.
+    /// When it is finished, its own address is left out; without any, it is that which is done.
     pub done: BTreeSet<String>,
+    /// The expansion that it comes from, by number; `None`: the front end accepted it.
+    pub expansion: Option<u32>,
 }
 
 impl Attempt {
@@ -132,6 +135,34 @@ impl Attempt {
     pub fn is_open(&self) -> bool {
         matches!(self.state, RecipientState::New | RecipientState::Deferred)
     }
+}
+
+/// One expansion of a recipient: where others come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expansion {
+    /// Index into `QueuedMessage::recipients`.
+    pub recipient: u32,
+    /// The address that became others, among those to which the recipient led.
+    pub address: String,
+    /// The addresses between the recipient and this one, recipient first; empty if it is the recipient's own.
+    pub parents: Vec<String>,
+    /// Sender of what goes to the others; `None`: the message's.
+    pub errors_to: Option<String>,
+}
+
+/// An expansion that is to be recorded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Expand {
+    pub message: MessageId,
+    /// Whence. With an empty address the recipient itself is replaced and finished (version 1 knew only that).
+    pub from: Expansion,
+    pub into: Vec<Recipient>,
+    /// When the others are due.
+    pub due: UnixMs,
+    /// How many recipients the message has before: what is proposed twice is recorded once.
+    pub first: u32,
+    /// More will come of this expansion.
+    pub goes_on: bool,
 }
 
 /// Where the bytes of a message lie.
@@ -151,6 +182,8 @@ pub struct QueuedMessage {
     pub envelope: Envelope,
     pub state: MessageState,
     pub recipients: Vec<Attempt>,
+    /// Where recipients come from that the front end did not accept.
+    pub expansions: Vec<Expansion>,
     pub body: Body,
     /// Bytes of added headers and body together.
     pub size: u64,
@@ -197,6 +230,66 @@ pub struct Outcome {
     pub warned: bool,
     /// More will come of this attempt: its mark in the log stays.
     pub goes_on: bool,
+}
+
+impl QueuedMessage {
+    /// The expansion that recipient number `recipient` comes from.
+    #[must_use]
+    pub fn expansion_of(&self, recipient: u32) -> Option<&Expansion> {
+        let attempt = self.recipients.get(recipient as usize)?;
+        self.expansions.get(attempt.expansion? as usize)
+    }
+
+    /// The addresses from which recipient number `recipient` was made by expansions, oldest first; empty for one that was accepted.
+    #[must_use]
+    pub fn ancestors(&self, recipient: u32) -> Vec<&str> {
+        let (mut found, mut number) = (Vec::new(), recipient);
+        // An expansion is of an earlier recipient, so this ends.
+        while let Some(from) = self.expansion_of(number).filter(|from| from.recipient < number) {
+            found.push(from.address.as_str());
+            found.extend(from.parents.iter().rev().map(String::as_str));
+            number = from.recipient;
+        }
+        found.reverse();
+        found
+    }
+}
+
+impl Expansion {
+    /// What stands in [`Attempt::done`] when it is recorded. Never an address: those have no blanks outside of quotes.
+    #[must_use]
+    pub fn key(address: &str) -> String {
+        format!("{address} expanded")
+    }
+}
+
+impl Expand {
+    /// The same in several parts, for when one entry cannot hold it.
+    pub(super) fn split(self) -> Vec<Self> {
+        let mut parts: Vec<Self> = Vec::new();
+        let mut room = 0;
+        let empty = Self { into: Vec::new(), goes_on: true, ..self.clone() };
+        for to in self.into {
+            let bytes = to.address.len() + to.notify.len() + to.original.len() + 16;
+            if room < bytes {
+                let first = parts.iter().map(|part| part.into.len()).sum::<usize>();
+                let first = self.first.saturating_add(u32::try_from(first).unwrap_or(u32::MAX));
+                parts.push(Self { first, ..empty.clone() });
+                room = EXPAND_PART_BYTES;
+            }
+            room = room.saturating_sub(bytes);
+            if let Some(part) = parts.last_mut() {
+                part.into.push(to);
+            }
+        }
+        if parts.is_empty() {
+            parts.push(empty);
+        }
+        if let Some(last) = parts.last_mut() {
+            last.goes_on = self.goes_on;
+        }
+        parts
+    }
 }
 
 impl Outcome {

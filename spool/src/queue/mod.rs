@@ -25,8 +25,8 @@ pub use carry::CarryError;
 pub use checkpoint::Checkpoints;
 pub use index::Summary;
 pub use message::{
-    Attempt, Body, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, QueuedMessage,
-    Recipient, RecipientState, Verdict,
+    Attempt, Body, Delivered, Envelope, Expand, Expansion, MessageId, MessageState, Origin,
+    Outcome, QueuedMessage, Recipient, RecipientState, Verdict,
 };
 pub use partition::Partition;
 pub use reader::BodyReader;

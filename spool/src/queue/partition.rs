@@ -8,7 +8,7 @@ use tracing::info;
 use super::{
     BodyReader, CarryError, MessageWriter, Pulse, Summary, carry, entry,
     index::Keeper,
-    message::{MessageId, Outcome, QueuedMessage, Recipient},
+    message::{Expand, MessageId, Outcome, QueuedMessage},
     replica::Replica,
     upkeep,
 };
@@ -77,6 +77,12 @@ impl Partition {
     /// A message that is in the queue.
     pub fn get(&self, id: MessageId) -> Option<Arc<QueuedMessage>> {
         self.replica.machine.lock().index.get(id)
+    }
+
+    /// Whether all of these addresses are still to be delivered to; each with the number of the recipient that led there.
+    /// Cheap also for a message with very many recipients.
+    pub fn are_open(&self, id: MessageId, addresses: &[(u32, &str)]) -> bool {
+        self.replica.machine.lock().index.are_open(id, addresses)
     }
 
     /// All messages, oldest first, as each is when it is come to: those that come or go meanwhile may be among them
@@ -172,19 +178,19 @@ impl Partition {
         self.replica.propose(entry, deadline).await
     }
 
-    /// Replaces the unfinished recipient number `recipient` by what it expands to, due now, once and for all.
+    /// Records that an address became others, once and for all: in one entry, or in several if one cannot hold it.
     ///
     /// # Errors
-    /// As of `hold`.
-    pub async fn expand(
-        &self,
-        id: MessageId,
-        recipient: u32,
-        into: &[Recipient],
-        deadline: Duration,
-    ) -> Result<Reply, ProposeError> {
-        let entry = entry::expand(id, recipient, into, self.replica.clock.now());
-        self.replica.propose(entry, deadline).await
+    /// As of `hold`. What was recorded before an error or refusal stays; look at the message again.
+    pub async fn expand(&self, expand: Expand, deadline: Duration) -> Result<Reply, ProposeError> {
+        let mut reply = Reply::Done;
+        for part in expand.split() {
+            reply = self.replica.propose(entry::expand(&part), deadline).await?;
+            if let Reply::Refused(_) = reply {
+                break;
+            }
+        }
+        Ok(reply)
     }
 
     /// Writes a message again at the head of the log, state intact, so that the log before it can be trimmed.
@@ -304,13 +310,13 @@ impl Replica {
             // Not under the lock: `skip` is foreign code.
             let batch = self.machine.lock().index.due(now, limit, after);
             let full = batch.len() == limit;
-            after = batch.last().map(|(due, message)| (*due, message.id));
-            for (_, message) in batch {
-                // Its client has been told `451`: not ours unless the abort comes too late.
-                if found.len() < limit && !self.is_doomed(message.id) && !skip(message.id) {
-                    found.push(message);
-                }
-            }
+            after = batch.last().copied();
+            let ids = batch.into_iter().map(|(_, id)| id);
+            // Its client has been told `451`: not ours unless the abort comes too late.
+            let ids: Vec<_> = ids.filter(|id| !self.is_doomed(*id) && !skip(*id)).collect();
+            let state = self.machine.lock();
+            let room = limit - found.len();
+            found.extend(ids.into_iter().take(room).filter_map(|id| state.index.get(id)));
             if !full {
                 break;
             }

@@ -103,8 +103,9 @@ pub(crate) async fn connect(cluster: &Cluster) -> Result<Admin, Failure> {
     Err(Failure::Silent(reasons.join("; ")))
 }
 
+/// A small file that the user names.
 #[allow(clippy::disallowed_methods, reason = "the program's own small files, read once")]
-fn read(path: &Path) -> Result<String, Failure> {
+pub(crate) fn read(path: &Path) -> Result<String, Failure> {
     std::fs::read_to_string(path)
         .map_err(|e| Failure::Usage(format!("cannot read {}: {e}", path.display())))
 }

@@ -79,25 +79,59 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: QueueVerb,
     },
+    /// Managed mail domains, and those that are fetched from a web server.
+    Domains {
+        #[command(subcommand)]
+        verb: DomainsVerb,
+    },
     /// Where mail for addresses would go, and what each router said; sends nothing.
     #[command(
         after_help = "Exit codes: 0 deliverable, 1 deferred, 2 unroutable; the worst of all addresses."
     )]
-    Route {
-        #[arg(required = true)]
-        addresses: Vec<String>,
-        /// As a verification asks the routers.
-        #[arg(long)]
-        verify: bool,
-    },
+    Route(Route),
     /// A made-up SMTP session, its commands on standard input: prints each rule that was tried, and why it matched.
     /// Nothing is accepted or sent; nothing is counted by a rate; delays are shown instead of waited.
     Session(Session),
+    /// Versions of policy and tables.
+    Tables {
+        #[command(subcommand)]
+        verb: TablesVerb,
+    },
+    /// Mailing lists whose tables can be changed alone.
+    Lists {
+        #[command(subcommand)]
+        verb: ListsVerb,
+    },
     /// The policy's files.
     Policy {
         #[command(subcommand)]
         verb: PolicyVerb,
     },
+}
+
+/// Addresses, and the message that is for them.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Route {
+    #[arg(required = true)]
+    pub(crate) addresses: Vec<String>,
+    /// As a verification asks the routers.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Sender of the message; `<>` for a bounce.
+    #[arg(long, value_name = "ADDRESS", default_value = "<>")]
+    pub(crate) from: String,
+    /// The personality by which it came: mx, smart, submit or local.
+    #[arg(long, value_name = "NAME", default_value = "mx")]
+    pub(crate) personality: String,
+    /// It comes from this machine: short for --personality local.
+    #[arg(long, conflicts_with = "personality")]
+    pub(crate) local: bool,
+    /// Its id, for routers that take a fraction of all messages.
+    #[arg(long, value_name = "ID", default_value = "")]
+    pub(crate) id: String,
+    /// Only the routers that decide.
+    #[arg(long)]
+    pub(crate) short: bool,
 }
 
 /// Who talks to whom.
@@ -130,6 +164,80 @@ pub(crate) struct Session {
 pub(crate) enum PolicyVerb {
     /// Report every error of a policy and its tables, and whether it relays for everybody. Asks no cluster.
     Check { dir: PathBuf },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TablesVerb {
+    /// Make the files of a directory a version, and run it on all nodes. Sends what changed; checks first.
+    Push {
+        /// Holds policy.kdl, and tables/, users/, domains/, lists/.
+        dir: PathBuf,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// Who wants it, if the credential does not say so.
+        #[arg(long, default_value = "")]
+        author: String,
+        /// Also if a table shrinks by more than a quarter, or the policy relays for everybody.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Versions that are kept, and how it came to be what is active.
+    Versions,
+    /// What differs between two versions; `active` is what runs, with what was changed alone.
+    Diff {
+        a: String,
+        b: String,
+        /// Entries that are shown of each file.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Run an older version again.
+    Rollback {
+        version: u64,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// Who wants it, if the credential does not say so.
+        #[arg(long, default_value = "")]
+        author: String,
+    },
+    /// Look a key up, as the node that answers runs its tables. Exit code 1: it is not there.
+    Get {
+        /// `special_routes`, `users/cyrus`, `domains/DOMAIN/aliases`, `lists/NAME/members`.
+        table: String,
+        key: String,
+    },
+    /// Which version each node runs.
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ListsVerb {
+    /// Replace tables of a list, without a new version of the rest.
+    Set {
+        list: String,
+        /// Who gets what is sent to the list: one address a line.
+        #[arg(long, value_name = "FILE")]
+        members: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        moderators: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        managers: Option<PathBuf>,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+        /// Also if a table shrinks by more than a quarter.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a list's tables back to the versions.
+    Reset {
+        list: String,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -178,6 +286,70 @@ pub(crate) enum TokenVerb {
     List,
     /// Make a token useless.
     Revoke { id: String },
+}
+
+/// Files for a domain, or where its aliases are to be fetched from.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SetDomain {
+    pub(crate) domain: String,
+    /// Its aliases: a line `alias: address, address` each.
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    pub(crate) aliases: Option<PathBuf>,
+    /// Who looks after it: one address a line.
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    pub(crate) managers: Option<PathBuf>,
+    /// Why; it is kept for the records.
+    #[arg(long, conflicts_with = "url")]
+    pub(crate) reason: Option<String>,
+    /// Also if a table shrinks by more than a quarter.
+    #[arg(long, conflicts_with = "url")]
+    pub(crate) force: bool,
+    /// Where its aliases file is: https://…
+    #[arg(long, requires_all = ["user", "password_file"])]
+    pub(crate) url: Option<String>,
+    /// For HTTP basic authentication.
+    #[arg(long, requires = "url")]
+    pub(crate) user: Option<String>,
+    /// A file with the password in it.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Certificates of the authorities to trust instead of those of the web.
+    #[arg(long, value_name = "PEM", requires = "url")]
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DomainsVerb {
+    /// All managed domains.
+    List,
+    /// Everything about one.
+    Show { domain: String },
+    /// Replace a domain's tables, without a new version of the rest; or have its aliases fetched from a web server,
+    /// hourly, from now on.
+    Set(SetDomain),
+    /// Give a domain's tables back to the versions.
+    Reset {
+        domain: String,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Fetch a domain no more; what is live stays.
+    Unset { domain: String },
+    /// Fetch a domain now, and tell what came of it; exit 1 if the file cannot be fetched or used.
+    Fetch {
+        domain: String,
+        /// Take a file that has shrunk by more than a quarter.
+        #[arg(long)]
+        force: bool,
+    },
+    /// The detailed check of any managed domain: what its aliases lead to.
+    Check {
+        domain: String,
+        /// Send it to the domain's postmaster, too, if there is something to say.
+        #[arg(long)]
+        mail: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,14 +1,11 @@
-//! `route` and `session`: what a node would do, and why.
+//! `session`: what a node would say to a client, and why.
 
-use std::{
-    io::{self, BufRead},
-    process::ExitCode,
-};
+use std::io::{self, BufRead};
 
 use futures::{StreamExt, stream};
 use ppsw_proto::control::{
-    AskedCondition, ExplainedStage, RouteReply, RouteRequest, RouteTarget, SessionInput,
-    SessionOpen, SessionStep, TriedRule, route_target::Fate, session_input::Input,
+    AskedCondition, ExplainedStage, SessionInput, SessionOpen, SessionStep, TriedRule,
+    session_input::Input,
 };
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -18,118 +15,6 @@ use crate::{Failure, address::Admin, args::Session};
 
 /// Lines of standard input that are read ahead.
 const LINES_AHEAD: usize = 16;
-
-pub(crate) async fn route(
-    admin: &mut Admin,
-    addresses: &[String],
-    verify: bool,
-    as_json: bool,
-) -> Result<ExitCode, Failure> {
-    let (mut worst, mut all) = (0, Vec::new());
-    for address in addresses {
-        let request = RouteRequest { address: address.clone(), verify };
-        let reply = admin.route(request).await?.into_inner();
-        worst = reply.targets.iter().map(badness).max().unwrap_or(2).max(worst);
-        if as_json {
-            all.push(route_json(address, &reply));
-        } else {
-            print_route(address, &reply);
-        }
-    }
-    if as_json {
-        say!("{}", Value::from(all));
-    }
-    Ok(ExitCode::from(worst))
-}
-
-/// As an exit code.
-fn badness(target: &RouteTarget) -> u8 {
-    match target.fate {
-        Some(Fate::Deliver(_)) => 0,
-        Some(Fate::Defer(_)) => 1,
-        Some(Fate::Fail(_)) | None => 2,
-    }
-}
-
-fn print_route(address: &str, reply: &RouteReply) {
-    say!("{address}");
-    for stop in &reply.stops {
-        say!("  {}", stop.address);
-        for router in &stop.routers {
-            say!("    {:>5}  {}: {}", router.line, router.name, router.outcome);
-        }
-    }
-    for target in &reply.targets {
-        let from = match target.errors_to.as_str() {
-            "" => String::new(),
-            from => format!(", errors to {from}"),
-        };
-        match &target.fate {
-            Some(Fate::Deliver(to)) => {
-                let (router, transport) = (&to.router, &to.transport);
-                say!("  => {}: router {router}, transport {transport}{from}", target.address);
-                for host in &to.hosts {
-                    let addresses = host.addresses.join("] [");
-                    say!("     {} [{addresses}]:{}", host.name, host.port);
-                }
-            }
-            Some(Fate::Defer(why)) => say!("  == {}: {why}", target.address),
-            Some(Fate::Fail(why)) => say!("  ** {}: {why}", target.address),
-            None => {}
-        }
-    }
-}
-
-fn route_json(address: &str, reply: &RouteReply) -> Value {
-    let stop = |stop: &ppsw_proto::control::RouteStop| {
-        let routers = stop.routers.iter().map(|tried| {
-            json!({
-                "router": tried.name,
-                "line": tried.line,
-                "outcome": tried.outcome,
-                "decides": tried.decides,
-            })
-        });
-        json!({ "address": stop.address, "routers": Value::from_iter(routers) })
-    };
-    let target = |target: &RouteTarget| {
-        let mut shown = json!({
-            "address": target.address,
-            "parents": target.parents,
-            "errors_to": target.errors_to,
-        });
-        match &target.fate {
-            Some(Fate::Deliver(to)) => {
-                shown["result"] = "deliver".into();
-                shown["router"] = to.router.clone().into();
-                shown["transport"] = to.transport.clone().into();
-                shown["hosts"] = Value::from_iter(to.hosts.iter().map(|host| {
-                    json!({
-                        "name": host.name,
-                        "addresses": host.addresses,
-                        "port": host.port,
-                        "preference": host.preference,
-                    })
-                }));
-            }
-            Some(Fate::Defer(why)) => {
-                shown["result"] = "defer".into();
-                shown["reason"] = why.clone().into();
-            }
-            Some(Fate::Fail(why)) => {
-                shown["result"] = "fail".into();
-                shown["reason"] = why.clone().into();
-            }
-            None => {}
-        }
-        shown
-    };
-    json!({
-        "address": address,
-        "stops": Value::from_iter(reply.stops.iter().map(stop)),
-        "targets": Value::from_iter(reply.targets.iter().map(target)),
-    })
-}
 
 pub(crate) async fn session(
     admin: &mut Admin,

@@ -10,13 +10,16 @@ macro_rules! say {
 mod address;
 mod age;
 mod args;
+mod domains;
 mod drain;
 mod explain;
 mod log;
 mod node;
 mod policy;
 mod queue;
+mod route;
 mod status;
+mod tables;
 mod token;
 
 use std::{
@@ -28,7 +31,10 @@ use std::{
 use clap::Parser;
 use tonic::Code;
 
-use crate::args::{Args, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TokenVerb, Verb};
+use crate::args::{
+    Args, DomainsVerb, ListsVerb, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TablesVerb,
+    TokenVerb, Verb,
+};
 
 /// Why a verb did not do what it was asked; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +113,13 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
     if let Verb::Policy { verb: PolicyVerb::Check { dir } } = &args.verb {
         return Ok(policy::check(dir, args.json).await);
     }
-    if let Verb::Route { addresses, verify } = &args.verb {
+    if let Verb::Route(asked) = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
-        return explain::route(&mut admin, addresses, *verify, args.json).await;
+        return route::route(&mut admin, asked, args.json).await;
+    }
+    if let Verb::Domains { verb: DomainsVerb::Fetch { domain, force } } = &args.verb {
+        let mut admin = address::connect(&address::find(&args)?).await?;
+        return domains::fetch(&mut admin, domain, *force, args.json).await;
     }
     operate(args).await.map(|()| ExitCode::SUCCESS)
 }
@@ -148,8 +158,54 @@ async fn operate(args: Args) -> Result<(), Failure> {
             QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
             QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
         },
+        Verb::Tables { verb } => match verb {
+            TablesVerb::Push { dir, reason, author, force } => {
+                let asked = tables::Asked { author, reason, force };
+                tables::push(&mut admin, &dir, asked, json).await
+            }
+            TablesVerb::Versions => tables::versions(&mut admin, json).await,
+            TablesVerb::Diff { a, b, limit } => tables::diff(&mut admin, &a, &b, limit, json).await,
+            TablesVerb::Rollback { version, reason, author } => {
+                let asked = tables::Asked { author, reason, force: false };
+                tables::roll_back(&mut admin, version, asked, json).await
+            }
+            TablesVerb::Get { table, key } => tables::get(&mut admin, table, key, json).await,
+            TablesVerb::Status => tables::status(&mut admin, json).await,
+        },
+        Verb::Lists { verb } => match verb {
+            ListsVerb::Set { list, members, moderators, managers, reason, force } => {
+                let files =
+                    [("members", members), ("moderators", moderators), ("managers", managers)];
+                tables::set(&mut admin, &format!("lists/{list}"), &files, reason, force, json).await
+            }
+            ListsVerb::Reset { list, reason } => {
+                let names = ["members", "moderators", "managers"];
+                tables::reset(&mut admin, &format!("lists/{list}"), &names, reason, json).await
+            }
+        },
+        Verb::Domains { verb } => operate_domains(&mut admin, verb, json).await,
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.
         Verb::Route { .. } | Verb::Policy { .. } => Ok(()),
+    }
+}
+
+async fn operate_domains(
+    admin: &mut address::Admin,
+    verb: DomainsVerb,
+    json: bool,
+) -> Result<(), Failure> {
+    match verb {
+        DomainsVerb::List => domains::list(admin, json).await,
+        DomainsVerb::Show { domain } => domains::show(admin, &domain, json).await,
+        DomainsVerb::Set(set) => domains::set(admin, set, json).await,
+        DomainsVerb::Reset { domain, reason } => {
+            let names = ["aliases", "managers"];
+            tables::reset(admin, &format!("domains/{domain}"), &names, reason, json).await
+        }
+        DomainsVerb::Unset { domain } => domains::unset(admin, &domain, json).await,
+        DomainsVerb::Check { domain, mail } => domains::check(admin, &domain, mail, json).await,
+        // Done in `run`.
+        DomainsVerb::Fetch { .. } => Ok(()),
     }
 }

@@ -36,7 +36,12 @@ impl Bench {
 
     fn caller(clock: &Arc<TestClock>, dir: &TempDir) -> Caller {
         let path = dir.path().join("callouts");
-        Caller::open(Arc::new(TcpConnector), clock.clone(), "ppsw-1.example".into(), &path)
+        Caller::open(
+            Arc::new(TcpConnector::default()),
+            clock.clone(),
+            "ppsw-1.example".into(),
+            &path,
+        )
     }
 
     fn later(&self, time: Duration) {
@@ -76,6 +81,7 @@ fn at(servers: &[&Server]) -> Destination {
         protocol: Protocol::Smtp,
         hosts: servers.iter().enumerate().map(host).collect(),
         strip_nul: false,
+        program: None,
     }
 }
 

@@ -84,7 +84,7 @@ impl Fence for Silent {
 }
 
 pub(super) fn transmitter() -> Transmitter {
-    Transmitter::new(Arc::new(TcpConnector), Arc::new(SystemClock), "us.example".into())
+    Transmitter::new(Arc::new(TcpConnector::default()), Arc::new(SystemClock), "us.example".into())
 }
 
 pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destination {
@@ -100,6 +100,7 @@ pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destinatio
         protocol,
         hosts: hosts.collect(),
         strip_nul: false,
+        program: None,
     }
 }
 

@@ -14,18 +14,18 @@ use bytes::Bytes;
 use ppsw_spool::{
     PartitionId,
     env::{Clock, UnixMs},
-    group::ProposeError,
+    group::{ProposeError, Reply},
     log::LogError,
     queue::{
-        Attempt, Body, Envelope, MessageId, MessageState, Outcome, Pulse, QueuedMessage, Recipient,
-        RecipientState, Verdict,
+        Attempt, Body, Envelope, Expand, Expansion, MessageId, MessageState, Outcome, Pulse,
+        QueuedMessage, Recipient, RecipientState, Verdict,
     },
 };
 use tokio::sync::{Semaphore, watch};
 
 use crate::{
     deliver::{
-        Deliverer, Parts,
+        Deliverer, Parts, Programs,
         connect::TcpConnector,
         retry::{RULE_OTHERS, RetryRule},
         seams::{BodySource, Forward, QueueSource, Queues, Router, Routing},
@@ -60,6 +60,7 @@ pub(super) struct Queue {
     /// Attempts that may be marked.
     pub(super) marks: Semaphore,
     pub(super) begun: Mutex<Vec<MessageId>>,
+    pub(super) expanded: Mutex<Vec<Expand>>,
     pulse: watch::Sender<Pulse>,
 }
 
@@ -74,6 +75,7 @@ impl Queue {
             troubles: Mutex::default(),
             marks: Semaphore::new(100_000),
             begun: Mutex::default(),
+            expanded: Mutex::default(),
             pulse: watch::Sender::new(Pulse::default()),
         }
     }
@@ -86,10 +88,12 @@ impl Queue {
             last_error: String::new(),
             next_due: envelope.received,
             done: BTreeSet::new(),
+            expansion: None,
         });
         let message = QueuedMessage {
             id,
             recipients: recipients.collect(),
+            expansions: vec![],
             state: MessageState::Queued,
             body: Body::Inline { index: 0 },
             size: body.len() as u64,
@@ -188,6 +192,36 @@ impl QueueSource for Queue {
     fn may_deliver(&self) -> bool {
         self.leading.load(Ordering::SeqCst)
     }
+    fn are_open(&self, id: MessageId, addresses: &[(u32, &str)]) -> bool {
+        let Some(message) = self.message(id) else { return false };
+        addresses.iter().all(|(number, address)| {
+            let attempt = &message.recipients[*number as usize];
+            attempt.is_open() && !attempt.done.contains(*address)
+        })
+    }
+    async fn expand(&self, expand: Expand, _: Duration) -> Result<Reply, ProposeError> {
+        if let Some(trouble) = self.troubles.lock().unwrap().pop_front() {
+            return Err(trouble);
+        }
+        let mut messages = self.messages.lock().unwrap();
+        let message = Arc::make_mut(messages.get_mut(&expand.message).unwrap());
+        assert_eq!(message.recipients.len(), expand.first as usize);
+        let number = message.expansions.len() as u32;
+        let from = &mut message.recipients[expand.from.recipient as usize];
+        assert!(from.done.insert(Expansion::key(&expand.from.address)));
+        message.expansions.push(expand.from.clone());
+        message.recipients.extend(expand.into.iter().map(|recipient| Attempt {
+            recipient: recipient.clone(),
+            state: RecipientState::New,
+            attempts: 0,
+            last_error: String::new(),
+            next_due: expand.due,
+            done: BTreeSet::new(),
+            expansion: Some(number),
+        }));
+        self.expanded.lock().unwrap().push(expand);
+        Ok(Reply::Done)
+    }
     async fn begin(&self, id: MessageId) -> bool {
         // Permits may be given at any later time.
         let Ok(permit) = self.marks.acquire().await else { return false };
@@ -235,10 +269,14 @@ pub(super) struct Table {
 
 #[async_trait]
 impl Routing for Table {
-    async fn route(&self, address: &str) -> Vec<Target> {
-        self.routes.get(address).cloned().unwrap_or_else(|| {
-            vec![target(address, Fate::Fail(format!("5.1.1 no route to {address}")))]
-        })
+    async fn route(&self, message: &QueuedMessage, numbers: &[u32]) -> Vec<Vec<Target>> {
+        let routed = |number: &u32| {
+            let address = &message.recipients[*number as usize].recipient.address;
+            self.routes.get(address).cloned().unwrap_or_else(|| {
+                vec![target(address, Fate::Fail(format!("5.1.1 no route to {address}")))]
+            })
+        };
+        numbers.iter().map(routed).collect()
     }
     fn options(&self) -> &Options {
         &self.options
@@ -299,10 +337,11 @@ impl Setting {
             name: "us.example".into(),
             queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
             router: Arc::new(Fixed(Arc::new(table))),
-            connector: Arc::new(TcpConnector),
+            connector: Arc::new(TcpConnector::default()),
             forward: Arc::clone(&forwarded) as _,
             clock: time,
             log,
+            programs: Programs { dir: dir.path().join("programs"), smtp: None },
         });
         let running = deliverer.clone();
         tokio::spawn(async move { running.run().await });
@@ -364,7 +403,7 @@ pub(super) fn id(counter: u64) -> MessageId {
 }
 
 pub(super) fn target(address: &str, fate: Fate) -> Target {
-    Target { address: address.into(), parents: vec![], errors_to: None, fate }
+    Target { address: address.into(), copy: None, parents: vec![], errors_to: None, fate }
 }
 
 pub(super) fn deliver_to(address: &str, destination: &Destination) -> Target {

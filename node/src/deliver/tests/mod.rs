@@ -2,5 +2,6 @@
 
 mod dialogue;
 pub(crate) mod fake;
+mod lists;
 mod queue;
 pub(crate) mod server;

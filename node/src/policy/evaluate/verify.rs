@@ -16,7 +16,7 @@ use crate::{
     callout::{Answer, CalloutOptions, Question, ReversePath},
     dns::DnsError,
     limits,
-    route::{self, Destination, Verified},
+    route::{self, About, Destination, Verified},
 };
 
 impl Evaluation<'_> {
@@ -64,7 +64,11 @@ impl Evaluation<'_> {
         };
         let rewritten = self.configuration.rewrite(address, place);
         let address = rewritten.as_ref().map_or(address, |rewriting| &rewriting.new);
-        let verified = route::verify(self.configuration, &*self.around.dns, address).await;
+        // Who verifies a sender would write to it as nobody.
+        let sender = if is_sender { "" } else { self.transaction.sender.as_str() };
+        let about = About { id: None, sender, personality: &self.personality.acl };
+        let dns = &*self.around.dns;
+        let verified = route::verify(self.configuration, dns, &about, address).await;
         let (truth, reason) = match (verified, callout) {
             (Verified::Yes(Some((address, to))), Some(options)) => {
                 self.call_out(&address, &to, options, is_sender).await

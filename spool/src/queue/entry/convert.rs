@@ -7,8 +7,8 @@ use super::{Record, Tried, cut};
 use crate::{
     env::UnixMs,
     queue::message::{
-        Attempt, Delivered, Envelope, MessageId, MessageState, Origin, Outcome, Recipient,
-        RecipientState, Verdict,
+        Attempt, Delivered, Envelope, Expand, Expansion, MessageId, MessageState, Origin, Outcome,
+        Recipient, RecipientState, Verdict,
     },
 };
 
@@ -150,6 +150,7 @@ pub(in crate::queue) fn write_attempt(attempt: &Attempt) -> pb::Attempt {
         last_error: attempt.last_error.clone(),
         next_due_ms: attempt.next_due.0,
         done: attempt.done.iter().cloned().collect(),
+        expansion: attempt.expansion.map_or(0, |number| number.saturating_add(1)),
     }
 }
 
@@ -177,9 +178,51 @@ pub(in crate::queue) fn read_attempts(
             last_error: attempt.last_error,
             next_due: UnixMs(attempt.next_due_ms),
             done: attempt.done.into_iter().collect(),
+            expansion: attempt.expansion.checked_sub(1),
         });
     }
     Ok(recipients)
+}
+
+pub(in crate::queue) fn write_expansion(from: &Expansion) -> pb::Expansion {
+    pb::Expansion {
+        recipient: from.recipient,
+        address: from.address.clone(),
+        parents: from.parents.clone(),
+        errors_to: from.errors_to.clone(),
+    }
+}
+
+pub(in crate::queue) fn read_expansion(from: pb::Expansion) -> Expansion {
+    let pb::Expansion { recipient, address, parents, errors_to } = from;
+    Expansion { recipient, address, parents, errors_to }
+}
+
+pub(super) fn write_expand(expand: &Expand) -> pb::Expand {
+    let from = write_expansion(&expand.from);
+    pb::Expand {
+        message: Some(write_id(expand.message)),
+        recipient: from.recipient,
+        into: expand.into.iter().map(write_recipient).collect(),
+        due_ms: expand.due.0,
+        address: from.address,
+        parents: from.parents,
+        errors_to: from.errors_to,
+        first: expand.first,
+        goes_on: expand.goes_on,
+    }
+}
+
+pub(super) fn read_expand(e: pb::Expand) -> Result<Expand, String> {
+    let (recipient, address) = (e.recipient, e.address);
+    Ok(Expand {
+        message: read_id(e.message)?,
+        from: Expansion { recipient, address, parents: e.parents, errors_to: e.errors_to },
+        into: e.into.into_iter().map(read_recipient).collect(),
+        due: UnixMs(e.due_ms),
+        first: e.first,
+        goes_on: e.goes_on,
+    })
 }
 
 pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
@@ -187,5 +230,6 @@ pub(super) fn read_record(record: pb::Record) -> Result<Record, String> {
     let state = if record.held { MessageState::Held } else { MessageState::Queued };
     let envelope = read_envelope(record.envelope)?;
     let tried = Tried { recorded: record.tried, begun: record.begun };
-    Ok(Record { envelope, state, recipients, warned: record.warned, tried })
+    let expansions = record.expansions.into_iter().map(read_expansion).collect();
+    Ok(Record { envelope, state, recipients, expansions, warned: record.warned, tried })
 }

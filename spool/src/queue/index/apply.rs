@@ -10,8 +10,8 @@ use crate::{
     queue::{
         entry::{Change, NewBody, Record, Tried, cut},
         message::{
-            Attempt, Body, Envelope, MessageId, MessageState, Outcome, QueuedMessage, Recipient,
-            RecipientState, Verdict,
+            Attempt, Body, Envelope, Expand, Expansion, MessageId, MessageState, Outcome,
+            QueuedMessage, Recipient, RecipientState, Verdict,
         },
     },
 };
@@ -71,7 +71,7 @@ impl Index {
                 Ok(Effects::default())
             }
             Change::Settle { upto } => self.settle(at.index, upto),
-            Change::Expand { id, .. }
+            Change::Expand(Expand { message: id, .. })
             | Change::Hold { id }
             | Change::Release { id, .. }
             | Change::Edit { id, .. } => {
@@ -180,8 +180,13 @@ impl Index {
     /// Operators' changes and expansion: the message must be there, and the recipient be unfinished.
     fn revise(&mut self, id: MessageId, change: Change) -> Result<Effects, Refusal> {
         let (head, mut message) = self.open(id).ok_or_else(|| unknown(id))?;
-        if let Change::Expand { recipient, .. } | Change::Edit { recipient, .. } = &change {
-            let found = message.recipients.get(*recipient as usize);
+        let unfinished = match &change {
+            Change::Expand(expand) => Some(expand.from.recipient),
+            Change::Edit { recipient, .. } => Some(*recipient),
+            _ => None,
+        };
+        if let Some(recipient) = unfinished {
+            let found = message.recipients.get(recipient as usize);
             if !found.is_some_and(Attempt::is_open) {
                 return Err(format!("{id} has no unfinished recipient {recipient}"));
             }
@@ -202,13 +207,7 @@ impl Index {
                     attempt.done.clear();
                 }
             }
-            Change::Expand { recipient, into, due, .. } => {
-                if let Some(attempt) = message.recipients.get_mut(recipient as usize) {
-                    attempt.state = RecipientState::Delivered;
-                    attempt.done.clear();
-                }
-                message.recipients.extend(into.into_iter().map(|to| untried(to, due)));
-            }
+            Change::Expand(expand) => expand_into(&mut message, expand)?,
             _ => {}
         }
         let completed = u64::from(self.replace(&head, &message, head.tried));
@@ -248,9 +247,10 @@ impl Index {
         let (body, bytes, pin) = place(index, id, body, partial)?;
         let waits = self.waits(id);
         self.remove(id);
-        let Record { envelope, state, recipients, warned, tried } = record;
+        let Record { envelope, state, recipients, expansions, warned, tried } = record;
         let mut message = fresh(id, envelope, body, bytes);
         (message.state, message.recipients, message.warned) = (state, recipients, warned);
+        message.expansions = expansions;
         self.insert(&message, pin, index, tried);
         if let Some(due) = waits.filter(|due| self.due.remove(due)) {
             self.grace.waiting.insert(due);
@@ -302,6 +302,7 @@ fn fresh(id: MessageId, envelope: Envelope, body: Body, body_bytes: u64) -> Queu
         id,
         state: MessageState::Queued,
         recipients: envelope.recipients.iter().map(|to| untried(to.clone(), due)).collect(),
+        expansions: Vec::new(),
         body,
         size: body_bytes.saturating_add(envelope.prepend.len() as u64),
         warned: false,
@@ -318,7 +319,44 @@ fn untried(recipient: Recipient, due: UnixMs) -> Attempt {
         last_error: String::new(),
         next_due: due,
         done: BTreeSet::new(),
+        expansion: None,
     }
+}
+
+/// Adds the recipients of an expansion.
+fn expand_into(message: &mut QueuedMessage, expand: Expand) -> Result<(), Refusal> {
+    let Expand { from, into, due, first, goes_on, .. } = expand;
+    let known = message.recipients.len();
+    let Some(attempt) = message.recipients.get_mut(from.recipient as usize) else {
+        return Err(format!("{} has no recipient {}", message.id, from.recipient));
+    };
+    if from.address.is_empty() {
+        attempt.state = RecipientState::Delivered;
+        attempt.done.clear();
+        message.recipients.extend(into.into_iter().map(|to| untried(to, due)));
+        return Ok(());
+    }
+    let key = Expansion::key(&from.address);
+    if attempt.done.contains(&key) {
+        return Err(format!("<{}> of {} is expanded already", from.address, message.id));
+    }
+    if known != first as usize {
+        return Err(format!("{} has {known} recipients, and not {first}", message.id));
+    }
+    if !goes_on {
+        attempt.done.insert(key);
+    }
+    let number = match message.expansions.iter().position(|one| *one == from) {
+        Some(number) => number,
+        None => {
+            message.expansions.push(from);
+            message.expansions.len() - 1
+        }
+    };
+    let expansion = u32::try_from(number).ok();
+    let attempt = |to| Attempt { expansion, ..untried(to, due) };
+    message.recipients.extend(into.into_iter().map(attempt));
+    Ok(())
 }
 
 /// Refuses an outcome that names what is not there, or that has been recorded already.
@@ -378,7 +416,11 @@ fn record(message: &mut QueuedMessage, outcome: &Outcome) {
         if attempt.is_open() {
             let failed = named.get(number).is_some_and(|(failed, _)| *failed);
             attempt.state = if failed { RecipientState::Failed } else { RecipientState::Delivered };
-            attempt.done = BTreeSet::new();
+            // Another recipient may yet lead to an address that is done. That of the recipient itself is understood.
+            if attempt.expansion.is_some() {
+                attempt.done = BTreeSet::new();
+            }
+            attempt.done.remove(&attempt.recipient.address);
         }
     }
     message.warned |= outcome.warned;

@@ -3,18 +3,26 @@
 //! The bytes are also what a local checkpoint holds of the message. In front stand, as varints, what the index itself
 //! needs; behind them, a `Kept` of `queue.proto`.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use ppsw_proto::queue as pb;
 use prost::{
     Message as _,
-    encoding::{decode_varint, encode_varint, encoded_len_varint},
+    encoding::{
+        DecodeContext, WireType, decode_key, decode_varint, encode_varint, encoded_len_varint,
+        skip_field,
+    },
 };
 
 use crate::{
     env::UnixMs,
     limits::ENTRY_OVERHEAD_BYTES,
     queue::{
-        entry::{Tried, read_attempts, read_envelope, write_attempt, write_envelope},
+        entry::{
+            Tried, read_attempts, read_envelope, read_expansion, write_attempt, write_envelope,
+            write_expansion,
+        },
         message::{Attempt, Body, MessageId, MessageState, QueuedMessage},
     },
 };
@@ -25,7 +33,12 @@ const TRIED: u64 = 2;
 const WARNED: u64 = 4;
 const CHUNKED: u64 = 8;
 const BEGUN: u64 = 16;
-const FLAGS: u64 = HELD | TRIED | WARNED | CHUNKED | BEGUN;
+/// Programs that know no expansions read the log instead.
+const EXPANDED: u64 = 32;
+const FLAGS: u64 = HELD | TRIED | WARNED | CHUNKED | BEGUN | EXPANDED;
+
+/// The tag of `recipients` in a `Kept`.
+const KEPT_RECIPIENTS: u32 = 2;
 
 /// An encoded message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +53,7 @@ pub(super) struct Head {
     pub(super) tried: Tried,
     warned: bool,
     chunked: bool,
+    expanded: bool,
     /// When the next attempt is due; `None`: nothing is left to be done.
     next: Option<UnixMs>,
     pub(super) size: u64,
@@ -63,6 +77,7 @@ impl Head {
             tried,
             warned: message.warned,
             chunked: matches!(message.body, Body::Chunks { .. }),
+            expanded: !message.expansions.is_empty(),
             next: open.map(|attempt| attempt.next_due).min(),
             size: message.size,
             pin,
@@ -76,7 +91,8 @@ impl Head {
             | flag(self.tried.recorded, TRIED)
             | flag(self.tried.begun, BEGUN)
             | flag(self.warned, WARNED)
-            | flag(self.chunked, CHUNKED);
+            | flag(self.chunked, CHUNKED)
+            | flag(self.expanded, EXPANDED);
         let next = self.next.map_or(0, |due| due.0.saturating_add(1));
         [flags, next, self.size, self.pin, self.record.wrapping_sub(self.pin)]
     }
@@ -92,6 +108,7 @@ impl Head {
             tried: Tried { recorded: flags & TRIED != 0, begun: flags & BEGUN != 0 },
             warned: flags & WARNED != 0,
             chunked: flags & CHUNKED != 0,
+            expanded: flags & EXPANDED != 0,
             next: due.checked_sub(1).map(UnixMs),
             size,
             pin,
@@ -118,7 +135,12 @@ impl Slot {
         });
         let mut envelope = write_envelope(&message.envelope);
         envelope.prepend = Bytes::new();
-        let kept = pb::Kept { envelope: Some(envelope), recipients: recipients.collect(), chunks };
+        let kept = pb::Kept {
+            envelope: Some(envelope),
+            recipients: recipients.collect(),
+            chunks,
+            expansions: message.expansions.iter().map(write_expansion).collect(),
+        };
         let fields = head.fields();
         let heading: usize = fields.iter().map(|field| encoded_len_varint(*field)).sum();
         // Exactly as long as needed, so that it does not move when it is boxed.
@@ -158,6 +180,49 @@ impl Slot {
         Head::read(&mut &*self.bytes)
     }
 
+    /// Whether all of these addresses are still to be delivered to; each with the number of the recipient that led there.
+    /// Decodes only these recipients: it is asked before each transaction, and a list has very many.
+    pub(super) fn are_open(&self, addresses: &[(u32, &str)]) -> bool {
+        let mut wanted: BTreeMap<u32, Vec<&str>> = BTreeMap::new();
+        for (number, address) in addresses {
+            wanted.entry(*number).or_default().push(address);
+        }
+        let mut rest = &*self.bytes;
+        if Head::read(&mut rest).is_none() {
+            return false;
+        }
+        let is_open = |bytes: &[u8], addresses: &[&str]| {
+            let attempt = pb::Attempt::decode(bytes).ok();
+            attempt.is_some_and(|attempt| {
+                let open = [pb::RecipientState::New, pb::RecipientState::Deferred];
+                open.contains(&attempt.state())
+                    && addresses.iter().all(|a| !attempt.done.iter().any(|done| done == a))
+            })
+        };
+        let mut number = 0;
+        while !wanted.is_empty() {
+            let Ok((tag, wire)) = decode_key(&mut rest) else { return false };
+            if (tag, wire) != (KEPT_RECIPIENTS, WireType::LengthDelimited) {
+                if skip_field(wire, tag, &mut rest, DecodeContext::default()).is_err() {
+                    return false;
+                }
+                continue;
+            }
+            let len = decode_varint(&mut rest).ok().and_then(|len| usize::try_from(len).ok());
+            let Some((bytes, behind)) = len.and_then(|len| rest.split_at_checked(len)) else {
+                return false;
+            };
+            rest = behind;
+            if let Some(addresses) = wanted.remove(&number)
+                && !is_open(bytes, &addresses)
+            {
+                return false;
+            }
+            number += 1;
+        }
+        true
+    }
+
     /// The message. `None` as above.
     pub(super) fn open(&self, id: MessageId) -> Option<(Head, QueuedMessage)> {
         let mut rest = &*self.bytes;
@@ -174,8 +239,18 @@ impl Slot {
         let state = if head.held { MessageState::Held } else { MessageState::Queued };
         let (size, warned) = (head.size, head.warned);
         let not_before = UnixMs(0);
-        let message =
-            QueuedMessage { id, envelope, state, recipients, body, size, warned, not_before };
+        let expansions = kept.expansions.into_iter().map(read_expansion).collect();
+        let message = QueuedMessage {
+            id,
+            envelope,
+            state,
+            recipients,
+            expansions,
+            body,
+            size,
+            warned,
+            not_before,
+        };
         Some((head, message))
     }
 }

@@ -1,16 +1,19 @@
-//! The entries of a partition as version 1 wrote them: every later version reads them.
+//! The entries of a partition as each version wrote them: every later version reads them.
 
 #![allow(clippy::disallowed_methods, reason = "files of the repository")]
 
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
 
 use bytes::Bytes;
+use ppsw_proto::queue as pb;
+use prost::Message as _;
 
 use super::*;
 use crate::queue::entry::{self, BodyBytes, Change, Tried};
 
-fn golden() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/entries-v1.txt")
+fn golden(version: u32) -> PathBuf {
+    let name = format!("tests/golden/entries-v{version}.txt");
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
 /// An envelope with something in every field.
@@ -56,12 +59,14 @@ fn message() -> QueuedMessage {
         last_error: "451 4.2.2 later".to_owned(),
         next_due: UnixMs(1_700_000_900_000),
         done: BTreeSet::from(["x@example.com".to_owned()]),
+        expansion: None,
     };
     QueuedMessage {
         id: id(9),
         recipients: [(0, RecipientState::Deferred), (1, RecipientState::Failed)]
             .map(attempt)
             .into(),
+        expansions: vec![],
         state: MessageState::Held,
         body: Body::Inline { index: 0 },
         size: 20,
@@ -89,7 +94,13 @@ fn entries() -> Vec<Bytes> {
         entry::accept(id(9), &envelope, chunks.clone()),
         entry::abort(id(9), true),
         entry::outcome(&full),
-        entry::expand(id(9), 1, &envelope.recipients, due),
+        entry::expand(&Expand {
+            message: id(9),
+            from: Expansion { recipient: 1, ..Expansion::default() },
+            into: envelope.recipients.clone(),
+            due,
+            ..Expand::default()
+        }),
         entry::hold(id(9)),
         entry::release(id(9), None),
         entry::release(id(9), Some(due)),
@@ -99,6 +110,43 @@ fn entries() -> Vec<Bytes> {
         entry::handover(2),
         entry::settle(55),
         entry::begin(&[id(9), id(10)]),
+    ]
+}
+
+/// What version 2 writes that version 1 does not know: where recipients of an expansion come from.
+fn entries_of_version_2() -> Vec<Bytes> {
+    let from = Expansion {
+        recipient: 1,
+        address: "list-outgoing@example.org".to_owned(),
+        parents: vec!["b@example.org".to_owned()],
+        errors_to: Some("list-request@example.org".to_owned()),
+    };
+    let mut expanded = message();
+    expanded.recipients[1].done.insert(Expansion::key(&from.address));
+    expanded.recipients.push(Attempt {
+        recipient: Recipient { address: "m@example.net".to_owned(), ..Recipient::default() },
+        state: RecipientState::New,
+        attempts: 0,
+        last_error: String::new(),
+        next_due: UnixMs(1_700_000_000_123),
+        done: BTreeSet::new(),
+        expansion: Some(0),
+    });
+    expanded.expansions.push(from.clone());
+    let expand = Expand {
+        message: id(9),
+        from,
+        into: full_envelope().recipients,
+        due: UnixMs(1_700_000_060_000),
+        first: 2,
+        goes_on: true,
+    };
+    let last = Expand { first: 4, goes_on: false, ..expand.clone() };
+    let small = BodyBytes::Inline(Bytes::from_static(b"small"));
+    vec![
+        entry::expand(&expand),
+        entry::expand(&last),
+        entry::carry(&expanded, Tried::default(), 77, small),
     ]
 }
 
@@ -112,16 +160,18 @@ fn line(payload: &Bytes) -> String {
     format!("{hex} {:?}\n", entry::decode(payload).unwrap())
 }
 
-/// The file as version 1 wrote it is never made again: this is for the next version's own.
+/// The bytes that a version wrote are never made again: this is for the next version's own, and for what they are called.
 #[test]
 #[ignore = "writes into the repository"]
 fn write() {
-    fs::write(golden(), entries().iter().map(line).collect::<String>()).unwrap();
+    for (version, entries) in [(1, entries()), (2, entries_of_version_2())] {
+        fs::write(golden(version), entries.iter().map(line).collect::<String>()).unwrap();
+    }
 }
 
 #[test]
-fn the_entries_of_version_1_are_read() {
-    let text = fs::read_to_string(golden()).unwrap();
+fn the_entries_of_all_versions_are_read() {
+    let text = [1, 2].map(|version| fs::read_to_string(golden(version)).unwrap()).concat();
     let mut kinds = BTreeSet::new();
     for expected in text.lines() {
         let (hex, _) = expected.split_once(' ').unwrap();
@@ -133,7 +183,7 @@ fn the_entries_of_version_1_are_read() {
             Change::Accept { .. } => 1,
             Change::Abort { .. } => 2,
             Change::Outcome(_) => 3,
-            Change::Expand { .. } => 4,
+            Change::Expand(_) => 4,
             Change::Hold { .. } => 5,
             Change::Release { .. } => 6,
             Change::Edit { .. } => 7,
@@ -148,7 +198,13 @@ fn the_entries_of_version_1_are_read() {
 
 /// A change of what is written, without a new version, would be read wrongly by the nodes that are not yet upgraded.
 #[test]
-fn entries_are_written_as_version_1_says() {
-    let text = fs::read_to_string(golden()).unwrap();
-    assert_eq!(entries().iter().map(line).collect::<String>(), text);
+fn entries_are_written_as_their_version_says() {
+    for (version, entries) in [(1, entries()), (2, entries_of_version_2())] {
+        let text = fs::read_to_string(golden(version)).unwrap();
+        assert!(entries.iter().map(line).eq(text.lines().map(|line| format!("{line}\n"))));
+        for payload in entries {
+            let entry = pb::SpoolEntry::decode(payload).unwrap();
+            assert_eq!(entry.version, version, "older programs must not go on without it");
+        }
+    }
 }

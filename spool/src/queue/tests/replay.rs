@@ -41,7 +41,8 @@ pub(super) enum Step {
     Begin(u64, u64),
     Handover,
     Edit(u64, u32),
-    Expand(u64, u32),
+    /// The recipient itself, or an address that it leads to; more to come, or not.
+    Expand(u64, u32, Option<bool>),
     /// The leader takes a message's record (after writing its chunks again) …
     TakeRecord(u64),
     /// … and its entry arrives now, in time or late.
@@ -71,7 +72,8 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         3 => (id.clone(), id.clone()).prop_map(|(a, b)| Step::Begin(a, b)),
         1 => Just(Step::Handover),
         1 => (id.clone(), recipient.clone()).prop_map(|(id, r)| Step::Edit(id, r)),
-        1 => (id.clone(), recipient).prop_map(|(id, r)| Step::Expand(id, r)),
+        2 => (id.clone(), recipient, any::<Option<bool>>())
+            .prop_map(|(id, r, address)| Step::Expand(id, r, address)),
         4 => id.prop_map(Step::TakeRecord),
         4 => any::<usize>().prop_map(Step::Carry),
         1 => (0..6_u64).prop_map(Step::Finish),
@@ -137,8 +139,13 @@ impl Full {
             Step::Begin(a, b) => Some(entry::begin(&[id(a), id(b)])),
             Step::Handover => Some(entry::handover(2)),
             Step::Edit(n, recipient) => Some(entry::edit(id(n), recipient, "x@example.org", due)),
-            Step::Expand(n, recipient) => {
-                Some(entry::expand(id(n), recipient, &envelope(1).recipients, due))
+            Step::Expand(n, recipient, address) => {
+                let first = self.index.get(id(n)).map_or(0, |m| m.recipients.len() as u32);
+                let address = address.map_or(String::new(), |goes_on| format!("l{goes_on}@x"));
+                let goes_on = address == "ltrue@x";
+                let from = Expansion { recipient, address, ..Expansion::default() };
+                let (message, into) = (id(n), envelope(1).recipients);
+                Some(entry::expand(&Expand { message, from, into, due, first, goes_on }))
             }
             Step::TakeRecord(n) => return self.take_record(id(n)),
             Step::Carry(_) if self.records.is_empty() => return,

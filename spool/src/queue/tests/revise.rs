@@ -9,6 +9,7 @@ use crate::{
     queue::entry::{self, BodyBytes},
 };
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 fn refused(reply: &Reply) -> bool {
     matches!(reply, Reply::Refused(_))
@@ -146,11 +147,13 @@ async fn operators_hold_release_redirect_and_expand() {
     assert_eq!(world.due(), [id]);
 
     let members = envelope(3).recipients;
-    world.fake.append(entry::expand(id, 0, &members, UnixMs(1_600_000)));
+    let whole =
+        Expand { message: id, into: members.clone(), due: UnixMs(1_600_000), ..Expand::default() };
+    world.fake.append(entry::expand(&whole));
     let message = world.get(id).unwrap();
     let open: Vec<_> = message.recipients.iter().map(Attempt::is_open).collect();
     assert_eq!(open, [false, true, true, true]);
-    assert!(refused(&world.fake.append(entry::expand(id, 0, &members, UnixMs(0)))), "once");
+    assert!(refused(&world.fake.append(entry::expand(&whole))), "once");
     assert!(refused(&world.fake.append(entry::edit(id, 9, "x", UnixMs(0)))));
 }
 
@@ -162,7 +165,7 @@ async fn what_nobody_knows_is_refused_and_changes_nothing() {
     let id = accept(&world, 1, 1);
     let message = Some(ppsw_proto::queue::MessageId { second: 1_000, counter: 1, node: 1 });
     let abort = Some(Kind::Abort(Abort { message, upload_only: false }));
-    let newer = SpoolEntry { version: 2, kind: abort };
+    let newer = SpoolEntry { version: 3, kind: abort };
     let unknown = SpoolEntry { version: 1, kind: None };
     for entry in [newer.encode_to_vec(), unknown.encode_to_vec(), vec![0xff; 9], vec![]] {
         assert!(refused(&world.fake.append(entry.into())));
@@ -212,4 +215,123 @@ async fn an_outcome_too_long_for_an_entry_is_recorded_in_parts() {
     assert!(longest < Some(crate::limits::ENTRY_BYTES_MAX));
     world.replica.record(long, deadline).await.unwrap();
     assert_eq!(world.summary().queued, 41, "once more changes nothing");
+}
+
+/// An expansion of recipient `recipient` of `message`.
+fn expansion(message: MessageId, recipient: u32, first: u32, into: &[&str]) -> Expand {
+    let to = |a: &&str| Recipient { address: (*a).to_owned(), ..Recipient::default() };
+    let from = Expansion {
+        recipient,
+        address: "l-outgoing@lists.example".to_owned(),
+        parents: vec!["r0@example.org".to_owned()],
+        errors_to: Some("l-request@lists.example".to_owned()),
+    };
+    let (into, due) = (into.iter().map(to).collect(), UnixMs(1_600_000));
+    Expand { message, from, into, due, first, goes_on: false }
+}
+
+#[tokio::test]
+async fn an_expansion_is_recorded_once_and_its_recipients_are_tried_each() {
+    let world = world();
+    world.fake.elect();
+    let id = accept(&world, 1, 2);
+    let expand = expansion(id, 0, 2, &["a@x", "b@x"]);
+    let other = Expand { first: 3, ..expand.clone() };
+    assert!(refused(&world.fake.append(entry::expand(&other))), "another message than was seen");
+    world.fake.append(entry::expand(&expand));
+    assert!(refused(&world.fake.append(entry::expand(&expand))), "once");
+    assert!(refused(&world.fake.append(entry::expand(&Expand { first: 4, ..expand.clone() }))));
+    let message = world.get(id).unwrap();
+    let open: Vec<_> = message.recipients.iter().map(Attempt::is_open).collect();
+    assert_eq!(open, [true; 4], "where it came from may lead elsewhere, too");
+    assert_eq!(message.expansion_of(3), Some(&expand.from));
+    assert_eq!(message.expansion_of(0), None);
+    assert_eq!(message.ancestors(3), ["r0@example.org", "l-outgoing@lists.example"]);
+
+    // Each has a fate of its own.
+    let key = Expansion::key("l-outgoing@lists.example");
+    let are_open =
+        |addresses: &[(u32, &str)]| world.replica.machine.lock().index.are_open(id, addresses);
+    assert!(are_open(&[(3, "b@x"), (1, "r1@example.org"), (3, "other")]));
+    assert!(!are_open(&[(1, "r1@example.org"), (0, &key)]));
+    assert!(!are_open(&[(4, "nobody")]));
+    let mut some = outcome(id, 2, Verdict::Delivered, true);
+    some.results[0].address = "a@x".to_owned();
+    some.finished.push(0);
+    world.fake.append(entry::outcome(&some));
+    let message = world.get(id).unwrap();
+    let open: Vec<_> = message.recipients.iter().map(Attempt::is_open).collect();
+    assert_eq!(open, [false, true, false, true]);
+    assert!(!are_open(&[(2, "a@x")]) && are_open(&[(3, "b@x")]));
+    assert!(message.recipients[0].done.contains(&key), "another may lead there yet");
+    assert!(message.recipients[2].done.is_empty());
+
+    // One of them is a list, too.
+    let mut deeper = expansion(id, 3, 4, &["c@x"]);
+    deeper.from.parents = vec!["b@x".to_owned()];
+    deeper.from.address = "m@x".to_owned();
+    world.fake.append(entry::expand(&deeper));
+    let message = world.get(id).unwrap();
+    let chain = ["r0@example.org", "l-outgoing@lists.example", "b@x", "m@x"];
+    assert_eq!(message.ancestors(4), chain);
+}
+
+#[tokio::test]
+async fn an_expansion_too_long_for_an_entry_is_recorded_in_parts() {
+    let world = world();
+    world.fake.elect();
+    let id = accept(&world, 1, 1);
+    let members: Vec<String> =
+        (0..50_000).map(|n| format!("member{n:05}@{}.example", "d".repeat(60))).collect();
+    let members: Vec<&str> = members.iter().map(String::as_str).collect();
+    let parts = expansion(id, 0, 1, &members).split();
+    assert_eq!(
+        parts.iter().map(|part| part.first).collect::<Vec<_>>()[..2],
+        [1, 1 + parts[0].into.len() as u32]
+    );
+    let goes_on: Vec<bool> = parts.iter().map(|part| part.goes_on).collect();
+    assert!(goes_on.iter().rev().skip(1).all(|more| *more) && goes_on.last() == Some(&false));
+    for part in &parts {
+        let entry = entry::expand(part);
+        assert!(entry.len() < crate::limits::ENTRY_BYTES_MAX, "{} bytes", entry.len());
+        assert!(!refused(&world.fake.append(entry)));
+    }
+    let message = world.get(id).unwrap();
+    assert_eq!((message.recipients.len(), message.expansions.len()), (50_001, 1));
+    assert_eq!(message.recipients[50_000].recipient.address, members[49_999]);
+    let addresses: Vec<(u32, &str)> = (1..101).map(|n| (n * 400, "x")).collect();
+    assert!(world.replica.machine.lock().index.are_open(id, &addresses));
+}
+
+/// What a node may expand must fit into one entry again when it is carried.
+#[test]
+fn all_that_may_be_expanded_can_be_carried() {
+    let bytes = crate::limits::EXPANDED_BYTES_MAX;
+    let address = "m".repeat(30);
+    let count = bytes / (address.len() + crate::limits::RECIPIENT_OVERHEAD);
+    assert!(count >= 50_000, "{count}");
+    let attempt = |state| Attempt {
+        recipient: Recipient { address: address.clone(), ..Recipient::default() },
+        state,
+        attempts: 200,
+        last_error: String::new(),
+        next_due: UnixMs(1_795_464_000_000),
+        done: BTreeSet::new(),
+        expansion: Some(0),
+    };
+    let mut message = QueuedMessage {
+        id: id(1),
+        envelope: envelope(1000),
+        state: MessageState::Queued,
+        recipients: vec![attempt(RecipientState::Deferred); count],
+        expansions: vec![expansion(id(1), 0, 1, &[]).from],
+        body: Body::Inline { index: 0 },
+        size: 0,
+        warned: true,
+        not_before: UnixMs(0),
+    };
+    message.envelope.recipients.truncate(1000);
+    let body = BodyBytes::Inline(Bytes::from(vec![b'x'; crate::limits::INLINE_BODY_BYTES_MAX]));
+    let entry = entry::carry(&message, entry::Tried::default(), 7, body);
+    assert!(entry.len() <= crate::limits::ENTRY_BYTES_MAX, "{} bytes", entry.len());
 }

@@ -1,0 +1,3 @@
+mod fetching;
+mod rounds;
+mod web;
