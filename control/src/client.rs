@@ -9,6 +9,10 @@ use tonic::transport::{Channel, ClientTlsConfig, Identity as TlsIdentity};
 
 use crate::{dial, files, limits, pki::AnyNode};
 
+mod push;
+
+pub use push::{NewVersion, Pushed, change, push};
+
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -73,7 +77,9 @@ impl Operator {
             .connect()
             .await
             .map_err(|error| unreachable(&error))?;
-        let client = AdminClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES_MAX);
+        let client = AdminClient::new(channel)
+            .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
         Ok(Self { client })
     }
 

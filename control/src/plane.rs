@@ -74,6 +74,8 @@ pub(crate) struct Shared {
     pub(crate) progress: watch::Sender<pb::DrainProgress>,
     /// Policy and tables on this node.
     pub(crate) shelf: Shelf,
+    /// This node ran a version when it stopped.
+    pub(crate) has_run_version: bool,
     /// Why this node is no member any more.
     pub(crate) removed: watch::Sender<Option<String>>,
     /// The agent and drains end.
@@ -149,6 +151,7 @@ impl Plane {
             was_drained: AtomicBool::new(book.drained),
             progress: watch::Sender::default(),
             shelf,
+            has_run_version: ran.is_some(),
             removed: watch::Sender::default(),
             stop: CancellationToken::new(),
             closed: CancellationToken::new(),

@@ -94,6 +94,9 @@ pub const CONFIGURATION_ERRORS_MAX: usize = 200;
 /// directory: some elections.
 pub const VERSION_PATIENCE: Duration = Duration::from_secs(10);
 
+/// How much less of a busy processor than mail the compilation of a version gets (nice(2)).
+pub const COMPILE_NICENESS: i32 = 10;
+
 /// Largest `policy.kdl`: the paper's whole configuration has 40 KiB.
 pub const POLICY_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
@@ -334,6 +337,9 @@ pub const REHEARSALS_MAX: usize = 8;
 
 /// Longest line of a made-up session; a real one ends at 2,048 or less.
 pub const REHEARSAL_LINE_BYTES_MAX: usize = 4_096;
+
+/// Largest chunk (BDAT) of a made-up session: somebody types it.
+pub const REHEARSAL_CHUNK_BYTES_MAX: u64 = 64 * 1024;
 
 /// Names that are kept of a client's certificate: those of machines have a few.
 pub const CERTIFICATE_NAMES_MAX: usize = 32;

@@ -350,11 +350,25 @@ async fn configured(
     plane: &Plane,
     live: &Live,
 ) -> Result<watch::Receiver<Arc<Configuration>>, Failure> {
-    // Who has run no version, and hears nobody, is not ready, and takes no mail without a majority: it runs its own
-    // directory until it hears of a version.
-    let settled = tokio::time::timeout(limits::VERSION_PATIENCE, plane.settled()).await;
-    if let (Ok(true), Some(current)) = (settled, live.watch()) {
-        return Ok(current);
+    loop {
+        let runs_version = tokio::select! {
+            runs_version = plane.settled() => runs_version,
+            why = plane.removed() => return Err(Stop::Removed(why).into()),
+            why = plane.failed() => return Err(Stop::of_plane(config, plane, &why)),
+            // Who has run no version, and hears nobody, is not ready, and takes no mail without a majority: it runs its own
+            // directory until it hears of a version.
+            () = tokio::time::sleep(limits::VERSION_PATIENCE) => {
+                if plane.has_version() {
+                    tracing::warn!("waits for the active version of policy and tables: {}", plane.not_ready().join("; "));
+                    continue;
+                }
+                false
+            }
+        };
+        match live.watch() {
+            Some(current) if runs_version => return Ok(current),
+            _ => break,
+        }
     }
     let configuration = load(config)?;
     cry_if_open(&configuration).await;

@@ -51,14 +51,15 @@ pub struct Setup<'a> {
 
 /// All of it. Dropping it ends all processes; its directory is kept if the test failed.
 pub struct Campus {
-    dir: Option<TempDir>,
     relay: Relay,
     departments: Departments,
     outside: Outside,
     _stores: Vec<Guard>,
     _names: NameServer,
-    /// The last to go: with whatever still runs in it.
+    /// Goes with whatever still runs in it.
     network: Network,
+    /// The last to go: all write there.
+    dir: Option<TempDir>,
 }
 
 impl Campus {
@@ -89,13 +90,13 @@ impl Campus {
         let stores = (1..=9).map(|number| store(&network, dir, number)).collect();
         let relay = Relay::start(&network, &subdirectory(dir, "relay"), setup);
         Self {
-            dir: Some(holder),
             relay,
             departments,
             outside,
             _stores: stores,
             _names: names,
             network,
+            dir: Some(holder),
         }
     }
 

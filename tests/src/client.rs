@@ -12,7 +12,7 @@ use rustls::{
     ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring},
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
 };
 use socket2::{Domain, Socket, Type};
 
@@ -26,6 +26,9 @@ pub struct Reply {
     /// The texts of its lines, without codes, joined by newlines.
     pub text: String,
 }
+
+/// A certificate of the client, and its key.
+pub type Own = (CertificateDer<'static>, PrivateKeyDer<'static>);
 
 /// Why a message was not answered with a reply to its final dot.
 #[derive(Debug)]
@@ -68,7 +71,7 @@ impl Client {
 
     /// Connects with TLS from the start (port 465), reads the banner.
     pub fn connect_tls(address: SocketAddr) -> io::Result<Self> {
-        let stream = tls(tcp(IpAddr::from([127, 0, 0, 1]), address)?)?;
+        let stream = tls(tcp(IpAddr::from([127, 0, 0, 1]), address)?, None)?;
         let mut client = Self { stream, buffer: Vec::new() };
         client.expect(220)?;
         Ok(client)
@@ -76,13 +79,24 @@ impl Client {
 
     /// Changes to TLS by STARTTLS, and says EHLO again.
     pub fn start_tls(&mut self) -> io::Result<()> {
+        self.start_tls_showing(None)
+    }
+
+    /// The same; who asks for a certificate gets this one.
+    pub fn start_tls_showing(&mut self, own: Option<Own>) -> io::Result<()> {
         let reply = self.command("STARTTLS")?;
         want(&reply, 220)?;
         let Stream::Plain(plain) = std::mem::replace(&mut self.stream, Stream::None) else {
             return Err(io::Error::other("TLS twice"));
         };
-        self.stream = tls(plain)?;
+        self.stream = tls(plain, own)?;
         self.ehlo().map(drop)
+    }
+
+    /// What the server showed.
+    pub fn server_certificate(&self) -> Option<CertificateDer<'static>> {
+        let Stream::Tls(stream) = &self.stream else { return None };
+        stream.conn.peer_certificates()?.first().cloned()
     }
 
     pub fn ehlo(&mut self) -> io::Result<Reply> {
@@ -238,14 +252,19 @@ fn want(reply: &Reply, code: u16) -> io::Result<()> {
     Err(io::Error::other(format!("expected {code}, got {} {}", reply.code, reply.text)))
 }
 
-fn tls(stream: TcpStream) -> io::Result<Stream> {
+fn tls(stream: TcpStream, own: Option<Own>) -> io::Result<Stream> {
     let provider = Arc::new(ring::default_provider());
-    let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate(provider)));
+    let config = match own {
+        Some((certificate, key)) => {
+            builder.with_client_auth_cert(vec![certificate], key).map_err(io::Error::other)?
+        }
+        None => builder.with_no_client_auth(),
+    };
     let name = ServerName::try_from("smtp.hermes.cam.ac.uk").map_err(io::Error::other)?;
     let connection = ClientConnection::new(Arc::new(config), name).map_err(io::Error::other)?;
     Ok(Stream::Tls(Box::new(StreamOwned::new(connection, stream))))

@@ -5,7 +5,7 @@ use std::{net::IpAddr, path::Path, time::Duration};
 const CASES: &str = include_str!("../../node/src/policy/golden/cambridge.txt");
 const VERBS: [&str; 7] = ["accept", "defer", "deny", "discard", "drop", "require", "warn"];
 
-/// One message with one recipient, and what becomes of it.
+/// One message, and what becomes of its last recipient.
 #[derive(Clone, Debug)]
 pub struct Case {
     /// Its line in `cambridge.txt`.
@@ -17,7 +17,7 @@ pub struct Case {
     pub helo: String,
     pub user: Option<String>,
     pub sender: String,
-    pub recipient: String,
+    pub recipients: Vec<String>,
     /// Messages that wait.
     pub queue: u64,
     /// Code and text; lines are separated by ` | `.
@@ -63,7 +63,7 @@ pub fn clauses(policy: &Path) -> Vec<Clause> {
 fn case(line: usize, words: &str, outcome: &str) -> Case {
     let mut words: Vec<&str> = words.split_whitespace().collect();
     let queue = words.pop_if(|word| word.starts_with("q="));
-    let [client, server, helo, user, sender, recipient] = *words.as_slice() else {
+    let [client, server, helo, user, sender, recipients] = *words.as_slice() else {
         panic!("cambridge.txt:{line}: expected six words");
     };
     let bare = |text: &str| text.trim_matches(['<', '>']).to_owned();
@@ -83,7 +83,7 @@ fn case(line: usize, words: &str, outcome: &str) -> Case {
         helo: helo.to_owned(),
         user: (user != "-").then(|| user.to_owned()),
         sender: bare(sender),
-        recipient: bare(recipient),
+        recipients: recipients.split(',').map(bare).collect(),
         queue: queue.map_or(0, |word| word[2..].parse().unwrap()),
         reply: reply.to_owned(),
         delay: Duration::from_secs(delay),

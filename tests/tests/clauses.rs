@@ -11,7 +11,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    io::{self, Write},
+    fmt::Write as _,
+    io::{self, Write as _},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     process::Stdio,
     sync::{Arc, Mutex},
@@ -75,6 +76,13 @@ fn each_clause_is_shown_over_sockets() {
     ] {
         assert_eq!(log.contains(&format!("to=<{address}>")), asked, "{address}:\n{log}");
     }
+    let log = campus.departments().log();
+    for domain in ["phy.cam.ac.uk", "eng.cam.ac.uk"] {
+        assert!(
+            log.contains(&format!("rejected RCPT <gone@{domain}>: 550 5.1.1")),
+            "{domain}:\n{log}"
+        );
+    }
     println!("{} cases, {} clauses", cases.len(), coverage.clauses.len());
 }
 
@@ -127,7 +135,7 @@ fn hold_all<'a>(cases: &[&'a Case]) -> Vec<(&'a Case, Heard)> {
     done.into_inner().unwrap()
 }
 
-/// Holds a session up to the first refusal, or the reply to RCPT. A node under load turns strangers away, as it should;
+/// Holds a session up to the reply to the last RCPT. A node under load turns strangers away, as it should;
 /// they come again.
 fn hold(case: &Case) -> Heard {
     let patience = Instant::now() + PATIENCE;
@@ -161,11 +169,13 @@ fn converse(case: &Case) -> io::Result<Reply> {
             client.auth_plain(user, PASSWORD)?;
         }
     }
-    let commands =
-        [format!("MAIL FROM:<{}>", case.sender), format!("RCPT TO:<{}>", case.recipient)];
-    for command in commands {
-        if reply.code == 250 {
-            reply = client.command(&command)?;
+    if reply.code == 250 {
+        reply = client.command(&format!("MAIL FROM:<{}>", case.sender))?;
+    }
+    if reply.code == 250 {
+        // One that is refused leaves the others.
+        for recipient in &case.recipients {
+            reply = client.command(&format!("RCPT TO:<{recipient}>"))?;
         }
     }
     client.quit();
@@ -241,8 +251,10 @@ fn explain(campus: &Campus, case: &Case) -> Value {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let Case { helo, sender, recipient, .. } = case;
-    let commands = format!("EHLO {helo}\nMAIL FROM:<{sender}>\nRCPT TO:<{recipient}>\n");
+    let mut commands = format!("EHLO {}\nMAIL FROM:<{}>\n", case.helo, case.sender);
+    for recipient in &case.recipients {
+        let _ = writeln!(commands, "RCPT TO:<{recipient}>");
+    }
     child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{case:?}: {output:?}");
@@ -265,25 +277,31 @@ fn explained(steps: &Value) -> Heard {
     }
 }
 
-/// Which rules of the policy were at work, by line.
+/// How often the rules of the policy held and did not, by line.
 struct Coverage {
     clauses: BTreeMap<u64, Clause>,
 }
 
 struct Clause {
     text: String,
-    /// It can pass, or be passed over.
+    /// Without any, it always holds.
     conditional: bool,
-    /// Its conditions decided.
-    spoke: usize,
-    /// The next rule was tried.
-    passed: usize,
+    held: usize,
+    failed: usize,
+    /// How often each condition of its groups held.
+    alternatives: BTreeMap<String, usize>,
 }
 
 impl Coverage {
     fn new(campus: &Campus) -> Self {
         let found = clauses(&campus.config().join("policy.kdl"));
-        let fresh = |text| Clause { text, conditional: false, spoke: 0, passed: 0 };
+        let fresh = |text| Clause {
+            text,
+            conditional: false,
+            held: 0,
+            failed: 0,
+            alternatives: BTreeMap::new(),
+        };
         Self { clauses: found.into_iter().map(|rule| (rule.line, fresh(rule.text))).collect() }
     }
 
@@ -302,33 +320,37 @@ impl Coverage {
             let clause = self.clauses.get_mut(&line).unwrap_or_else(|| panic!("no rule: {rule}"));
             let conditions = rule["conditions"].as_array().unwrap();
             clause.conditional |= !conditions.is_empty();
-            let decided = rule["verdict"] != "" || !rule["effects"].as_array().unwrap().is_empty();
-            if decided {
-                clause.spoke += 1;
-            } else {
-                clause.passed += 1;
+            // Conditions are asked up to the one that decides.
+            match conditions.last().map_or("yes", |last| last["answer"].as_str().unwrap()) {
+                "yes" => clause.held += 1,
+                "no" => clause.failed += 1,
+                _ => {}
             }
-            self.note_conditions(conditions);
+            for condition in conditions {
+                for inner in condition["conditions"].as_array().unwrap() {
+                    let text = inner["text"].as_str().unwrap().to_owned();
+                    let held = clause.alternatives.entry(text).or_default();
+                    *held += usize::from(inner["answer"] == "yes");
+                }
+            }
+            conditions.iter().for_each(|condition| self.note_rules(&condition["rules"]));
         }
     }
 
-    fn note_conditions(&mut self, conditions: &[Value]) {
-        for condition in conditions {
-            self.note_conditions(condition["conditions"].as_array().unwrap());
-            self.note_rules(&condition["rules"]);
-        }
-    }
-
-    /// Rules without a case that shows them, each way.
+    /// What no case shows.
     fn gaps(&self) -> Vec<String> {
         let mut gaps = Vec::new();
         for (line, clause) in &self.clauses {
-            let Clause { text, conditional, spoke, passed } = clause;
-            if *spoke == 0 || *conditional && *passed == 0 {
+            let Clause { text, conditional, held, failed, alternatives } = clause;
+            if *held == 0 || *conditional && *failed == 0 {
                 gaps.push(format!(
-                    "policy.kdl:{line}: no case for each way: spoke {spoke}, passed {passed}: {text}"
+                    "policy.kdl:{line}: expected cases both ways, {held} held and {failed} did not: {text}"
                 ));
             }
+            let never = alternatives.iter().filter(|(_, held)| **held == 0);
+            gaps.extend(never.map(|(inner, _)| {
+                format!("policy.kdl:{line}: expected a case where {inner} holds: {text}")
+            }));
         }
         gaps
     }

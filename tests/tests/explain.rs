@@ -74,6 +74,38 @@ fn a_node_says_what_it_would_do_and_why() {
     let rules = rcpt["stages"][0]["rules"].as_array().unwrap();
     assert_eq!(rules.last().unwrap()["verdict"], "accept", "{rcpt:#}");
 
+    // TLS begins without a handshake, and everything is asked for again; a message may come in chunks.
+    let commands = "EHLO x\nAUTH PLAIN AGEAYg==\nSTARTTLS\nMAIL FROM:<a@example.org>\nEHLO x\nSTARTTLS\n\
+                    MAIL FROM:<spqr1@hermes.cam.ac.uk>\nRCPT TO:<postmaster@cam.ac.uk>\nBDAT 14\nSubject: x\n\nBDAT 2 LAST\nhi\n\
+                    BDAT 3\nabc\nQUIT\n";
+    let (code, text) = session(&cluster, &ends, commands);
+    println!("{text}");
+    assert_eq!(code, 0, "{text}");
+    for expected in [
+        "> AUTH PLAIN AGEAYg==\n< 538 ",
+        "> STARTTLS\n    starttls of acl \"submit\": no rules\n< 220 ",
+        "> MAIL FROM:<a@example.org>\n< 503 ",
+        "< 250-AUTH PLAIN LOGIN",
+        "> STARTTLS\n< 503 ",
+        "> BDAT 14\n> Subject: x\n> \n    predata of acl \"submit\": no rules\n< 250 2.0.0 14 octets",
+        "> BDAT 2 LAST\n> hi\n    data of acl \"submit\": no rules\n< 250 2.0.0 OK id=",
+        "> BDAT 3\n> abc\n< 503 ",
+        "< 221 ",
+    ] {
+        assert!(text.contains(expected), "{expected} is missing in:\n{text}");
+    }
+    let (code, text) = session(
+        &cluster,
+        &ends,
+        "EHLO x\nMAIL FROM:<>\nRCPT TO:<postmaster@cam.ac.uk>\nBDAT 3\nabcd\n",
+    );
+    assert!(code != 0 && text.contains("the chunk ends inside this line"), "{text}");
+
+    // A certificate that nobody has shown.
+    let ends = ["--client", "127.0.0.1", "--server", "127.10.1.2", "--certificate", "a.example"];
+    let (code, text) = session(&cluster, &ends, "QUIT\n");
+    assert_eq!(code, 0, "{text}");
+
     // Nothing of it has left a trace.
     assert!(cluster.ctl_json(&["queue", "list"]).as_array().unwrap().is_empty());
     let after = cluster.figure(1, "ppsw_smtp_commands_total", "").unwrap_or(0.0);

@@ -62,6 +62,13 @@ impl Plane {
         self.shared.shelf.running().generation > 0
     }
 
+    /// Whether this node has run a version, or knows that the cluster has one: then its own directory does not count any
+    /// more.
+    #[must_use]
+    pub fn has_version(&self) -> bool {
+        self.shared.state().versions.any() || self.shared.has_run_version
+    }
+
     /// All paths of what is active, with the names of their contents; empty before the first push.
     ///
     /// # Errors
@@ -93,14 +100,14 @@ impl Shared {
     pub(crate) fn tables_report(&self) -> pb::TablesReport {
         let running = self.shelf.running();
         let compiled = self.hooks.running();
-        let tables = compiled.as_ref().map(|compiled| compiled.tables()).unwrap_or_default();
+        let sizes = self.shelf.sizes(compiled.as_deref());
         pb::TablesReport {
             version: running.version,
             generation: running.generation,
             since_ms: running.since.0,
-            tables: tables.len() as u64,
-            entries: tables.iter().map(|(_, entries)| entries).sum(),
-            bytes: compiled.map_or(0, |compiled| compiled.bytes()),
+            tables: sizes.tables,
+            entries: sizes.entries,
+            bytes: sizes.bytes,
             trouble: self.shelf.trouble().unwrap_or_default(),
         }
     }

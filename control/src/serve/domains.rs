@@ -6,6 +6,7 @@ use tonic::Status;
 use crate::{
     https::{self, Password},
     plane::Shared,
+    state::versions::NOTHING_YET,
 };
 
 /// All domains, or one.
@@ -32,10 +33,15 @@ pub(super) async fn set(
     let password = Password::new(std::mem::take(&mut request.password));
     let url = https::check(&request).map_err(Status::invalid_argument)?;
     password.check().map_err(Status::invalid_argument)?;
+    let state = shared.state();
+    if !state.versions.any() {
+        // What is fetched is laid over a version.
+        return Err(Status::failed_precondition(NOTHING_YET));
+    }
     let vault = shared.vault().map_err(Status::failed_precondition)?;
     let sealed = vault.seal(&request.domain, &password).map_err(Status::internal)?;
     let pb::SetHttpsRequest { domain, user, ca_pem, .. } = request;
-    let replaced = shared.state().https_domains.contains_key(&domain);
+    let replaced = state.https_domains.contains_key(&domain);
     tracing::info!(domain, %url, user, by, "the domain is fetched from now on");
     let set = pb::SetHttpsDomain {
         domain,

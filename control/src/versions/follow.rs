@@ -143,6 +143,9 @@ fn gauges(shared: &Shared, state: &State) {
     metrics::gauge!("ppsw_tables_generation").set(running.generation as f64);
     metrics::gauge!("ppsw_tables_active_generation").set(state.versions.generation as f64);
     metrics::gauge!("ppsw_tables_activated_timestamp_seconds").set(running.since.0 as f64 / 1000.0);
+    let sizes = shared.shelf.sizes(shared.hooks.running().as_deref());
+    metrics::gauge!("ppsw_tables_entries").set(sizes.entries as f64);
+    metrics::gauge!("ppsw_tables_bytes").set(sizes.bytes as f64);
     metrics::gauge!("ppsw_tables_behind").set(u8::from(shared.shelf.behind(state).is_some()));
 }
 

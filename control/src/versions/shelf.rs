@@ -24,6 +24,8 @@ pub(crate) struct Shelf {
     settled: watch::Sender<bool>,
     /// The lists of files that were read last.
     manifests: Mutex<VecDeque<(BlobHash, Arc<Manifest>)>>,
+    /// Of the generation that was asked about last: everybody asks every second, and there may be very many tables.
+    sizes: Mutex<Option<(u64, Sizes)>>,
     /// Why this node does not run what is active.
     trouble: Mutex<Option<String>>,
     /// One configuration is made at a time: each takes memory for itself and its files.
@@ -49,6 +51,26 @@ pub(crate) struct Running {
     pub(crate) since: UnixMs,
 }
 
+/// How much the tables are that a node runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sizes {
+    pub(crate) tables: u64,
+    pub(crate) entries: u64,
+    /// Memory.
+    pub(crate) bytes: u64,
+}
+
+impl Sizes {
+    fn of(compiled: &dyn Compiled) -> Self {
+        let tables = compiled.tables();
+        Self {
+            tables: tables.len() as u64,
+            entries: tables.iter().map(|(_, entries)| entries).sum(),
+            bytes: compiled.bytes(),
+        }
+    }
+}
+
 impl Shelf {
     /// # Errors
     /// What the disk says.
@@ -59,6 +81,7 @@ impl Shelf {
             running: watch::Sender::default(),
             settled: watch::Sender::default(),
             manifests: Mutex::default(),
+            sizes: Mutex::default(),
             trouble: Mutex::default(),
             making: tokio::sync::Mutex::default(),
             coordinating: tokio::sync::Mutex::default(),
@@ -127,6 +150,21 @@ impl Shelf {
     pub(crate) fn run(&self, running: Running) {
         self.running.send_replace(running);
         self.complain(None);
+    }
+
+    /// How much the tables are that run.
+    pub(crate) fn sizes(&self, running: Option<&dyn Compiled>) -> Sizes {
+        let generation = self.running.borrow().generation;
+        let mut known = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        match *known {
+            // The node's own directory may change without a generation.
+            Some((of, sizes)) if of == generation && generation > 0 => sizes,
+            _ => {
+                let sizes = running.map(Sizes::of).unwrap_or_default();
+                *known = Some((generation, sizes));
+                sizes
+            }
+        }
     }
 
     /// Why this node does not run what is active, for status and readiness.

@@ -10,6 +10,7 @@
 mod leaving;
 mod ppswctl;
 mod support;
+mod versions;
 
 use std::{sync::atomic::Ordering, time::Duration};
 

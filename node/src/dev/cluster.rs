@@ -63,6 +63,13 @@ impl Cluster {
             }
         }
         self.wait_until_ready().await?;
+        if self.fresh {
+            // From here on nodes run what was pushed, and DIR/config is where one edits it.
+            let failed = |reason| DevError::Control { what: "push DIR/config", reason };
+            let operator = Operator::connect(self.plan.control(1), &self.plan.path("admin")).await;
+            operator.map_err(failed)?.push(&self.plan.path("config")).await.map_err(failed)?;
+            self.wait_until_ready().await?;
+        }
         self.publish()?;
         screen::ready(&self.plan, &self.entries());
         self.watch(args.restart).await

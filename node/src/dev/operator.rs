@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use ppsw_control::client::{self, Credentials};
-use ppsw_proto::control::{GroupStatus, NodeStatus};
+use ppsw_proto::control::{GroupStatus, NodeStatus, activate_reply::Result as Done};
 use tokio::time::timeout;
 
-use crate::limits::DEV_START_MAX;
+use crate::{files, limits::DEV_START_MAX};
 
 /// Time for one answer of the control plane, which may have to ask nodes that are down.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -79,6 +79,25 @@ impl Operator {
     /// A token that lets the other nodes of this cluster join now.
     pub(super) async fn create_token(&self) -> Result<String, String> {
         within(self.client.create_token(DEV_START_MAX)).await?.map_err(|status| text(&status))
+    }
+
+    /// Pushes a directory as the cluster's version of policy and tables; nothing happens if it is active already.
+    pub(super) async fn push(&self, dir: &Path) -> Result<(), String> {
+        let files = files::read_tree(dir).map_err(|errors| {
+            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+        })?;
+        let version = client::NewVersion {
+            files: files.into_iter().map(|(path, content)| (path, content.into())).collect(),
+            reason: "ppswd dev".to_owned(),
+            ..client::NewVersion::default()
+        };
+        let mut admin = self.client.admin();
+        let push = client::push(&mut admin, version);
+        let pushed = timeout(DEV_START_MAX, push).await.map_err(|_| "no answer to a push")?;
+        match pushed.map_err(|status| text(&status))?.done {
+            Done::Refused(refusal) => Err(refusal.lines.join("\n")),
+            Done::Activated(_) | Done::Unchanged(_) => Ok(()),
+        }
     }
 
     pub(super) async fn status(&self) -> Result<ClusterStatus, String> {

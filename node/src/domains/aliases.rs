@@ -436,7 +436,13 @@ mod tests {
         let configuration =
             Configuration::from_files(&files.into()).unwrap_or_else(|errors| panic!("{errors:?}"));
         let dns = crate::dns::FixedDns::default();
-        let targets = crate::route::route(&configuration, &dns, "A@d.example").await;
+        let targets = crate::route::route(
+            &configuration,
+            &dns,
+            &crate::route::About::default(),
+            "A@d.example",
+        )
+        .await;
         let mut addresses: Vec<&str> = targets.iter().map(|t| t.address.as_str()).collect();
         addresses.sort_unstable();
         assert_eq!(addresses, ["b@[192.0.2.1]", "c{d}@two.example", "x#y@one.example"]);

@@ -10,7 +10,7 @@ use crate::{
     dns::Dns,
     limits,
     policy::Configuration,
-    route::{self, Fate, Target},
+    route::{self, About, Fate, Target},
 };
 
 /// What a check found.
@@ -105,7 +105,7 @@ impl Checker<'_> {
         };
         let Some((alias, _)) = aliases.iter().find(leads_on) else { return true };
         let own = format!("{alias}@{}", self.domain);
-        let targets = route::route(self.configuration, self.dns, &own).await;
+        let targets = route::route(self.configuration, self.dns, &About::default(), &own).await;
         targets.iter().any(|target| !target.parents.is_empty())
     }
 
@@ -120,7 +120,8 @@ impl Checker<'_> {
         let own = format!("{alias}@{}", self.domain);
         let starts = if enabled { vec![own.as_str()] } else { addresses_of(value).collect() };
         for start in starts {
-            for target in route::route(self.configuration, self.dns, start).await {
+            let about = About::default();
+            for target in route::route(self.configuration, self.dns, &about, start).await {
                 self.judge(alias, &target, &mut finding);
             }
         }
@@ -130,7 +131,8 @@ impl Checker<'_> {
     fn judge(&self, alias: &str, target: &Target, finding: &mut Finding) {
         let address = &target.address;
         let why = match &target.fate {
-            Fate::Deliver(_) => return,
+            // Whoever only asks is told where an expansion ends.
+            Fate::Deliver(_) | Fate::Expand(_) => return,
             Fate::Fail(why) => {
                 if let Some(way) = self.way_back(target) {
                     finding.warnings.push(short(&format!("{alias}: loops ({way})")));

@@ -67,7 +67,11 @@ impl Domains {
         Ok(Self {
             registry: Arc::new(plane.clone()),
             live: Arc::new(Active { plane, configuration }),
-            fetcher: Arc::new(HttpsFetcher::new(dns.clone(), Arc::new(TcpConnector), allowance)?),
+            fetcher: Arc::new(HttpsFetcher::new(
+                dns.clone(),
+                Arc::new(TcpConnector::default()),
+                allowance,
+            )?),
             post: Arc::new(post),
             dns,
             clock,
@@ -181,6 +185,7 @@ impl Post for Mail {
             size: bytes.len() as u64,
             mechanism: None,
             about: None,
+            certificate: None,
             elapsed: self.clock.instant().saturating_duration_since(begun),
             discarded: false,
         });

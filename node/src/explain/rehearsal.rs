@@ -2,8 +2,11 @@
 
 use std::{
     future::{Future, poll_fn},
+    io,
     net::{IpAddr, SocketAddr},
+    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -13,7 +16,7 @@ use ppsw_control::Rehearsal;
 use ppsw_proto::control as pb;
 use ppsw_spool::queue::{AcceptError, Envelope, MessageId};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream},
+    io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream, ReadBuf},
     sync::OwnedSemaphorePermit,
     task::JoinSet,
 };
@@ -21,7 +24,7 @@ use tokio::{
 use super::wire;
 use crate::{
     callout::{Answer, Callouts, Question},
-    limits::REHEARSAL_LINE_BYTES_MAX,
+    limits::{REHEARSAL_CHUNK_BYTES_MAX, REHEARSAL_LINE_BYTES_MAX},
     policy::{
         AddressPlace, Configuration, Connection, Decision, Options, Personality, Rewriting, Stage,
         Surroundings, Transaction,
@@ -29,7 +32,7 @@ use crate::{
     rate::Rates,
     smtp::{
         Activity, Arrival, Events, FrontEnd, Incoming, Intake, Peer, Policy, Rejection, Rules,
-        reply::Reply, serve_from,
+        Transport, chunk_size, reply::Reply, serve_from,
     },
 };
 
@@ -64,11 +67,12 @@ pub(super) fn begin(
     });
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let mut session = JoinSet::new();
-    session.spawn(unmetered(serve_from(made_up, Box::new(theirs), connection)));
+    session.spawn(unmetered(serve_from(made_up, Box::new(MadeUp(theirs)), connection)));
     Dialogue {
         pipe: BufReader::new(ours),
         explained,
         in_message: false,
+        chunk_left: 0,
         _session: session,
         _place: place,
     }
@@ -88,6 +92,8 @@ pub(super) struct Dialogue {
     explained: Arc<Explained>,
     /// `354` was said, and the final dot was not.
     in_message: bool,
+    /// Bytes of a BDAT chunk that have not been given.
+    chunk_left: u64,
     /// Ends with this.
     _session: JoinSet<()>,
     _place: OwnedSemaphorePermit,
@@ -104,20 +110,82 @@ impl Rehearsal for Dialogue {
             let max = REHEARSAL_LINE_BYTES_MAX;
             return Err(format!("expected one line of at most {max} bytes"));
         }
-        let verb = line.split_ascii_whitespace().next().unwrap_or_default();
-        if !self.in_message && ["BDAT", "STARTTLS"].iter().any(|v| verb.eq_ignore_ascii_case(v)) {
-            return Err(format!("{verb} is not possible here: use DATA, or begin with --tls"));
+        if self.chunk_left > 0 {
+            return self.line_of_chunk(line).await;
         }
-        // A session that is over reads no more; the reply says so.
-        let _ = self.pipe.write_all(format!("{line}\r\n").as_bytes()).await;
-        if self.in_message && line != "." {
+        let chunk = (!self.in_message).then(|| chunk_size(line.as_bytes())).flatten().unwrap_or(0);
+        if chunk > REHEARSAL_CHUNK_BYTES_MAX {
+            let max = REHEARSAL_CHUNK_BYTES_MAX;
+            return Err(format!("a chunk of a made-up session has at most {max} bytes"));
+        }
+        self.write(format!("{line}\r\n").as_bytes()).await;
+        self.chunk_left = chunk;
+        if chunk > 0 || (self.in_message && line != ".") {
             return Ok(pb::SessionStep { command: line, ..pb::SessionStep::default() });
         }
         Ok(self.reply(line).await)
     }
 }
 
+/// The session's end: whatever begins TLS on it has it.
+struct MadeUp(DuplexStream);
+
+impl Transport for MadeUp {
+    fn assumes_tls(&self) -> bool {
+        true
+    }
+}
+
+impl AsyncRead for MadeUp {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for MadeUp {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(context)
+    }
+}
+
 impl Dialogue {
+    /// A line inside a BDAT chunk. The line end behind the chunk's last byte is only that of the terminal.
+    async fn line_of_chunk(&mut self, line: String) -> Result<pb::SessionStep, String> {
+        if line.len() as u64 > self.chunk_left {
+            let left = self.chunk_left;
+            return Err(format!("the chunk ends inside this line: it has {left} more bytes"));
+        }
+        let mut bytes = format!("{line}\r\n").into_bytes();
+        bytes.truncate(usize::try_from(self.chunk_left).unwrap_or(usize::MAX));
+        self.write(&bytes).await;
+        self.chunk_left -= bytes.len() as u64;
+        if self.chunk_left > 0 {
+            return Ok(pb::SessionStep { command: line, ..pb::SessionStep::default() });
+        }
+        Ok(self.reply(line).await)
+    }
+
+    async fn write(&mut self, bytes: &[u8]) {
+        // A session that is over reads no more; the reply says so.
+        let _ = self.pipe.write_all(bytes).await;
+    }
+
     /// What was said to a command, and why.
     async fn reply(&mut self, command: String) -> pb::SessionStep {
         let mut reply: Vec<String> = Vec::new();

@@ -90,8 +90,34 @@ pub(crate) struct DnsList {
     pub(crate) zone: Box<str>,
     /// What is looked up; the client's address if `None`.
     pub(crate) subject: Option<Template>,
-    /// Answers that count; all in 127.0.0.0/8 if empty.
-    pub(crate) answers: Vec<Ipv4Addr>,
+    /// Answers that count.
+    pub(crate) filter: Filter,
+}
+
+/// Which answers of a DNS list count. None outside 127.0.0.0/8 does, unless it is named.
+#[derive(Debug)]
+pub(crate) enum Filter {
+    All,
+    /// `=`
+    Are(Vec<Ipv4Addr>),
+    /// `!=`
+    AreNot(Vec<Ipv4Addr>),
+    /// `&`: all bits of one of them are set.
+    Bits(Vec<Ipv4Addr>),
+}
+
+impl Filter {
+    pub(crate) fn counts(&self, answer: Ipv4Addr) -> bool {
+        match self {
+            Self::All => answer.is_loopback(),
+            Self::Are(named) => named.contains(&answer),
+            Self::AreNot(named) => answer.is_loopback() && !named.contains(&answer),
+            Self::Bits(masks) => {
+                let has = |mask: &Ipv4Addr| *mask & answer == *mask;
+                answer.is_loopback() && masks.iter().any(has)
+            }
+        }
+    }
 }
 
 /// Names of all conditions.
@@ -439,7 +465,7 @@ fn variable(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Test> 
     Some(Test::new(negated, Condition::Variable { name: name.into(), value }))
 }
 
-/// `zone`, `zone/{sender_domain}`, `zone=127.0.0.2,127.0.0.3`.
+/// `zone`, `zone/{sender_domain}`, `zone=127.0.0.2,127.0.0.3`, `zone!=127.0.0.255`, `zone&0.0.0.4`.
 fn dns_lists(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Condition> {
     let mut found = Vec::new();
     for entry in &setting.values {
@@ -453,17 +479,10 @@ fn dns_lists(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Condi
                 Some(subject) => Some(compiler.template(entry.span(), subject, Scope::Rule)?),
                 None => None,
             };
-            let (zone, answers) = head.split_once('=').unwrap_or((head, ""));
-            let mut list = DnsList { zone: zone.into(), subject, answers: Vec::new() };
-            for answer in answers.split(',').filter(|answer| !answer.is_empty()) {
-                match answer.parse() {
-                    Ok(answer) => list.answers.push(answer),
-                    Err(_) => {
-                        compiler.errors.at(entry.span(), format!("{answer:?} is no IPv4 address"));
-                    }
-                }
-            }
-            found.push(list);
+            let end = head.find(['=', '!', '&']).unwrap_or(head.len());
+            let (zone, filter) = head.split_at(end);
+            let filter = filter_of(filter, entry.span(), compiler);
+            found.push(DnsList { zone: zone.into(), subject, filter });
         }
     }
     if found.is_empty() || found.len() > limits::DNS_LISTS_MAX {
@@ -471,6 +490,27 @@ fn dns_lists(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Condi
         compiler.errors.at(setting.span, format!("expected 1 to {max} DNS lists"));
     }
     Some(Condition::DnsLists(found))
+}
+
+fn filter_of(text: &str, span: miette::SourceSpan, compiler: &mut Compiler<'_>) -> Filter {
+    const KINDS: [(&str, fn(Vec<Ipv4Addr>) -> Filter); 3] =
+        [("!=", Filter::AreNot), ("=", Filter::Are), ("&", Filter::Bits)];
+    if text.is_empty() {
+        return Filter::All;
+    }
+    let known = KINDS.iter().find_map(|(sign, kind)| Some((text.strip_prefix(sign)?, kind)));
+    let Some((addresses, kind)) = known else {
+        compiler.errors.at(span, format!("{text:?}: expected =, != or &, and IPv4 addresses"));
+        return Filter::All;
+    };
+    let mut named = Vec::new();
+    for address in addresses.split(',') {
+        match address.parse() {
+            Ok(address) => named.push(address),
+            Err(_) => compiler.errors.at(span, format!("{address:?} is no IPv4 address")),
+        }
+    }
+    kind(named)
 }
 
 /// What can be verified.

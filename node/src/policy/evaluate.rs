@@ -50,6 +50,7 @@ impl Truth {
 struct Evaluation<'a> {
     configuration: &'a Configuration,
     personality: &'a Personality,
+    stage: Stage,
     connection: &'a mut Connection,
     transaction: &'a Transaction,
     around: &'a Surroundings,
@@ -111,6 +112,7 @@ async fn decide(
     let mut evaluation = Evaluation {
         configuration,
         personality,
+        stage,
         connection,
         transaction,
         around,
@@ -140,6 +142,7 @@ impl Default for Decision {
             submission: None,
             enforce_sync_off: false,
             pipelining_off: false,
+            banner: None,
             log: Vec::new(),
         }
     }
@@ -180,7 +183,12 @@ impl Evaluation<'_> {
         match (rule.verb, truth) {
             (Verb::Warn, _) | (Verb::Require, Truth::Yes) => None,
             (_, Truth::Later) => Some(Verdict::Defer(self.text(None, TRY_LATER))),
-            (Verb::Accept, Truth::Yes) => Some(Verdict::Accept),
+            (Verb::Accept, Truth::Yes) => {
+                if self.stage == Stage::Connect && self.depth == 0 {
+                    self.decision.banner = rule.message.as_ref().map(|text| text.fill_reply(self));
+                }
+                Some(Verdict::Accept)
+            }
             (Verb::Discard, Truth::Yes) => Some(Verdict::Discard),
             (Verb::Accept | Verb::Discard, Truth::No) if endpass => {
                 Some(Verdict::Deny(self.text(Some(rule), PROHIBITED)))
@@ -254,6 +262,12 @@ impl Evaluation<'_> {
             Condition::Acl(index) => self.acl(*index).await,
             Condition::Verify(verify, callout) => self.verify(*verify, callout.as_ref()).await,
             Condition::DnsLists(lists) => self.dns_lists(lists).await,
+            Condition::QueueOver(n) => {
+                let facts = &self.around.facts;
+                let waiting =
+                    self.connection.queue_length.get_or_insert_with(|| facts.queue_length());
+                Truth::of(*waiting > *n)
+            }
             Condition::RateOver(rate, key) => {
                 // A key that is not known is not counted.
                 let over = key.fill(self).is_some_and(|key| self.around.rates.is_over(*rate, &key));
@@ -309,7 +323,6 @@ impl Evaluation<'_> {
             Condition::Certificate(list) => connection.verified_certificate().is_some_and(|own| {
                 own.names.iter().any(|name| self.holds(list, Subject::Domain(name)))
             }),
-            Condition::QueueOver(n) => self.around.facts.queue_length() > *n,
             Condition::LoadOver(n) => self.around.facts.load().is_some_and(|load| load > *n),
             Condition::SizeOver(n) => self.transaction.size_declared.is_some_and(|size| size > *n),
             Condition::RecipientsOver(n) => self.transaction.recipients_accepted as u64 > *n,
@@ -338,6 +351,7 @@ impl Evaluation<'_> {
             | Condition::Acl(_)
             | Condition::Verify(..)
             | Condition::DnsLists(_)
+            | Condition::QueueOver(_)
             | Condition::RateOver(..) => false,
         }
     }

@@ -95,7 +95,12 @@ pub struct Connection {
     pub certificate: Option<ClientCertificate>,
     /// Set by rules.
     pub variables: BTreeMap<String, String>,
+    /// How many messages waited when a rule asked for the first time: it is asked once.
+    pub queue_length: Option<u64>,
 }
+
+/// Variables whose names begin so are those of a message, as in Exim.
+const MESSAGE_VARIABLE: &str = "acl_m";
 
 impl Connection {
     /// A client of which nothing else is known yet.
@@ -110,7 +115,13 @@ impl Connection {
             tls: None,
             certificate: None,
             variables: BTreeMap::new(),
+            queue_length: None,
         }
+    }
+
+    /// Forgets what rules have remembered for this message only.
+    pub fn forget_message(&mut self) {
+        self.variables.retain(|name, _| !name.starts_with(MESSAGE_VARIABLE));
     }
 
     /// The certificate of the client, if it is to be believed.
@@ -189,6 +200,8 @@ pub struct Decision {
     pub enforce_sync_off: bool,
     /// Do not offer PIPELINING on this connection.
     pub pipelining_off: bool,
+    /// Text of a rule that accepts a connection: more lines of the banner.
+    pub banner: Option<String>,
     /// Lines for the log.
     pub log: Vec<String>,
 }

@@ -236,3 +236,78 @@ fn the_example_loads_as_it_stands() {
     assert_eq!(configuration.options().errors_reply_to.as_deref(), Some("postmaster@cam.ac.uk"));
     assert!(configuration.is_reserve_host("131.111.1.1".parse().unwrap()));
 }
+
+/// Every list answers with the last number of its name, after a while.
+struct Slow;
+
+#[async_trait::async_trait]
+impl Dns for Slow {
+    async fn mx(&self, _: &str) -> Result<Vec<crate::dns::Mx>, crate::dns::DnsError> {
+        Err(crate::dns::DnsError::NoName)
+    }
+    async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, crate::dns::DnsError> {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        let last = name.rsplit('.').next().and_then(|word| word.strip_prefix('l'));
+        let answer = last.and_then(|number| format!("127.0.0.{number}").parse().ok());
+        answer.map(|answer| vec![answer]).ok_or(crate::dns::DnsError::NoName)
+    }
+    async fn names(&self, _: IpAddr) -> Result<Vec<String>, crate::dns::DnsError> {
+        Err(crate::dns::DnsError::NoName)
+    }
+    async fn texts(&self, name: &str) -> Result<Vec<String>, crate::dns::DnsError> {
+        Ok(vec![format!("text of {name}")])
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dns_lists_are_asked_at_once_and_answers_are_filtered() {
+    let around = Surroundings { dns: Arc::new(Slow), ..golden::around(0) };
+    for (lists, listed) in [
+        ("none x.l4", "x.l4"),
+        ("none1 none2 none3 none4 none5 none6", ""),
+        ("x.l4=127.0.0.2,127.0.0.3 y.l3=127.0.0.2,127.0.0.3", "y.l3"),
+        ("x.l4!=127.0.0.4 y.l4!=127.0.0.3", "y.l4"),
+        ("x.l4&0.0.0.1 y.l5&0.0.0.2,0.0.0.1", "y.l5"),
+        ("x.l4&0.0.0.5 y.l7&0.0.0.5/{sender_domain}", "y.l7"),
+        ("l.l999", ""),
+    ] {
+        let begun = tokio::time::Instant::now();
+        let rules = format!("deny dnslists=\"{lists}\" message=\"{{dnslist}} {{text}}\"; accept");
+        let decision = asked(&rules, &around).await;
+        let said = match &decision.verdict {
+            Verdict::Deny(text) => text.split(' ').next().unwrap().to_owned(),
+            _ => String::new(),
+        };
+        assert_eq!(said, listed, "{lists}");
+        assert_eq!(begun.elapsed().as_secs(), 10, "{lists}");
+    }
+    let by_name = asked("deny dnslists=\"x.l4/{sender_domain}\" message=\"{text}\"", &around).await;
+    assert_eq!(by_name.verdict, Verdict::Deny("text of x.example.x.l4".to_owned()));
+    for bad in ["x=", "x=1.2.3", "x!1.2.3.4", "x&"] {
+        assert!(
+            !errors(&format!("acl \"a\" {{ deny dnslists=\"{bad}\" }}"), &[]).is_empty(),
+            "{bad}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_length_of_the_queue_is_asked_once_in_a_session() {
+    let files = BTreeMap::from([(
+        POLICY.to_owned(),
+        br#"acl "local" { rcpt { defer queue-over=300; accept } }"#.to_vec(),
+    )]);
+    let configuration = Configuration::from_files(&files).unwrap();
+    let (client, server) = ("192.0.2.9:4000".parse().unwrap(), "127.0.0.1:25".parse().unwrap());
+    for (first, then, accepted) in [(300, 301, true), (301, 0, false)] {
+        let mut connection = Connection::new(client, server, Service::Smtp);
+        for waiting in [first, then] {
+            let around = golden::around(waiting);
+            let transaction =
+                Transaction { recipient: Some("a@x".to_owned()), ..Transaction::default() };
+            let decision =
+                configuration.check(Stage::Rcpt, &mut connection, &transaction, &around).await;
+            assert_eq!(decision.verdict == Verdict::Accept, accepted, "{waiting}");
+        }
+    }
+}

@@ -117,6 +117,14 @@ pub(super) fn verb(line: &[u8]) -> &'static str {
         .unwrap_or("other")
 }
 
+/// How many bytes follow a line, if it is a BDAT command.
+pub(crate) fn chunk_size(line: &[u8]) -> Option<u64> {
+    match parse(line) {
+        Ok(Command::Bdat { size, .. }) => Some(size),
+        _ => None,
+    }
+}
+
 /// Understands a line (without its end).
 pub(super) fn parse(line: &[u8]) -> Result<Command<'_>, CommandError> {
     if line.iter().any(|b| b.is_ascii_control() && *b != b'\t') {

@@ -187,7 +187,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        policy::{Options, Verdict},
+        policy::{Options, Stage, Verdict},
         smtp::session::testing::{Bench, TestPolicy, decision, options, personality},
     };
 
@@ -247,6 +247,28 @@ mod tests {
         let mut stream = connect(start(&bench, None).await).await;
         stream.write_all(b"EHLO early\r\n").await.unwrap();
         assert!(heard(&mut stream).await.starts_with("554 5.5.0"));
+    }
+
+    #[tokio::test]
+    async fn who_talks_during_a_delay_is_sent_away() {
+        let bench = Bench::with("mx", |stage, _, _| {
+            let mut decision = decision(Verdict::Accept);
+            if stage == Stage::Helo {
+                decision.delay = Duration::from_millis(200);
+            }
+            decision
+        });
+        let mut stream = connect(start(&bench, None).await).await;
+        let mut banner = [0; 4];
+        stream.read_exact(&mut banner).await.unwrap();
+        stream.write_all(b"EHLO pump\r\n").await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+        stream.write_all(b"MAIL FROM:<a@x.org>\r\n").await.unwrap();
+        let heard = heard(&mut stream).await;
+        assert!(
+            heard.contains("\n554 5.5.0 SMTP synchronization") && !heard.contains("250"),
+            "{heard}"
+        );
     }
 
     #[tokio::test]

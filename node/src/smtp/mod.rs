@@ -42,6 +42,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 pub(crate) use address::mailbox_fault;
+pub(crate) use command::chunk_size;
 pub use events::{Arrival, Events, Peer, Rejection};
 pub use intake::{Incoming, Intake};
 pub use listener::Listener;

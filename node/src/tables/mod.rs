@@ -3,6 +3,7 @@
 //! All of a version's tables are in memory: a look-up compares names with names of loaded tables and never touches a
 //! file, so a domain or local part from outside that holds `/` or `..` finds nothing.
 
+mod map;
 mod parse;
 
 use std::{
@@ -13,10 +14,8 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::IpNet;
-use prefix_trie::joint::JointPrefixMap;
-
 use crate::files;
+use map::Map;
 
 /// All tables of one version. Immutable; readers share it.
 #[derive(Debug, Default)]
@@ -71,6 +70,12 @@ pub struct Found<'a> {
     pub line: u32,
 }
 
+impl<'a> Found<'a> {
+    fn new(how: &'static str, entry: map::Read<'a>) -> Self {
+        Self { how, key: entry.key, value: entry.value, line: entry.line }
+    }
+}
+
 impl Tables {
     /// Reads `tables/`, `domains/`, `lists/` and `users/` below `dir`. All errors at once, each with file and line.
     pub fn load(dir: &Path) -> Result<Self, Vec<TableError>> {
@@ -96,7 +101,7 @@ impl Tables {
         Self { tables: parsed.into_iter().map(|file| (file.name, file.table)).collect() }
     }
 
-    /// What the tables take of memory, roughly: an allocator's rounding is guessed.
+    /// What the tables take of memory.
     pub fn bytes(&self) -> u64 {
         self.tables.values().map(|table| table.bytes()).sum()
     }
@@ -113,22 +118,15 @@ impl Tables {
             }
         };
         let key = folded(key);
-        let entry = |how, key: &str| {
-            let (key, entry) = map.entries.get_key_value(key)?;
-            Some(Found { how, key, value: &entry.value, line: entry.line })
-        };
+        let exact = map.entry(&key).map(|entry| Found::new("exact", entry));
         let parents = std::iter::successors(key.split_once('.'), |(_, rest)| rest.split_once('.'));
-        let wild = parents.map(|(_, parent)| format!("*.{parent}")).chain(["*".to_owned()]);
-        let wild = wild.into_iter().find_map(|pattern| entry("wildcard", &pattern));
+        let mut wild = parents.map(|(_, parent)| format!("*.{parent}")).chain(["*".to_owned()]);
+        let wild = wild.find_map(|pattern| map.entry(&pattern));
+        let wild = wild.map(|entry| Found::new("wildcard", entry));
         let address: Option<IpAddr> = key.parse().ok();
-        let net = address.zip(map.nets.as_ref()).and_then(|(address, nets)| {
-            let (net, value) = nets.get_lpm(&IpNet::from(address.to_canonical()))?;
-            // The key as it is written: an address alone, or with its prefix.
-            let names = [net.to_string(), net.addr().to_string()];
-            let written = names.iter().find_map(|name| entry("network", name));
-            Some(written.unwrap_or(Found { how: "network", key: "", value, line: 0 }))
-        });
-        Some(entry("exact", &key).into_iter().chain(wild).chain(net).collect())
+        let net =
+            address.and_then(|address| map.net(address)).map(|net| Found::new("network", net));
+        Some(exact.into_iter().chain(wild).chain(net).collect())
     }
 
     /// Path and number of entries of each table.
@@ -161,8 +159,7 @@ impl Tables {
 
     /// The longest prefix of a table of networks that holds `address`.
     pub fn get_net(&self, table: &str, address: IpAddr) -> Option<&str> {
-        let nets = self.map(table)?.nets.as_ref()?;
-        nets.get_lpm(&IpNet::from(address.to_canonical())).map(|(_, value)| &**value)
+        self.map(table)?.net(address).map(|entry| entry.value)
     }
 
     /// Whether the table exists (perhaps empty).
@@ -185,13 +182,13 @@ impl Tables {
 
     /// Whether every key of the table is a network or an address; true for an empty table.
     pub fn is_nets(&self, table: &str) -> bool {
-        self.map(table).is_some_and(|map| map.nets.is_some())
+        self.map(table).is_some_and(Map::is_nets)
     }
 
-    /// The entries of a map with their line numbers, in no order.
+    /// The entries of a map with their line numbers, in the order of its file.
     pub fn entries(&self, table: &str) -> impl Iterator<Item = (&str, &str, usize)> {
-        let entries = self.map(table).map(|map| map.entries.iter());
-        entries.into_iter().flatten().map(|(key, e)| (&**key, &*e.value, e.line as usize))
+        let entries = self.map(table).map(Map::entries);
+        entries.into_iter().flatten().map(|entry| (entry.key, entry.value, entry.line as usize))
     }
 
     /// Entries of a map or lines of a list; 0 if there is no such table.
@@ -230,49 +227,21 @@ enum Table {
 impl Table {
     fn len(&self) -> usize {
         match self {
-            Self::Map(map) => map.entries.len(),
+            Self::Map(map) => map.len(),
             Self::List(lines) => lines.len(),
         }
     }
 
     fn bytes(&self) -> u64 {
-        // What an allocation takes: in steps of 16, with 8 for the allocator.
-        let text = |length: usize| if length == 0 { 0 } else { (length + 8).next_multiple_of(16) };
         let bytes: usize = match self {
-            Self::Map(map) => {
-                let slot = size_of::<(Box<str>, Entry)>() + 1;
-                // The table is a power of two of slots, of which at most 7 in 8 are used.
-                let slots = (map.entries.capacity() * 8 / 7).next_power_of_two();
-                let texts = map.entries.iter().map(|(k, e)| text(k.len()) + text(e.value.len()));
-                let nets = if map.nets.is_some() { map.entries.len() * 96 } else { 0 };
-                slots * slot + texts.sum::<usize>() + nets
-            }
+            Self::Map(map) => map.bytes(),
             Self::List(lines) => {
-                let texts: usize = lines.iter().map(|line| text(line.capacity())).sum();
+                let texts: usize = lines.iter().map(String::capacity).sum();
                 lines.capacity() * size_of::<String>() + texts
             }
         };
         bytes as u64
     }
-}
-
-#[derive(Debug, Default)]
-struct Map {
-    entries: HashMap<Box<str>, Entry>,
-    /// The same by network, if every key is one.
-    nets: Option<Box<JointPrefixMap<IpNet, Box<str>>>>,
-}
-
-impl Map {
-    fn get(&self, key: &str) -> Option<&str> {
-        self.entries.get(key).map(|entry| &*entry.value)
-    }
-}
-
-#[derive(Debug)]
-struct Entry {
-    value: Box<str>,
-    line: u32,
 }
 
 /// `text` in lower case; borrowed if it is already. ASCII only, as DNS does (RFC 4343).

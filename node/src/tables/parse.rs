@@ -1,14 +1,10 @@
 //! From text to tables.
 
-use std::{
-    collections::{BTreeMap, HashMap, hash_map},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
-use prefix_trie::joint::JointPrefixMap;
 
-use super::{Entry, Map, Parsed, Table, TableError};
+use super::{Map, Parsed, Table, TableError};
 use crate::{limits, policy::POLICY};
 
 /// All files but the policy.
@@ -103,53 +99,43 @@ impl File<'_> {
     }
 
     fn map(&mut self, text: &str) -> Map {
-        let mut entries: HashMap<Box<str>, Entry> = HashMap::new();
-        for (line, content) in self.lines(text) {
+        let lines = self.lines(text);
+        let bytes = lines.iter().map(|(_, content)| content.len()).sum();
+        let mut map = Map::builder(lines.len(), bytes);
+        for (line, content) in lines {
             let (key, value) = split(content);
             if key.is_empty() || key.len() > limits::TABLE_KEY_BYTES_MAX {
                 let max = limits::TABLE_KEY_BYTES_MAX;
                 self.error(line, format!("expected a key of 1 to {max} bytes, then its value"));
                 continue;
             }
-            // Lines are fewer than 2^32: their count is bounded.
-            let line_number = u32::try_from(line).unwrap_or(u32::MAX);
-            match entries.entry(key.to_ascii_lowercase().into_boxed_str()) {
-                hash_map::Entry::Occupied(first) => {
-                    let first = first.get().line;
-                    self.error(line, format!("{key:?} is in line {first} already; remove one"));
-                }
-                hash_map::Entry::Vacant(free) => {
-                    free.insert(Entry { value: value.into(), line: line_number });
-                }
+            // Lines are fewer than 2^32: a file's bytes are.
+            let number = u32::try_from(line).unwrap_or(u32::MAX);
+            if let Err(first) = map.insert(key, value, number) {
+                self.error(line, format!("{key:?} is in line {first} already; remove one"));
             }
         }
-        entries.shrink_to_fit();
-        let nets = self.nets(&entries).map(Box::new);
-        Map { entries, nets }
+        let map = map.finish(net);
+        self.check_nets(&map);
+        map
     }
 
     fn list(&mut self, text: &str) -> Vec<String> {
         self.lines(text).into_iter().map(|(_, content)| content.to_owned()).collect()
     }
 
-    /// A trie, if every key is an address or a network.
-    fn nets(
-        &mut self,
-        entries: &HashMap<Box<str>, Entry>,
-    ) -> Option<JointPrefixMap<IpNet, Box<str>>> {
-        let mut map = JointPrefixMap::new();
-        for (key, entry) in entries {
-            let net = net(key)?;
-            map.insert(net, entry.value.clone());
+    /// A network says by itself how long its prefix is.
+    fn check_nets(&mut self, map: &Map) {
+        if !map.is_nets() {
+            return;
         }
-        for (key, entry) in entries {
-            if let Some(net) = net(key).filter(|net| net.trunc() != *net) {
-                let good = net.trunc();
+        for entry in map.entries() {
+            if let Some(net) = net(entry.key).filter(|net| net.trunc() != *net) {
+                let (key, good) = (entry.key, net.trunc());
                 let what = format!("{key} has bits after its prefix; write {good}");
                 self.error(entry.line as usize, what);
             }
         }
-        Some(map)
     }
 
     /// Lines with content and their numbers, without comments and blanks around.

@@ -92,6 +92,16 @@ pub(crate) enum Verb {
     /// A made-up SMTP session, its commands on standard input: prints each rule that was tried, and why it matched.
     /// Nothing is accepted or sent; nothing is counted by a rate; delays are shown instead of waited.
     Session(Session),
+    /// Versions of policy and tables.
+    Tables {
+        #[command(subcommand)]
+        verb: TablesVerb,
+    },
+    /// Mailing lists whose tables can be changed alone.
+    Lists {
+        #[command(subcommand)]
+        verb: ListsVerb,
+    },
     /// The policy's files.
     Policy {
         #[command(subcommand)]
@@ -157,6 +167,80 @@ pub(crate) enum PolicyVerb {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum TablesVerb {
+    /// Make the files of a directory a version, and run it on all nodes. Sends what changed; checks first.
+    Push {
+        /// Holds policy.kdl, and tables/, users/, domains/, lists/.
+        dir: PathBuf,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// Who wants it, if the credential does not say so.
+        #[arg(long, default_value = "")]
+        author: String,
+        /// Also if a table shrinks by more than a quarter, or the policy relays for everybody.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Versions that are kept, and how it came to be what is active.
+    Versions,
+    /// What differs between two versions; `active` is what runs, with what was changed alone.
+    Diff {
+        a: String,
+        b: String,
+        /// Entries that are shown of each file.
+        #[arg(long, default_value_t = 20)]
+        limit: u32,
+    },
+    /// Run an older version again.
+    Rollback {
+        version: u64,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: String,
+        /// Who wants it, if the credential does not say so.
+        #[arg(long, default_value = "")]
+        author: String,
+    },
+    /// Look a key up, as the node that answers runs its tables. Exit code 1: it is not there.
+    Get {
+        /// `special_routes`, `users/cyrus`, `domains/DOMAIN/aliases`, `lists/NAME/members`.
+        table: String,
+        key: String,
+    },
+    /// Which version each node runs.
+    Status,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ListsVerb {
+    /// Replace tables of a list, without a new version of the rest.
+    Set {
+        list: String,
+        /// Who gets what is sent to the list: one address a line.
+        #[arg(long, value_name = "FILE")]
+        members: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        moderators: Option<PathBuf>,
+        #[arg(long, value_name = "FILE")]
+        managers: Option<PathBuf>,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+        /// Also if a table shrinks by more than a quarter.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Give a list's tables back to the versions.
+    Reset {
+        list: String,
+        /// Why; it is kept for the records.
+        #[arg(long)]
+        reason: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum NodeVerb {
     /// All members, and those that have left.
     List,
@@ -204,27 +288,51 @@ pub(crate) enum TokenVerb {
     Revoke { id: String },
 }
 
+/// Files for a domain, or where its aliases are to be fetched from.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct SetDomain {
+    pub(crate) domain: String,
+    /// Its aliases: a line `alias: address, address` each.
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    pub(crate) aliases: Option<PathBuf>,
+    /// Who looks after it: one address a line.
+    #[arg(long, value_name = "FILE", conflicts_with = "url")]
+    pub(crate) managers: Option<PathBuf>,
+    /// Why; it is kept for the records.
+    #[arg(long, conflicts_with = "url")]
+    pub(crate) reason: Option<String>,
+    /// Also if a table shrinks by more than a quarter.
+    #[arg(long, conflicts_with = "url")]
+    pub(crate) force: bool,
+    /// Where its aliases file is: https://…
+    #[arg(long, requires_all = ["user", "password_file"])]
+    pub(crate) url: Option<String>,
+    /// For HTTP basic authentication.
+    #[arg(long, requires = "url")]
+    pub(crate) user: Option<String>,
+    /// A file with the password in it.
+    #[arg(long, value_name = "FILE", requires = "url")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Certificates of the authorities to trust instead of those of the web.
+    #[arg(long, value_name = "PEM", requires = "url")]
+    pub(crate) ca_file: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum DomainsVerb {
     /// All managed domains.
     List,
     /// Everything about one.
     Show { domain: String },
-    /// Fetch a domain's aliases from a web server from now on, hourly.
-    Set {
+    /// Replace a domain's tables, without a new version of the rest; or have its aliases fetched from a web server,
+    /// hourly, from now on.
+    Set(SetDomain),
+    /// Give a domain's tables back to the versions.
+    Reset {
         domain: String,
-        /// Where its aliases file is: https://…
+        /// Why; it is kept for the records.
         #[arg(long)]
-        url: String,
-        /// For HTTP basic authentication.
-        #[arg(long)]
-        user: String,
-        /// A file with the password in it.
-        #[arg(long, value_name = "FILE")]
-        password_file: PathBuf,
-        /// Certificates of the authorities to trust instead of those of the web.
-        #[arg(long, value_name = "PEM")]
-        ca_file: Option<PathBuf>,
+        reason: Option<String>,
     },
     /// Fetch a domain no more; what is live stays.
     Unset { domain: String },

@@ -1,6 +1,6 @@
-//! `domains list|show|set|unset|fetch|check`.
+//! `domains list|show|set|reset|unset|fetch|check`.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use comfy_table::{Table, presets};
 use ppsw_proto::control::{
@@ -14,15 +14,9 @@ use crate::{
     Failure,
     address::{Admin, read},
     age::rfc3339,
+    args::SetDomain,
+    tables,
 };
-
-/// Where a domain is to be fetched from.
-pub(crate) struct Source {
-    pub(crate) url: String,
-    pub(crate) user: String,
-    pub(crate) password_file: PathBuf,
-    pub(crate) ca_file: Option<PathBuf>,
-}
 
 pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
     let domains = ask(admin, "").await?;
@@ -63,25 +57,21 @@ pub(crate) async fn show(admin: &mut Admin, domain: &str, as_json: bool) -> Resu
     Ok(())
 }
 
-pub(crate) async fn set(
-    admin: &mut Admin,
-    domain: String,
-    source: Source,
-    as_json: bool,
-) -> Result<(), Failure> {
-    let text = Zeroizing::new(read(&source.password_file)?);
+pub(crate) async fn set(admin: &mut Admin, asked: SetDomain, as_json: bool) -> Result<(), Failure> {
+    let SetDomain { domain, url, user, password_file, ca_file, .. } = asked;
+    let (Some(url), Some(user), Some(password_file)) = (url, user, password_file) else {
+        let files = [("aliases", asked.aliases), ("managers", asked.managers)];
+        let place = format!("domains/{domain}");
+        return tables::set(admin, &place, &files, asked.reason, asked.force, as_json).await;
+    };
+    let text = Zeroizing::new(read(&password_file)?);
     // An editor ends the line; a password does not.
     let password = text
         .strip_suffix('\n')
-        .map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
-    let ca_pem = source.ca_file.map(|path| read(&path)).transpose()?.unwrap_or_default();
-    let request = SetHttpsRequest {
-        domain: domain.clone(),
-        url: source.url,
-        user: source.user,
-        password: password.to_owned(),
-        ca_pem,
-    };
+        .map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text))
+        .to_owned();
+    let ca_pem = ca_file.map(|path| read(&path)).transpose()?.unwrap_or_default();
+    let request = SetHttpsRequest { domain: domain.clone(), url, user, password, ca_pem };
     let replaced = admin.set_https(request).await?.into_inner().replaced;
     if as_json {
         say!("{}", json!({ "domain": domain, "replaced": replaced }));

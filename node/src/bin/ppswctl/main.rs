@@ -19,6 +19,7 @@ mod policy;
 mod queue;
 mod route;
 mod status;
+mod tables;
 mod token;
 
 use std::{
@@ -31,7 +32,8 @@ use clap::Parser;
 use tonic::Code;
 
 use crate::args::{
-    Args, DomainsVerb, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TokenVerb, Verb,
+    Args, DomainsVerb, ListsVerb, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TablesVerb,
+    TokenVerb, Verb,
 };
 
 /// Why a verb did not do what it was asked; each kind has its exit code.
@@ -156,6 +158,31 @@ async fn operate(args: Args) -> Result<(), Failure> {
             QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
             QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
         },
+        Verb::Tables { verb } => match verb {
+            TablesVerb::Push { dir, reason, author, force } => {
+                let asked = tables::Asked { author, reason, force };
+                tables::push(&mut admin, &dir, asked, json).await
+            }
+            TablesVerb::Versions => tables::versions(&mut admin, json).await,
+            TablesVerb::Diff { a, b, limit } => tables::diff(&mut admin, &a, &b, limit, json).await,
+            TablesVerb::Rollback { version, reason, author } => {
+                let asked = tables::Asked { author, reason, force: false };
+                tables::roll_back(&mut admin, version, asked, json).await
+            }
+            TablesVerb::Get { table, key } => tables::get(&mut admin, table, key, json).await,
+            TablesVerb::Status => tables::status(&mut admin, json).await,
+        },
+        Verb::Lists { verb } => match verb {
+            ListsVerb::Set { list, members, moderators, managers, reason, force } => {
+                let files =
+                    [("members", members), ("moderators", moderators), ("managers", managers)];
+                tables::set(&mut admin, &format!("lists/{list}"), &files, reason, force, json).await
+            }
+            ListsVerb::Reset { list, reason } => {
+                let names = ["members", "moderators", "managers"];
+                tables::reset(&mut admin, &format!("lists/{list}"), &names, reason, json).await
+            }
+        },
         Verb::Domains { verb } => operate_domains(&mut admin, verb, json).await,
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.
@@ -171,9 +198,10 @@ async fn operate_domains(
     match verb {
         DomainsVerb::List => domains::list(admin, json).await,
         DomainsVerb::Show { domain } => domains::show(admin, &domain, json).await,
-        DomainsVerb::Set { domain, url, user, password_file, ca_file } => {
-            let source = domains::Source { url, user, password_file, ca_file };
-            domains::set(admin, domain, source, json).await
+        DomainsVerb::Set(set) => domains::set(admin, set, json).await,
+        DomainsVerb::Reset { domain, reason } => {
+            let names = ["aliases", "managers"];
+            tables::reset(admin, &format!("domains/{domain}"), &names, reason, json).await
         }
         DomainsVerb::Unset { domain } => domains::unset(admin, &domain, json).await,
         DomainsVerb::Check { domain, mail } => domains::check(admin, &domain, mail, json).await,

@@ -23,7 +23,7 @@ fn fetcher() -> HttpsFetcher {
         .broken("broken.example");
     let allowance =
         Allowance { connect: Duration::from_secs(2), whole: Duration::from_secs(3), bytes: BYTES };
-    HttpsFetcher::new(Arc::new(dns), Arc::new(TcpConnector), allowance).unwrap()
+    HttpsFetcher::new(Arc::new(dns), Arc::new(TcpConnector::default()), allowance).unwrap()
 }
 
 fn source(host: &str, address: SocketAddr, ca_pem: &str) -> Source {

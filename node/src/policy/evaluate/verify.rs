@@ -169,8 +169,7 @@ impl Evaluation<'_> {
         for ((list, question), answers) in lists.iter().zip(questions).zip(answers) {
             // Other answers come from a wildcard of somebody who took over the domain (RFC 5782 §2.1).
             let counts = |answer: &IpAddr| match answer {
-                IpAddr::V4(v4) if list.answers.is_empty() => v4.is_loopback(),
-                IpAddr::V4(v4) => list.answers.contains(v4),
+                IpAddr::V4(v4) => list.filter.counts(*v4),
                 IpAddr::V6(_) => false,
             };
             let Some(name) = question.filter(|_| answers.iter().any(counts)) else { continue };

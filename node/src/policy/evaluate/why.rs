@@ -124,7 +124,9 @@ impl Evaluation<'_> {
                 None => self.certificate_shown(),
             },
             Condition::Verify(Verify::Certificate, _) => self.certificate_shown(),
-            Condition::QueueOver(_) => format!("{} wait", self.around.facts.queue_length()),
+            Condition::QueueOver(_) => {
+                format!("{} waited when it was first asked", connection.queue_length.unwrap_or(0))
+            }
             Condition::LoadOver(_) => match self.around.facts.load() {
                 Some(load) => format!("the load is {}.{:02}", load / 100, load % 100),
                 None => "the load is not known".to_owned(),

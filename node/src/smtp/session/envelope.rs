@@ -116,7 +116,8 @@ impl Session {
             || return_headers_only.is_some()
             || envelope_id.is_some();
         if (self.hello == Hello::Helo && extended)
-            || (auth.is_some() && self.connection.tls.is_none())
+            // AUTH was offered over TLS, and to those who may name their users.
+            || (auth.is_some() && self.connection.tls.is_none() && !self.is_trusted())
         {
             return Some(CommandError::UnknownParameter("MAIL").reply());
         }

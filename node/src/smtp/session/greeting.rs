@@ -42,14 +42,18 @@ impl Session {
             return self.say(reply.closing(), State::Closed).await;
         }
         // Who talks before being greeted does not listen (the paper, "pump-and-dump"). Submission forgives it.
-        let strict = self.is_strict() && !decision.enforce_sync_off;
-        if strict && self.connection.tls.is_none() && self.wire.has_early_input() {
+        let clear = self.connection.tls.is_none();
+        if self.enforces_sync() && clear && self.wire.has_early_input() {
             let text = "SMTP synchronization error: wait for the greeting";
             let reply = Reply::new(554, reply::PROTOCOL, text).closing();
             return self.protocol_error(reply, State::Closed).await;
         }
-        let now = front.clock.now();
-        self.say(Reply::plain(220, self.banner(now)), State::Fresh).await
+        let mut banner = self.banner(front.clock.now());
+        if let Some(more) = decision.banner {
+            banner = format!("{banner}\n{more}");
+        }
+        self.greeted = true;
+        self.say(Reply::plain(220, banner), State::Fresh).await
     }
 
     /// As the paper's `smtp_banner`: which machine, which personality.
@@ -69,6 +73,7 @@ impl Session {
     /// HELO or EHLO; ends a transaction (RFC 5321 §4.1.4).
     pub(super) async fn hello(&mut self, name: &str, hello: Hello) -> Result<State, Lost> {
         self.personality = self.policy().personality(self.connection.server.ip());
+        self.connection.forget_message();
         let before = self.connection.helo.replace(name.to_owned());
         let decision = self.check(Stage::Helo, &Transaction::default()).await;
         if let Some(reply) = refusal(&decision.verdict, 550, 450) {
@@ -94,7 +99,7 @@ impl Session {
 
     fn extensions(&self) -> Vec<String> {
         let mut list = vec![format!("SIZE {}", self.personality.size_limit), "8BITMIME".into()];
-        if self.personality.pipelining && !self.pipelining_off {
+        if self.offers_pipelining() {
             list.push("PIPELINING".into());
         }
         let always = ["CHUNKING", "SMTPUTF8", "ENHANCEDSTATUSCODES", "DSN"];
@@ -145,7 +150,7 @@ impl Session {
     }
 
     /// The client may say who its user is.
-    fn is_trusted(&self) -> bool {
+    pub(super) fn is_trusted(&self) -> bool {
         self.policy().is_mua(self.connection.client.ip())
     }
 
@@ -174,6 +179,9 @@ impl Session {
         self.begin_tls(&acceptor).await?;
         // What was said in clear may have been said by somebody else (RFC 3207 §4.2).
         self.connection.helo = None;
+        self.connection.authenticated = None;
+        self.mechanism = None;
+        self.connection.forget_message();
         Ok(State::Fresh)
     }
 

@@ -86,6 +86,14 @@ struct Session {
     hello: Hello,
     /// A rule said not to offer PIPELINING.
     pipelining_off: bool,
+    /// A rule said not to look whether the client waits for our replies.
+    sync_off: bool,
+    /// The client must wait for the reply to the current command.
+    waits: bool,
+    /// The banner was sent.
+    greeted: bool,
+    /// QUIT was said.
+    quit: bool,
     /// SASL mechanism that authenticated the client.
     mechanism: Option<&'static str>,
     tally: Tally,
@@ -114,6 +122,10 @@ pub(crate) async fn serve_from(
         personality,
         hello: Hello::Helo,
         pipelining_off: false,
+        sync_off: false,
+        waits: false,
+        greeted: false,
+        quit: false,
         mechanism: None,
         tally: Tally::default(),
         verb: "connect",
@@ -148,6 +160,12 @@ impl Session {
                 Ok(state) => state,
                 Err(lost) => return self.lost(&lost, in_transaction).await,
             };
+            if in_transaction && matches!(state, State::Ready | State::Fresh) {
+                self.connection.forget_message();
+            }
+        }
+        if self.greeted && !self.quit {
+            self.check(Stage::NotQuit, &Transaction::default()).await;
         }
     }
 
@@ -201,7 +219,12 @@ impl Session {
             return self.say(reply.closing(), State::Closed).await;
         }
         let next = match command::parse(&line) {
-            Ok(command) => self.command(command, state).await,
+            Ok(command) => {
+                self.waits = self.must_wait(&command);
+                let next = self.command(command, state).await;
+                self.waits = false;
+                next
+            }
             Err(error) => self.bad_command(&error, state).await,
         };
         if self.verb == "AUTH" {
@@ -231,6 +254,7 @@ impl Session {
                     State::Fresh => State::Fresh,
                     _ => State::Ready,
                 };
+                self.connection.forget_message();
                 self.say(Reply::new(250, reply::OK, "Reset"), next).await
             }
             Command::Noop => self.say(Reply::new(250, reply::OK, "OK"), state).await,
@@ -245,6 +269,7 @@ impl Session {
                 self.say(Reply::new(214, reply::OK, text), state).await
             }
             Command::Quit => {
+                self.quit = true;
                 self.check(Stage::Quit, &Transaction::default()).await;
                 let text = format!("{} closing connection", self.front.host_name);
                 self.say(Reply::new(221, reply::OK, text).closing(), State::Closed).await
@@ -292,6 +317,16 @@ impl Session {
 
     /// Gives a reply and goes on to `next`, or to the end if the reply closes the session.
     async fn say(&mut self, reply: Reply, next: State) -> Result<State, Lost> {
+        // Looked for after the rules: whoever talks on during their delays is caught, too.
+        let early = self.waits && self.enforces_sync() && self.wire.has_early_input();
+        let reply = if early && !reply.closes() {
+            let text = "SMTP synchronization error: wait for the reply to each command";
+            let reply = Reply::new(554, reply::PROTOCOL, text).closing();
+            self.front.events.protocol_error(&self.peer(), &reply);
+            reply
+        } else {
+            reply
+        };
         metrics::counter!("ppsw_smtp_commands_total",
             "command" => self.verb, "class" => reply.class())
         .increment(1);
@@ -306,17 +341,15 @@ impl Session {
         let check = policy.check(stage, &mut self.connection, transaction, &front.around);
         let decision = timeout(RULES_DEADLINE, check).await.unwrap_or_else(|_| Decision {
             verdict: Verdict::Defer("Checks take too long, try again later".into()),
-            delay: Default::default(),
-            submission: None,
-            enforce_sync_off: false,
-            pipelining_off: false,
             log: vec![format!("rules of {stage:?} took too long")],
+            ..Decision::default()
         });
         self.pipelining_off |= decision.pipelining_off;
+        self.sync_off |= decision.enforce_sync_off;
         for line in &decision.log {
             self.front.events.note(&self.peer(), line);
         }
-        if !decision.delay.is_zero() {
+        if !decision.delay.is_zero() && stage != Stage::NotQuit {
             // What was answered before must not wait with this one.
             if self.wire.flush().await.is_ok() {
                 sleep(decision.delay.min(RULES_DELAY_MAX)).await;
@@ -333,7 +366,9 @@ impl Session {
 
     /// Input has ended where it should not.
     async fn lost(&mut self, lost: &Lost, in_transaction: bool) {
-        self.check(Stage::NotQuit, &Transaction::default()).await;
+        if self.greeted {
+            self.check(Stage::NotQuit, &Transaction::default()).await;
+        }
         self.front.events.connection_lost(&self.peer(), &lost.to_string(), in_transaction);
         if let Lost::TimedOut = lost {
             let text = "Nothing heard for too long, closing connection";
@@ -347,6 +382,33 @@ impl Session {
 
     fn policy(&self) -> Arc<dyn Policy> {
         self.front.rules.current()
+    }
+
+    /// The client must not send anything before the reply to this (RFC 2920 §3.1; without PIPELINING, to none). BDAT,
+    /// AUTH, QUIT and HELP are let off, as in Exim; STARTTLS looks for itself.
+    fn must_wait(&self, command: &Command<'_>) -> bool {
+        match command {
+            Command::Ehlo(_) | Command::Helo(_) | Command::Data | Command::Vrfy | Command::Noop => {
+                true
+            }
+            Command::Mail { .. } | Command::Rcpt { .. } | Command::Rset => {
+                self.hello == Hello::Helo || !self.offers_pipelining()
+            }
+            Command::Bdat { .. }
+            | Command::Auth { .. }
+            | Command::Quit
+            | Command::Help
+            | Command::StartTls => false,
+        }
+    }
+
+    fn offers_pipelining(&self) -> bool {
+        self.personality.pipelining && !self.pipelining_off
+    }
+
+    /// Clients that do not wait for our replies are sent away. Submission forgives them.
+    fn enforces_sync(&self) -> bool {
+        self.is_strict() && !self.sync_off
     }
 
     /// Bare line ends are refused instead of normalised.

@@ -71,6 +71,7 @@ pub(in crate::smtp) fn decision(verdict: Verdict) -> Decision {
         submission: None,
         enforce_sync_off: false,
         pipelining_off: false,
+        banner: None,
         log: Vec::new(),
     }
 }
@@ -154,11 +155,11 @@ impl Policy for TestPolicy {
     }
 }
 
-struct OnePolicy(Arc<TestPolicy>);
+struct OnePolicy(Arc<dyn Policy>);
 
 impl Rules for OnePolicy {
     fn current(&self) -> Arc<dyn Policy> {
-        Arc::clone(&self.0) as Arc<dyn Policy>
+        Arc::clone(&self.0)
     }
 }
 
@@ -329,7 +330,17 @@ impl Bench {
         })
     }
 
+    /// The personality `local` of a policy.
+    pub(in crate::smtp) fn configured(policy: &str) -> Self {
+        let files = BTreeMap::from([(POLICY.to_owned(), policy.as_bytes().to_vec())]);
+        Self::by(Configuration::from_files(&files).unwrap())
+    }
+
     pub(in crate::smtp) fn of(policy: TestPolicy) -> Self {
+        Self::by(Arc::new(policy))
+    }
+
+    fn by(policy: Arc<dyn Policy>) -> Self {
         let spool = Arc::new(TestSpool::default());
         let events = Arc::new(TestEvents::default());
         let made = rcgen::generate_simple_self_signed(["submit.example".to_owned()]).unwrap();
@@ -338,7 +349,7 @@ impl Bench {
         certificates.add("submit.example", vec![made.cert.der().clone()], key.unwrap()).unwrap();
         let front = FrontEnd {
             host_name: "ppsw-1.example".into(),
-            rules: Arc::new(OnePolicy(Arc::new(policy))),
+            rules: Arc::new(OnePolicy(policy)),
             around: Surroundings {
                 dns: Arc::new(TestDns),
                 facts: Arc::new(NoFacts),

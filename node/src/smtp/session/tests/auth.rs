@@ -66,19 +66,26 @@ async fn a_trusted_client_names_its_user() {
     client.ask("AUTH PLAIN AHNwcXIxAHNlY3JldA==", "538").await;
     client.ask("AUTH EXTERNAL =", "501").await;
     client.ask("AUTH EXTERNAL c3BxcjE=", "235").await;
-    client.ask("MAIL FROM:<spqr1@hermes.example>", "250").await;
+    client.ask("MAIL FROM:<spqr1@hermes.example> AUTH=spqr1@hermes.example", "250").await;
     client.ask("RCPT TO:<b@y.org>", "250").await;
     client.ask("DATA", "354").await;
     client.raw("From: spqr1@hermes.example\r\n\r\nhi\r\n.\r\n").await;
     client.expect("250").await;
     let (envelope, _) = bench.accepted().remove(0);
     assert_eq!(envelope.origin.authenticated, "spqr1");
+    assert_eq!(envelope.origin.auth_sender, "spqr1@hermes.example");
+    // What was said in clear is forgotten (RFC 3207 §4.2).
+    client.ask("STARTTLS", "220").await;
+    let mut client = client.start_tls().await;
+    let hello = client.ask("EHLO c", "250").await;
+    assert!(hello.contains("250-AUTH PLAIN LOGIN EXTERNAL\r\n"), "{hello}");
     let prepend = String::from_utf8_lossy(&envelope.prepend).replace("\r\n\t", " ");
     assert!(prepend.contains("with ESMTPA (EXTERNAL:spqr1)"), "{prepend}");
 
     bench.client = "127.200.1.2".parse().unwrap();
     let mut client = bench.hello().await;
     client.ask("AUTH EXTERNAL c3BxcjE=", "538").await;
+    client.ask("MAIL FROM:<spqr1@hermes.example> AUTH=spqr1@hermes.example", "555").await;
     client.ask("STARTTLS", "220").await;
     let mut client = client.start_tls().await;
     let hello = client.ask("EHLO c", "250").await;

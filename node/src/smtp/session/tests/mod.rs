@@ -5,3 +5,5 @@ mod certificate;
 mod commands;
 mod content;
 mod limits;
+mod synchronisation;
+mod variables;
