@@ -175,6 +175,7 @@ impl Cluster {
             lines.lines().filter(|line| line.starts_with("127.10.1.")).map(here).collect();
         if !lines.contains(&new[0]) {
             std::fs::write(&params, format!("{lines}{}\n", new.join("\n"))).unwrap();
+            self.apply_config();
         }
         let token = self.ctl_json(&["token", "create"])["token"].as_str().unwrap().to_owned();
         let peer = self.file.nodes[0].control.to_string();
@@ -300,11 +301,17 @@ impl Cluster {
         wait_for("the sink", PATIENCE, || std::net::TcpStream::connect(sink.smtp).ok());
     }
 
-    /// Makes the nodes run what is in `DIR/config` now. Comes back before they do.
+    /// Makes the nodes run what is in `DIR/config` now.
     pub fn apply_config(&self) {
-        for node in &self.file.nodes {
-            process::signal(node.pid, Signal::HUP);
-        }
+        let dir = self.dir().join("config").display().to_string();
+        // Again, if a leader is being elected; pushing the same twice is harmless.
+        wait_for("a push", PATIENCE, || {
+            let (code, text) = self.ctl(&["tables", "push", &dir, "--reason", "test", "--force"]);
+            if code != 0 {
+                println!("push: {text}");
+            }
+            (code == 0).then_some(())
+        });
     }
 
     /// Runs `ppswctl` and gives its exit code and what it printed.

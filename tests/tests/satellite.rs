@@ -17,11 +17,9 @@ use std::{
 
 use ppsw_tests::{
     cluster::{Cluster, PATIENCE},
-    process::signal,
     stores::exim,
     wait_for,
 };
-use rustix::process::Signal;
 
 /// Where the satellite is, as ppswitch sees it.
 const SATELLITE: &str = "127.0.0.66";
@@ -60,12 +58,7 @@ fn the_mua_service_says_who_submits() {
     let config = cluster.dir().join("config/tables/addrparams");
     let mut table = std::fs::File::options().append(true).open(&config).unwrap();
     writeln!(table, "{SATELLITE} mua=yes").unwrap();
-    signal(cluster.node(1).pid, Signal::HUP);
-    let process_log = cluster.dir().join("node-1/log/process.log");
-    wait_for("the table to be read again", PATIENCE, || {
-        let log = std::fs::read_to_string(&process_log).unwrap_or_default();
-        log.contains("configuration reloaded").then_some(())
-    });
+    cluster.apply_config();
     let dir = tempfile::tempdir().unwrap();
     // Exim gives its privileges up and must still get there.
     let status = Command::new("chmod").arg("755").arg(dir.path()).status().unwrap();
