@@ -45,9 +45,9 @@ fields! {
     /// The whole address.
     Address "address" Both;
     QualifyDomain "qualify_domain" Both;
-    Sender "sender" Both;
-    SenderDomain "sender_domain" Both;
-    SenderLocalPart "sender_local_part" Both;
+    Sender "sender" Message;
+    SenderDomain "sender_domain" Message;
+    SenderLocalPart "sender_local_part" Message;
     Helo "helo" Rule;
     /// IP address of the client.
     Client "client" Rule;
@@ -71,6 +71,9 @@ fields! {
 enum Place {
     Rule,
     Router,
+    /// Rules and routers: there is a message.
+    Message,
+    /// Wherever there is an address.
     Both,
 }
 
