@@ -88,7 +88,7 @@ impl Node {
             let log = std::fs::read_to_string(&path).unwrap();
             let new = log[self.read..].split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(self.process.alive(), "the node has ended: {log}");
-            new.contains(text).then(|| (log.len(), new))
+            new.contains(text).then_some((log.len(), new))
         });
         self.read = read;
         new

@@ -119,7 +119,11 @@ fn use_our_list_program(config: &Path) {
 fn campus() -> Campus {
     let records = records();
     let node = format!("local_smtp = \"{MACHINE}:25\"\nretry = \"F,5d,5s\"\n");
-    Campus::start_with(&Setup { records: &records, node: &node, change: Some(&use_our_list_program) })
+    Campus::start_with(&Setup {
+        records: &records,
+        node: &node,
+        change: Some(&use_our_list_program),
+    })
 }
 
 #[test]
@@ -207,7 +211,8 @@ fn delivered(campus: &Campus, cases: &[Case]) {
         } else {
             (CLIENT.parse().unwrap(), SMART.parse().unwrap())
         };
-        let content = format!("From: s@example.org\r\nSubject: {id}\r\n{ID_FIELD}: {id}\r\n\r\nhello\r\n");
+        let content =
+            format!("From: s@example.org\r\nSubject: {id}\r\n{ID_FIELD}: {id}\r\n\r\nhello\r\n");
         let said = campus.network().run(|| {
             let mut client = Client::connect_from(from, to).unwrap();
             client.ehlo().unwrap();
@@ -234,7 +239,9 @@ fn delivered(campus: &Campus, cases: &[Case]) {
     }
     let mut last = BTreeMap::new();
     let complete = |last: &BTreeMap<String, BTreeSet<Arrival>>| {
-        expected.iter().all(|(id, arrivals)| last.get(id).is_some_and(|is| is.is_superset(arrivals)))
+        expected
+            .iter()
+            .all(|(id, arrivals)| last.get(id).is_some_and(|is| is.is_superset(arrivals)))
     };
     let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for("all messages", ARRIVAL, || {
@@ -256,7 +263,9 @@ fn delivered(campus: &Campus, cases: &[Case]) {
     }
     let log = campus.mainlog();
     for list in ["punting", "ucs-staff", "debate"] {
-        let line = format!("=> {list}@lists.cam.ac.uk F=<s@example.org> P=<s@example.org> R=lists_process T=list_pipe");
+        let line = format!(
+            "=> {list}@lists.cam.ac.uk F=<s@example.org> P=<s@example.org> R=lists_process T=list_pipe"
+        );
         assert!(log.contains(&line), "{line}");
     }
 }
@@ -276,7 +285,11 @@ fn expect(cases: &[Case], case: &Case, sender: &str, arrivals: &mut BTreeSet<Arr
         if router == "lists_process" {
             let list = address.rsplit_once('@').unwrap().0.to_lowercase();
             let outgoing = format!("{list}-outgoing@lists.cam.ac.uk");
-            let local = |other: &&Case| other.address == outgoing && other.personality == "local" && !other.sender.is_empty();
+            let local = |other: &&Case| {
+                other.address == outgoing
+                    && other.personality == "local"
+                    && !other.sender.is_empty()
+            };
             if let Some(members) = cases.iter().find(local) {
                 expect(cases, members, from, arrivals);
             }

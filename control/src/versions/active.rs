@@ -67,6 +67,7 @@ pub(crate) fn store(data: &Path, running: &Running) -> io::Result<()> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 mod tests {
     use super::{super::BlobHash, *};
 

@@ -237,6 +237,7 @@ fn piece(file: &mut fs::File) -> io::Result<Bytes> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 mod tests {
     use super::*;
 

@@ -43,7 +43,7 @@ pub(crate) struct Hooks {
 #[derive(Clone)]
 pub(crate) struct Tables {
     pub(crate) files: BTreeMap<String, String>,
-    runs: Arc<Mutex<Option<Tables>>>,
+    runs: Arc<Mutex<Option<Self>>>,
 }
 
 #[async_trait]

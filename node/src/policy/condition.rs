@@ -508,8 +508,10 @@ fn dns_lists(setting: &Setting<'_>, compiler: &mut Compiler<'_>) -> Option<Condi
     Some(Condition::DnsLists(found))
 }
 
+type MakeFilter = fn(Vec<Ipv4Addr>) -> Filter;
+
 fn filter_of(text: &str, span: miette::SourceSpan, compiler: &mut Compiler<'_>) -> Filter {
-    const KINDS: [(&str, fn(Vec<Ipv4Addr>) -> Filter); 3] =
+    const KINDS: [(&str, MakeFilter); 3] =
         [("!=", Filter::AreNot), ("=", Filter::Are), ("&", Filter::Bits)];
     if text.is_empty() {
         return Filter::All;

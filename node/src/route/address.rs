@@ -40,7 +40,7 @@ pub(super) struct Ancestor {
     /// Routers that took it.
     routers: Vec<usize>,
     depth: usize,
-    from: Option<Arc<Ancestor>>,
+    from: Option<Arc<Self>>,
 }
 
 impl Address {

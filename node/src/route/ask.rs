@@ -23,6 +23,7 @@ use crate::{
 pub(super) const UNROUTEABLE: &str = "Unrouteable address";
 
 /// What one router made of an address.
+#[allow(clippy::large_enum_variant, reason = "one at a time, and not kept")]
 pub(super) enum Outcome {
     Take(Product),
     Fail(String),
@@ -38,6 +39,7 @@ pub(super) enum Outcome {
 }
 
 /// What became of an address.
+#[allow(clippy::large_enum_variant, reason = "one at a time, and not kept")]
 pub(super) enum Product {
     Children(Vec<Address>),
     Final(Fate),
@@ -171,8 +173,8 @@ impl Walk<'_> {
                 let name = name.fill(view)?;
                 let lines = self.configuration.tables.lines(&name);
                 if let Some(notes) = view.notes {
-                    let found =
-                        lines.map_or("no such table".into(), |l| format!("{} lines", l.len()));
+                    let found = lines
+                        .map_or_else(|| "no such table".into(), |l| format!("{} lines", l.len()));
                     notes.add(format!("{name}: {found}"));
                 }
                 lines.map(|lines| lines.iter().map(|line| Cow::Borrowed(line.as_str())).collect())

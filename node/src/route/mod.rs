@@ -77,6 +77,7 @@ pub struct Destination {
 
 /// What one final address comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "nearly all are deliveries")]
 pub enum Fate {
     Deliver(Destination),
     /// Cannot be delivered, and why (goes into the bounce and the SMTP reply).
@@ -134,6 +135,7 @@ pub struct Asked<'a> {
 
 /// Result of the verification of an address at SMTP time.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "one at a time, and not kept")]
 pub enum Verified {
     /// With the one address that it leads to, and where that goes; `None` if it leads to several.
     Yes(Option<(String, Destination)>),

@@ -2,6 +2,7 @@
 
 mod dialogue;
 pub(crate) mod fake;
+#[allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 mod lists;
 mod queue;
 pub(crate) mod server;

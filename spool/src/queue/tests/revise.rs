@@ -147,8 +147,7 @@ async fn operators_hold_release_redirect_and_expand() {
     assert_eq!(world.due(), [id]);
 
     let members = envelope(3).recipients;
-    let whole =
-        Expand { message: id, into: members.clone(), due: UnixMs(1_600_000), ..Expand::default() };
+    let whole = Expand { message: id, into: members, due: UnixMs(1_600_000), ..Expand::default() };
     world.fake.append(entry::expand(&whole));
     let message = world.get(id).unwrap();
     let open: Vec<_> = message.recipients.iter().map(Attempt::is_open).collect();
