@@ -70,6 +70,8 @@ impl Node {
         );
         let mut node = Self { dir, smtp, process, read: 0 };
         node.wait_log("ready to serve");
+        // What was said during the start may be asked for, too.
+        node.read = 0;
         node
     }
 
