@@ -87,7 +87,7 @@ fn a_node_says_what_it_would_do_and_why() {
         "> MAIL FROM:<a@example.org>\n< 503 ",
         "< 250-AUTH PLAIN LOGIN",
         "> STARTTLS\n< 503 ",
-        "> BDAT 14\n> Subject: x\n> \n    predata of acl \"submit\": no rules\n< 250 2.0.0 14 octets",
+        "> BDAT 14\n> Subject: x\n    predata of acl \"submit\": no rules\n< 250 2.0.0 14 octets",
         "> BDAT 2 LAST\n> hi\n    data of acl \"submit\": no rules\n< 250 2.0.0 OK id=",
         "> BDAT 3\n> abc\n< 503 ",
         "< 221 ",
