@@ -166,6 +166,7 @@ fn a_change_of_the_list_changes_nothing_that_waits(cluster: &mut Cluster) {
 const SIZES: [(usize, u64); 3] = [(1_000, 60), (10_000, 120), (50_000, 400)];
 
 #[test]
+#[ignore = "never run yet: how long it takes is not known"]
 fn a_long_list_costs_one_body_and_time_as_it_is_long() {
     let mut cluster = Cluster::start(4700);
     let list = |size: usize| format!("of{size}");
