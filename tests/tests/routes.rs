@@ -127,7 +127,6 @@ fn campus() -> Campus {
 }
 
 #[test]
-#[ignore = "the name server of the network does not start with these zones: not understood yet"]
 fn golden_routes_are_what_a_node_says_and_does() {
     let (campus, cases) = (campus(), cases());
     assert!(cases.len() >= 200);
@@ -239,10 +238,10 @@ fn delivered(campus: &Campus, cases: &[Case]) {
         stores.push((address.to_owned(), Maildir::new(&mail.join(address))));
     }
     let mut last = BTreeMap::new();
+    // A list without members leads nowhere.
+    let nothing = BTreeSet::new();
     let complete = |last: &BTreeMap<String, BTreeSet<Arrival>>| {
-        expected
-            .iter()
-            .all(|(id, arrivals)| last.get(id).is_some_and(|is| is.is_superset(arrivals)))
+        expected.iter().all(|(id, arrivals)| last.get(id).unwrap_or(&nothing).is_superset(arrivals))
     };
     let waited = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         wait_for("all messages", ARRIVAL, || {
@@ -260,7 +259,7 @@ fn delivered(campus: &Campus, cases: &[Case]) {
     std::thread::sleep(Duration::from_secs(10));
     let last = arrived(campus, &mut stores);
     for (id, arrivals) in &expected {
-        assert_eq!(last.get(id), Some(arrivals), "{id}");
+        assert_eq!(last.get(id).unwrap_or(&nothing), arrivals, "{id}");
     }
     let log = campus.mainlog();
     for list in ["punting", "ucs-staff", "debate"] {

@@ -73,10 +73,12 @@ impl Departments {
 
 fn configuration(dir: &Path) -> String {
     let [mail, eng, mta0, mta1] = ADDRESSES;
-    let here = dir.display();
+    let (here, program) = (dir.display(), exim());
+    let program = program.display();
     format!(
         "primary_hostname = mail.phy.cam.ac.uk\n\
          qualify_domain = phy.cam.ac.uk\n\
+         exim_path = {program}\n\
          spool_directory = {here}/spool\n\
          log_file_path = {here}/spool/%slog\n\
          keep_environment =\n\
