@@ -34,23 +34,34 @@ struct Shared {
 #[derive(Default)]
 struct Running {
     configuration: Option<Arc<Configuration>>,
+    /// It is a version of the cluster's.
+    is_version: bool,
     /// Sessions and attempts look here.
     switch: Option<watch::Sender<Arc<Configuration>>>,
 }
 
-impl Live {
-    /// Runs a configuration from now on.
-    pub(super) fn run(&self, configuration: Arc<Configuration>) {
-        let mut running = self.lock();
-        if let Some(switch) = &running.switch {
+impl Running {
+    fn switch_to(&mut self, configuration: Arc<Configuration>) {
+        if let Some(switch) = &self.switch {
             switch.send_replace(Arc::clone(&configuration));
         }
-        running.configuration = Some(configuration);
+        self.configuration = Some(configuration);
+    }
+}
+
+impl Live {
+    /// Runs the node's own directory from now on; not if a version became active while it was read.
+    pub(super) fn run_own(&self, configuration: Arc<Configuration>) {
+        let mut running = self.lock();
+        if !running.is_version {
+            running.switch_to(configuration);
+        }
     }
 
-    /// Runs the node's own directory, if no version was heard of meanwhile.
-    pub(super) fn run_own(&self, configuration: Arc<Configuration>) {
-        self.lock().configuration.get_or_insert(configuration);
+    fn run_version(&self, configuration: Arc<Configuration>) {
+        let mut running = self.lock();
+        running.is_version = true;
+        running.switch_to(configuration);
     }
 
     pub(super) fn running(&self) -> Option<Arc<Configuration>> {
@@ -189,7 +200,7 @@ impl Compiled for Prepared {
     }
 
     fn activate(&self) {
-        self.live.run(Arc::clone(&self.configuration));
+        self.live.run_version(Arc::clone(&self.configuration));
     }
 }
 
@@ -305,6 +316,23 @@ mod tests {
             (e.key.as_str(), e.before.as_deref(), e.after.as_deref())
         };
         diff.shown.iter().map(entry).collect()
+    }
+
+    #[test]
+    fn a_directory_that_is_read_late_does_not_replace_a_version() {
+        let made = || {
+            let files =
+                BTreeMap::from([(POLICY.to_owned(), b"qualify_domain \"a.example\"".to_vec())]);
+            Configuration::from_files(&files).unwrap()
+        };
+        let (own, version) = (made(), made());
+        let live = Live::default();
+        live.run_own(own.clone());
+        let watch = live.watch().unwrap();
+        assert!(Arc::ptr_eq(&watch.borrow(), &own));
+        live.run_version(version.clone());
+        live.run_own(own);
+        assert!(Arc::ptr_eq(&watch.borrow(), &version));
     }
 
     #[test]
