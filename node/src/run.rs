@@ -3,20 +3,13 @@
 use std::{
     future::Future,
     io::{self, IsTerminal},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
-use async_trait::async_trait;
-use ppsw_control::{
-    CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal, versions::Files,
-};
-use ppsw_proto::control as pb;
+use ppsw_control::{Plane, PlaneError, PlaneOptions};
 use ppsw_spool::{
-    NodeId, PartitionId,
+    NodeId,
     env::{SystemClock, SystemDisk},
     group::Timing,
     log::SpaceLimits,
@@ -35,7 +28,6 @@ use crate::{
     deliver::{Deliverer, Programs, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
     domains::{self, Domains},
-    explain::Explainer,
     files, http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts, Surroundings},
@@ -43,9 +35,11 @@ use crate::{
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
+mod hooks;
 mod live;
 mod stop;
 
+use hooks::Hooks;
 use live::Live;
 pub use stop::Stop;
 
@@ -387,7 +381,7 @@ async fn reload(config: &NodeConfig, plane: &Plane, live: &Live) {
     match load(config) {
         Ok(configuration) => {
             cry_if_open(&configuration).await;
-            live.run(configuration);
+            live.run_own(configuration);
             tracing::info!("configuration reloaded");
         }
         Err(error) => tracing::error!(%error, "configuration not reloaded; the old one stays"),
@@ -406,98 +400,6 @@ async fn stop(front: &FrontEnd, deliverer: &Deliverer, plane: &Plane) {
     }
     plane.shutdown().await;
 }
-
-/// What the control plane may ask of this node; until everything is put together, the answers of a node that does
-/// nothing yet.
-#[derive(Default)]
-struct Hooks {
-    draining: AtomicBool,
-    parts: OnceLock<(Arc<FrontEnd>, Deliverer)>,
-    explainer: OnceLock<Explainer>,
-    domains: OnceLock<Domains>,
-    live: Live,
-}
-
-impl Hooks {
-    fn attach(
-        &self,
-        front: Arc<FrontEnd>,
-        deliverer: Deliverer,
-        domains: Domains,
-        configuration: watch::Receiver<Arc<Configuration>>,
-    ) {
-        let draining = self.draining.load(Ordering::Acquire);
-        front.activity.drain(draining);
-        let _ = self.explainer.set(Explainer::new(front.clone(), configuration));
-        let _ = self.domains.set(domains);
-        // Called once, from `node`.
-        let _ = self.parts.set((front, deliverer));
-    }
-}
-
-#[async_trait]
-impl NodeHooks for Hooks {
-    fn set_draining(&self, draining: bool) {
-        self.draining.store(draining, Ordering::Release);
-        if let Some((front, _)) = self.parts.get() {
-            front.activity.drain(draining);
-        }
-    }
-
-    fn open_transactions(&self) -> usize {
-        self.parts.get().map_or(0, |(front, _)| front.activity.open_transactions())
-    }
-
-    fn attempts_in_flight(&self, partition: PartitionId) -> usize {
-        self.parts.get().map_or(0, |(_, deliverer)| deliverer.attempts_in_flight(partition))
-    }
-
-    async fn route(&self, request: pb::RouteRequest) -> Result<pb::RouteReply, String> {
-        let explainer = self.explainer.get().ok_or(STARTING)?;
-        Ok(explainer.route(&request).await)
-    }
-
-    fn rehearse(&self, open: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {
-        self.explainer.get().ok_or(STARTING)?.rehearse(&open)
-    }
-
-    fn domains(&self, only: &str) -> Result<Vec<pb::DomainInfo>, String> {
-        Ok(self.domains.get().ok_or(STARTING)?.list(only))
-    }
-
-    async fn fetch_domain(
-        &self,
-        domain: &str,
-        force: bool,
-    ) -> Result<pb::FetchDomainReply, String> {
-        self.domains.get().ok_or(STARTING)?.fetch(domain, force).await
-    }
-
-    async fn check_domain(&self, domain: &str, mail: bool) -> Result<pb::CheckDomainReply, String> {
-        self.domains.get().ok_or(STARTING)?.check(domain, mail).await
-    }
-
-    async fn compile(&self, files: Files) -> Result<Arc<dyn Compiled>, CompileError> {
-        self.live.compile(files).await
-    }
-
-    fn running(&self) -> Option<Arc<dyn Compiled>> {
-        self.live.compiled()
-    }
-
-    fn diff(
-        &self,
-        path: &str,
-        before: Option<&[u8]>,
-        after: Option<&[u8]>,
-        limit: usize,
-    ) -> pb::FileDiff {
-        live::diff(path, before, after, limit)
-    }
-}
-
-/// What an operator hears who asks too early.
-const STARTING: &str = "this node is starting: try again in a second";
 
 /// The configuration that is active now.
 struct CurrentRules(watch::Receiver<Arc<Configuration>>);

@@ -3,6 +3,7 @@
 mod compile;
 mod condition;
 mod diagnostic;
+mod dns_list;
 mod evaluate;
 mod explanation;
 pub(crate) mod list;

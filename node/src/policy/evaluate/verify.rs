@@ -5,11 +5,7 @@ use std::net::IpAddr;
 use futures::future::join_all;
 
 use super::{
-    super::{
-        AddressPlace,
-        condition::{DnsList, Verify},
-        list::domain_literal,
-    },
+    super::{AddressPlace, condition::Verify, dns_list::DnsList, list::domain_literal},
     Evaluation, Truth,
 };
 use crate::{
