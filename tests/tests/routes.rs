@@ -127,7 +127,6 @@ fn campus() -> Campus {
 }
 
 #[test]
-#[ignore = "not run yet with the mended zones"]
 fn golden_routes_are_what_a_node_says_and_does() {
     let (campus, cases) = (campus(), cases());
     assert!(cases.len() >= 200);
