@@ -1,11 +1,8 @@
 //! A queue for each destination, so that a slow one does not hold up the others.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::{BTreeSet, HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use ppsw_spool::queue::MessageId;
@@ -32,7 +29,8 @@ pub(crate) struct Lanes {
 struct Lane {
     places: Arc<Semaphore>,
     most: usize,
-    waiting: AtomicUsize,
+    /// Messages that wait for a place, and for how many: a list has many transactions with one destination.
+    waiting: Mutex<HashMap<MessageId, usize>>,
     /// Messages that were turned away, oldest first.
     parked: Mutex<BTreeSet<MessageId>>,
 }
@@ -66,7 +64,7 @@ impl Lanes {
         message: MessageId,
     ) -> Result<Place, Full> {
         let lane = self.lane(destination);
-        let Some(_waiting) = Waiting::begin(&lane) else {
+        let Some(_waiting) = Waiting::begin(&lane, message) else {
             lane.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(message);
             return Err(Full);
         };
@@ -105,7 +103,7 @@ impl Lanes {
             Arc::new(Lane {
                 places: Arc::new(Semaphore::new(places)),
                 most: places,
-                waiting: AtomicUsize::new(0),
+                waiting: Mutex::default(),
                 parked: Mutex::default(),
             })
         });
@@ -114,35 +112,49 @@ impl Lanes {
 }
 
 impl Lane {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<MessageId, usize>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_busy(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0 || self.places.available_permits() < self.most
+        !self.waiting().is_empty() || self.places.available_permits() < self.most
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let room =
-            WAITING_PER_DESTINATION_MAX.saturating_sub(self.lane.waiting.load(Ordering::Relaxed));
+        let room = WAITING_PER_DESTINATION_MAX.saturating_sub(self.lane.waiting().len());
         let mut parked = self.lane.parked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
         released.extend((0..room).map_while(|_| parked.pop_first()));
     }
 }
 
-/// Counts a waiter while it exists.
-struct Waiting<'a>(&'a Lane);
+/// Counts a message that waits, while it does.
+struct Waiting<'a>(&'a Lane, MessageId);
 
 impl<'a> Waiting<'a> {
-    fn begin(lane: &'a Lane) -> Option<Self> {
-        let before = lane.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting = Self(lane);
-        (before < WAITING_PER_DESTINATION_MAX).then_some(waiting)
+    /// `None`: too many other messages wait.
+    fn begin(lane: &'a Lane, message: MessageId) -> Option<Self> {
+        let mut waiting = lane.waiting();
+        let room = waiting.len() < WAITING_PER_DESTINATION_MAX;
+        match waiting.entry(message) {
+            Entry::Occupied(mut places) => *places.get_mut() += 1,
+            Entry::Vacant(first) if room => drop(first.insert(1)),
+            Entry::Vacant(_) => return None,
+        }
+        Some(Self(lane, message))
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        if let Entry::Occupied(mut places) = self.0.waiting().entry(self.1) {
+            *places.get_mut() -= 1;
+            if *places.get() == 0 {
+                places.remove();
+            }
+        }
     }
 }
 
@@ -170,24 +182,31 @@ mod tests {
     async fn a_full_destination_blocks_nobody_else() {
         let lanes = Lanes::new();
         let (slow, fast) = (destination("slow"), destination("fast"));
-        let id = MessageId { second: 1, counter: 1, node: 1 };
+        let message = |counter| MessageId { second: 1, counter, node: 1 };
+        let id = message(0);
         let mut places = Vec::new();
         for _ in 0..TRANSACTIONS_PER_DESTINATION_MAX {
             places.push(lanes.enter(&slow, id).await.unwrap());
         }
         let mut waiting = Vec::new();
-        for _ in 0..WAITING_PER_DESTINATION_MAX {
+        // Messages are counted, not what each has to bring: the first is a list.
+        let messages = (1..WAITING_PER_DESTINATION_MAX as u64).map(message);
+        for id in [id; 2 * WAITING_PER_DESTINATION_MAX].into_iter().chain(messages) {
             let mut entry = Box::pin(lanes.enter(&slow, id));
             assert!((&mut entry).now_or_never().is_none());
             waiting.push(entry);
         }
-        assert_eq!(lanes.enter(&slow, id).await.err(), Some(Full));
+        let late = message(1_000);
+        assert_eq!(lanes.enter(&slow, late).await.err(), Some(Full));
         assert!(lanes.released().is_empty());
         assert!(lanes.enter(&fast, id).now_or_never().unwrap().is_ok());
         assert_eq!(lanes.running(), TRANSACTIONS_PER_DESTINATION_MAX);
         drop(places);
-        let first = waiting.remove(0);
-        assert!(tokio::time::timeout(Duration::from_secs(5), first).await.unwrap().is_ok());
-        assert_eq!(lanes.released(), [id]);
+        while !waiting.is_empty() {
+            let first = waiting.remove(0);
+            assert!(tokio::time::timeout(Duration::from_secs(5), first).await.unwrap().is_ok());
+        }
+        assert_eq!(lanes.released(), [late]);
+        assert!(lanes.lane(&slow).waiting().is_empty());
     }
 }
