@@ -117,6 +117,10 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return route::route(&mut admin, asked, args.json).await;
     }
+    if let Verb::Tables { verb: TablesVerb::Get { table, key } } = &args.verb {
+        let mut admin = address::connect(&address::find(&args)?).await?;
+        return tables::get(&mut admin, table, key, args.json).await;
+    }
     if let Verb::Domains { verb: DomainsVerb::Fetch { domain, force } } = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return domains::fetch(&mut admin, domain, *force, args.json).await;
@@ -169,7 +173,8 @@ async fn operate(args: Args) -> Result<(), Failure> {
                 let asked = tables::Asked { author, reason, force: false };
                 tables::roll_back(&mut admin, version, asked, json).await
             }
-            TablesVerb::Get { table, key } => tables::get(&mut admin, table, key, json).await,
+            // Done in `run`.
+            TablesVerb::Get { .. } => Ok(()),
             TablesVerb::Status => tables::status(&mut admin, json).await,
         },
         Verb::Lists { verb } => match verb {

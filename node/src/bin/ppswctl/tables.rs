@@ -1,6 +1,9 @@
 //! `tables push|versions|diff|rollback|get|status`, and changes of users' tables.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use bytes::Bytes;
 use comfy_table::{Table, presets};
@@ -303,14 +306,15 @@ fn number(text: &str) -> Result<u64, Failure> {
     }
 }
 
+/// Exit 1 if there is no such entry.
 pub(crate) async fn get(
     admin: &mut Admin,
-    table: String,
-    key: String,
+    table: &str,
+    key: &str,
     as_json: bool,
-) -> Result<(), Failure> {
-    let asked = format!("{key:?} in {table}");
-    let reply = admin.get(pb::GetRequest { table, key }).await?.into_inner();
+) -> Result<ExitCode, Failure> {
+    let request = pb::GetRequest { table: table.to_owned(), key: key.to_owned() };
+    let reply = admin.get(request).await?.into_inner();
     if as_json {
         let found = reply
             .found
@@ -328,13 +332,14 @@ pub(crate) async fn get(
             say!("{} {}: {}", found.how, found.key, found.value);
         }
     }
-    if reply.found.is_empty() && !as_json {
-        return Err(Failure::Refused(format!(
-            "there is no {asked}, which has {} entries in version {}",
-            reply.entries, reply.version
-        )));
+    if !reply.found.is_empty() {
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(())
+    eprintln!(
+        "ppswctl: there is no {key:?} in {table}, which has {} entries in version {}",
+        reply.entries, reply.version
+    );
+    Ok(ExitCode::FAILURE)
 }
 
 pub(crate) async fn status(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
