@@ -49,8 +49,8 @@ fn change(text: &str, expected: Expected) -> NewContents {
         files: vec![NewContent { path: ALIASES.to_owned(), content, expected }],
         by: "a part".to_owned(),
         author: String::new(),
-        reason: "fetched".to_owned(),
-        source: pb::Source::Https,
+        reason: "a test".to_owned(),
+        source: pb::Source::Edit,
         force: false,
     }
 }
