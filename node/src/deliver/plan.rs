@@ -103,7 +103,7 @@ pub(crate) async fn plan(message: &QueuedMessage, routing: &dyn Routing, now: Un
                     ("5.1.3 the address cannot be written in SMTP".to_owned(), true)
                 }
                 Fate::Deliver(destination) => {
-                    legs.add(destination, address);
+                    legs.add(*destination, address);
                     continue;
                 }
                 Fate::Fail(text) => (text, true),

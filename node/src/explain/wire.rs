@@ -29,7 +29,7 @@ pub(super) fn route(targets: Vec<Target>, stops: Vec<Stop>) -> pb::RouteReply {
         parents: target.parents,
         errors_to: target.errors_to,
         fate: Some(match target.fate {
-            Fate::Deliver(to) => route_target::Fate::Deliver(destination(to)),
+            Fate::Deliver(to) => route_target::Fate::Deliver(destination(*to)),
             Fate::Fail(why) => route_target::Fate::Fail(why),
             Fate::Defer(why) => route_target::Fate::Defer(why),
             // What is asked for is the whole way.

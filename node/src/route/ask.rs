@@ -23,7 +23,6 @@ use crate::{
 pub(super) const UNROUTEABLE: &str = "Unrouteable address";
 
 /// What one router made of an address.
-#[allow(clippy::large_enum_variant, reason = "one at a time, and not kept")]
 pub(super) enum Outcome {
     Take(Product),
     Fail(String),
@@ -39,7 +38,6 @@ pub(super) enum Outcome {
 }
 
 /// What became of an address.
-#[allow(clippy::large_enum_variant, reason = "one at a time, and not kept")]
 pub(super) enum Product {
     Children(Vec<Address>),
     Final(Fate),
@@ -249,7 +247,7 @@ impl Walk<'_> {
     ) -> Outcome {
         match found {
             Found::Hosts(hosts) => match self.destination(router, transport, view, hosts) {
-                Ok(to) => Outcome::Take(Product::Final(Fate::Deliver(to))),
+                Ok(to) => Outcome::Take(Product::Final(Fate::Deliver(Box::new(to)))),
                 Err(why) => Outcome::Defer(why),
             },
             Found::Widened(domain) => {

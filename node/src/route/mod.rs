@@ -77,9 +77,8 @@ pub struct Destination {
 
 /// What one final address comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant, reason = "nearly all are deliveries")]
 pub enum Fate {
-    Deliver(Destination),
+    Deliver(Box<Destination>),
     /// Cannot be delivered, and why (goes into the bounce and the SMTP reply).
     Fail(String),
     /// Cannot be routed now, and why.
@@ -135,10 +134,9 @@ pub struct Asked<'a> {
 
 /// Result of the verification of an address at SMTP time.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::large_enum_variant, reason = "one at a time, and not kept")]
 pub enum Verified {
     /// With the one address that it leads to, and where that goes; `None` if it leads to several.
-    Yes(Option<(String, Destination)>),
+    Yes(Option<(String, Box<Destination>)>),
     No(String),
     /// Not known now.
     Later(String),

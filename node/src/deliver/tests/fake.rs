@@ -407,5 +407,5 @@ pub(super) fn target(address: &str, fate: Fate) -> Target {
 }
 
 pub(super) fn deliver_to(address: &str, destination: &Destination) -> Target {
-    target(address, Fate::Deliver(destination.clone()))
+    target(address, Fate::Deliver(Box::new(destination.clone())))
 }
