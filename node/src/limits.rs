@@ -566,8 +566,8 @@ pub const DOMAIN_TEXT_SHOWN: usize = 80;
 /// How often an https domain is fetched (the seed: hourly).
 pub const FETCH_PERIOD: Duration = Duration::from_secs(3_600);
 
-/// More often, and we are a burden for the web servers of others.
-pub const FETCH_PERIOD_MIN: Duration = Duration::from_secs(60);
+/// More often, and we are a burden even for a web server of our own.
+pub const FETCH_PERIOD_MIN: Duration = Duration::from_secs(10);
 
 /// More rarely, and managers wait longer than a day for their changes.
 pub const FETCH_PERIOD_MAX: Duration = Duration::from_secs(24 * 3_600);

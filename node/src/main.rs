@@ -93,7 +93,18 @@ enum Verb {
     },
 }
 
+/// A panic is a bug that no handler can mend: the process ends and the cluster goes on without it, in a build whose panics
+/// unwind, too.
+fn end_by_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
+}
+
 fn main() -> ExitCode {
+    end_by_panic();
     let args = Args::parse();
     if matches!(args.verb, Verb::Run { .. }) {
         allocator::settle();

@@ -4,11 +4,12 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group, test_kill_process};
 
-/// A program that was built with these tests: `target/release/NAME` beside `target/release/deps/TEST`, or beside the
+/// A program that was built with these tests: `target/PROFILE/NAME` beside `target/PROFILE/deps/TEST`, or beside the
 /// program that asks.
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
@@ -17,7 +18,7 @@ pub fn program(name: &str) -> PathBuf {
     let path = dir.join(name);
     assert!(
         path.exists(),
-        "{} is missing: run tests/run, or `cargo build --release --workspace --bins` before `cargo test --release`",
+        "{} is missing: run tests/run, or `cargo build --workspace --bins` with the same profile before `cargo test`",
         path.display()
     );
     path
@@ -96,6 +97,19 @@ pub fn resident_bytes(pid: u32) -> u64 {
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     kib * 1024
+}
+
+/// CPU time that a process has used, from `/proc` (proc_pid_stat(5)).
+pub fn cpu_time(pid: u32) -> Duration {
+    /// What the kernel counts in for programs, on every machine.
+    const TICK_MS: u64 = 10;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    // The name may have blanks: fields are counted behind its bracket.
+    let fields = stat.rsplit_once(')').unwrap().1;
+    let ticks = |number: usize| -> u64 {
+        fields.split_whitespace().nth(number - 3).unwrap().parse().unwrap()
+    };
+    Duration::from_millis((ticks(14) + ticks(15)) * TICK_MS)
 }
 
 fn to_pid(pid: u32) -> Pid {

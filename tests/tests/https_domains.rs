@@ -35,7 +35,7 @@ const WRONG_NAME: u16 = 8_446;
 const SELF_SIGNED: u16 = 8_447;
 
 /// Short times, so that a test of hanging servers is short: options like any other.
-const SETTINGS: &str = "https_domains.period = \"1m\"\nhttps_domains.fetch_time = \"3s\"\n\
+const SETTINGS: &str = "https_domains.period = \"10s\"\nhttps_domains.fetch_time = \"3s\"\n\
                         https_domains.connect_time = \"2s\"\nhttps_domains.size_max = \"64K\"";
 
 struct World {

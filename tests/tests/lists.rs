@@ -19,6 +19,7 @@ use std::{
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
+    process,
     sink::{Filed, field},
     wait_for,
 };
@@ -177,12 +178,16 @@ fn a_long_list_costs_one_body_and_time_as_it_is_long() {
         let last = format!("{}@lists.cam.ac.uk", list(SIZES[2].0));
         SIZES.iter().all(|_| cluster.ctl(&["route", "--verify", &last]).0 == 0).then_some(())
     });
-    let mut times = Vec::new();
+    // A machine that has other things to do takes longer, but not more of its processor.
+    let cpu = |cluster: &Cluster| -> Duration {
+        (1..=3).map(|id| process::cpu_time(cluster.node(id).pid)).sum()
+    };
+    let mut costs = Vec::new();
     // One for all: what was read is not read again, which would take longer than the list.
     let mut maildir = cluster.maildir();
     for (size, patience) in SIZES {
         let subject = format!("to {size}");
-        let begun = Instant::now();
+        let (begun, used) = (Instant::now(), cpu(&cluster));
         send(cluster.node(1).smart, &format!("{}@lists.cam.ac.uk", list(size)), &subject, 1_000);
         let patience = Duration::from_secs(patience);
         wait_for("all members", patience, || {
@@ -192,21 +197,21 @@ fn a_long_list_costs_one_body_and_time_as_it_is_long() {
                 maildir.messages().filter(about).map(|filed| filed.recipients.len()).sum();
             (total == size).then_some(())
         });
-        let took = begun.elapsed();
+        let (took, cost) = (begun.elapsed(), cpu(&cluster).saturating_sub(used));
         let counts = counts(&cluster, &subject);
         assert!(counts.len() == size && counts.values().all(|times| *times == 1), "{size}");
         println!(
-            "{size} members: {:.2} s, {:.0} a second",
+            "{size} members: {:.2} s, {:.0} a second; {cost:?} of CPU time",
             took.as_secs_f64(),
             size as f64 / took.as_secs_f64()
         );
-        times.push(took.as_secs_f64());
+        costs.push(cost.as_secs_f64());
         wait_for("the end", patience, || {
             cluster.ctl_json(&["queue", "list"]).as_array()?.is_empty().then_some(())
         });
     }
     // Five times as many members: a quadratic cost would be 25 times the time.
-    assert!(times[2] < times[1] * 10.0, "{times:?}");
+    assert!(costs[2] < costs[1] * 12.0, "{costs:?}");
 
     // Nobody takes it: what the log needs for it is one body, and its recipients.
     cluster.kill_sink();

@@ -83,12 +83,12 @@ mod tests {
         let parsed = |text: &str| toml::from_str::<HttpsConfig>(text).map_err(|e| e.to_string());
         let checked = |text: &str| parsed(text).unwrap().check();
         assert_eq!(checked(""), Ok(()));
-        let short = "period = \"1m\"\nconnect_time = \"1s\"\nfetch_time = \"2s\"\nsize_max = \"64K\"\n\
+        let short = "period = \"10s\"\nconnect_time = \"1s\"\nfetch_time = \"2s\"\nsize_max = \"64K\"\n\
                      report_period = \"1h\"";
         assert_eq!(checked(short), Ok(()));
         assert_eq!(parsed(short).unwrap().size_max, 65_536);
         for (text, expected) in [
-            ("period = \"1s\"", "period = \"1s\": expected \"1m\" to \"1day\""),
+            ("period = \"1s\"", "period = \"1s\": expected \"10s\" to \"1day\""),
             ("period = \"2days\"", "period"),
             ("connect_time = \"0s\"", "connect_time"),
             ("fetch_time = \"1h\"", "fetch_time"),
