@@ -11,7 +11,12 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use ppsw_proto::control as pb;
-use ppsw_spool::{NodeId, PartitionId, group::Timing, log::LogError};
+use ppsw_spool::{
+    NodeId, PartitionId,
+    group::Timing,
+    log::LogError,
+    queue::{MessageId, Partition},
+};
 
 mod access;
 mod agent;
@@ -24,6 +29,7 @@ mod files;
 pub mod https;
 pub mod identity;
 pub mod limits;
+mod operate;
 mod overview;
 pub mod pki;
 pub mod placement;
@@ -36,6 +42,7 @@ pub mod token;
 pub mod versions;
 
 pub use enrol::{init, join};
+pub use operate::{Verb, Wanted};
 pub use plane::Plane;
 pub use rejoin::{Aside, finish_rejoin, rejoin, set_aside};
 
@@ -48,6 +55,20 @@ pub trait NodeHooks: Send + Sync + 'static {
     fn open_transactions(&self) -> usize;
     /// Delivery attempts in flight for a partition.
     fn attempts_in_flight(&self, partition: PartitionId) -> usize;
+    /// Does what an operator wants with one message of a partition that this node leads, as far as it is about these of its
+    /// recipients.
+    ///
+    /// # Errors
+    /// A text for the operator: why nothing was done.
+    async fn operate(
+        &self,
+        partition: Partition,
+        message: MessageId,
+        recipients: &[u32],
+        wanted: &Wanted,
+    ) -> Result<(), String>;
+    /// An operator wants mail to be tried again: what is remembered of hosts that could not be reached is forgotten.
+    fn forget_hosts(&self);
     /// Where mail for an address would go, and why.
     ///
     /// # Errors

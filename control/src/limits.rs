@@ -98,6 +98,15 @@ pub const FRAME_BYTES: u32 = 1 << 20;
 /// The largest single gRPC message that is read: one queue item with thousands of recipients fits.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Messages of one node that an operator's verb is about at once: each needs an entry of the log, and they share syncs.
+pub const OPERATED_AT_ONCE: usize = 64;
+
+/// Messages of one page of what became of them.
+pub const OPERATED_PAGE: usize = 1_000;
+
+/// Longest address of a redirection (RFC 5321 §4.5.3.1.3, and what local parts and domains may have).
+pub const REDIRECT_BYTES_MAX: usize = 320;
+
 /// A page of a queue listing is sent when it has this many bytes: bounded memory on both sides.
 pub const QUEUE_PAGE_BYTES: usize = 512 << 10;
 

@@ -502,6 +502,10 @@ pub const HOST_DOWN_TIME: Duration = Duration::from_secs(10);
 /// Hosts remembered as down: beyond, the oldest are forgotten, which costs a connection attempt.
 pub const HOSTS_DOWN_MAX: usize = 10_000;
 
+/// How long an operator's verb waits for an attempt that is under way, and then for a majority: together less than the
+/// control plane waits for an answer.
+pub const OPERATE_PATIENCE: Duration = Duration::from_secs(4);
+
 /// Time for a majority to record an outcome before it is proposed again.
 pub const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -536,6 +540,9 @@ pub const LOG_QUEUE_MAX: usize = 8_192;
 
 /// Longest field of a log line (an address has at most 320 bytes, a reply 1 KiB, a list of recipients is cut).
 pub const LOG_FIELD_BYTES_MAX: usize = 4_096;
+
+/// Recipients that the log names of those that an operator's verb was about.
+pub const LOG_ADDRESSES_MAX: usize = 50;
 
 /// How often the writer looks whether its files have been renamed.
 pub const LOG_REOPEN_INTERVAL: Duration = Duration::from_secs(1);

@@ -6,9 +6,9 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{domains, explain, log, queue, tables};
+use super::{domains, explain, log, operate, queue, tables};
 use crate::{
-    NodeId, limits,
+    NodeId, Wanted, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
     pki::{self, Peer},
     plane::{CONTROL, Shared},
@@ -74,6 +74,22 @@ impl Admin for Service {
         let nodes = self.asked(request.filter.as_ref())?;
         let parts = nodes.into_iter().map(|node| summary(&self.0, node, &filter, &request));
         Ok(Response::new(queue::merge(join_all(parts).await)))
+    }
+
+    type OperateStream = BoxStream<'static, Result<pb::OperatePage, Status>>;
+
+    async fn operate(
+        &self,
+        request: Request<pb::OperateRequest>,
+    ) -> Result<Response<Self::OperateStream>, Status> {
+        let by = caller(&request);
+        let request = pb::OperateRequest { by, ..request.into_inner() };
+        // Checked here, so that a mistake is one error and not one for each node.
+        queue::Filter::new(request.filter.clone(), self.0.now())?;
+        Wanted::new(&request)?;
+        let nodes = self.asked(request.filter.as_ref())?;
+        let pages = operate::everywhere(&self.0, nodes, request);
+        Ok(Response::new(pages.map(Ok).boxed()))
     }
 
     async fn drain(

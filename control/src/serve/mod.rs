@@ -6,6 +6,7 @@ mod explain;
 mod join;
 mod log;
 mod node;
+mod operate;
 mod queue;
 mod tables;
 

@@ -7,9 +7,9 @@ use ppsw_proto::control::{self as pb, node_server::Node};
 use ppsw_spool::{group::ProposeError, queue::Outcome};
 use tonic::{Request, Response, Status};
 
-use super::{join, log, queue};
+use super::{join, log, operate, queue};
 use crate::{
-    limits,
+    Wanted, limits,
     pki::Peer,
     plane::{Shared, outcome_from_proto},
     versions::{self, BlobHash},
@@ -75,6 +75,18 @@ impl Node for Service {
     ) -> Result<Response<pb::QueueSummary>, Status> {
         let filter = queue::Filter::new(request.into_inner().filter, self.0.now())?;
         Ok(Response::new(queue::summary_here(&self.0, &filter)))
+    }
+
+    type OperateStream = BoxStream<'static, Result<pb::OperatePage, Status>>;
+
+    async fn operate(
+        &self,
+        request: Request<pb::OperateRequest>,
+    ) -> Result<Response<Self::OperateStream>, Status> {
+        let request = request.into_inner();
+        let filter = queue::Filter::new(request.filter.clone(), self.0.now())?;
+        let pages = operate::here(Arc::clone(&self.0), filter, Wanted::new(&request)?);
+        Ok(Response::new(pages.map(Ok).boxed()))
     }
 
     async fn sign(

@@ -96,6 +96,24 @@ impl Filter {
                 || message.recipients.iter().any(|r| self.matches_recipient(r)))
     }
 
+    /// The recipients of a message that are meant and not done yet. `None`: the message is not meant, or has none.
+    pub(super) fn open_recipients(&self, message: &QueuedMessage) -> Option<Vec<u32>> {
+        if !self.matches(message) {
+            return None;
+        }
+        let is_meant = |attempt: &Attempt| {
+            let state = match &self.state {
+                Some(Wanted::Recipient(state)) => attempt.state == *state,
+                _ => true,
+            };
+            attempt.is_open() && state && self.matches_recipient(attempt)
+        };
+        let numbered = (0_u32..).zip(&message.recipients);
+        let meant: Vec<u32> =
+            numbered.filter(|(_, attempt)| is_meant(attempt)).map(|(number, _)| number).collect();
+        (!meant.is_empty()).then_some(meant)
+    }
+
     fn matches_recipient(&self, attempt: &Attempt) -> bool {
         let address = &attempt.recipient.address;
         self.recipient.as_ref().is_none_or(|p| p.matches(address))
@@ -341,6 +359,10 @@ mod tests {
             f.domain = "b.test".into();
         });
         assert!(!both.matches(&mail));
+        assert_eq!(filter(|f| f.domain = "b.test".into()).open_recipients(&mail), Some(vec![1]));
+        assert_eq!(filter(|f| f.state = "new".into()).open_recipients(&mail), Some(vec![0]));
+        assert_eq!(filter(|f| f.state = "queued".into()).open_recipients(&mail), Some(vec![0, 1]));
+        assert_eq!(filter(|f| f.domain = "c.test".into()).open_recipients(&mail), None);
         let ids = filter(|f| f.ids = vec![mail.id.to_string()]);
         assert!(ids.matches(&mail));
         let null = message("", &[("bo@a.test", RecipientState::New)], 1);

@@ -13,7 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use ppsw_control::{
-    CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal,
+    CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal, Wanted,
     client::{Credentials, Operator},
     init, join,
     versions::Files,
@@ -23,7 +23,7 @@ use ppsw_spool::{
     PartitionId,
     env::{SystemClock, SystemDisk, UnixMs},
     group::Timing,
-    queue::{Envelope, Recipient},
+    queue::{Envelope, MessageId, Partition, Recipient},
 };
 
 /// Longer than anything here may take on a busy machine.
@@ -90,6 +90,18 @@ impl NodeHooks for Hooks {
     fn attempts_in_flight(&self, _: PartitionId) -> usize {
         self.attempts.load(Ordering::SeqCst)
     }
+
+    async fn operate(
+        &self,
+        _: Partition,
+        _: MessageId,
+        _: &[u32],
+        _: &Wanted,
+    ) -> Result<(), String> {
+        Err("this node delivers nothing".to_owned())
+    }
+
+    fn forget_hosts(&self) {}
 
     async fn route(&self, _: pb::RouteRequest) -> Result<pb::RouteReply, String> {
         Err("this node has no policy".to_owned())

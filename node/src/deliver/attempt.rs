@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use metrics::{counter, gauge};
 use ppsw_spool::{
     group::{ProposeError, Reply},
-    queue::{MessageId, Outcome, QueuedMessage, Verdict},
+    queue::{Envelope, MessageId, Outcome, QueuedMessage, Verdict},
 };
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -261,6 +261,15 @@ impl Workshop {
             self.parts.log.outcome_lost(message.id, &why.0);
             return;
         }
+        self.log_created(message.id, created);
+        if completes {
+            let now = self.parts.clock.now();
+            self.parts.log.completed(message.id, now.since(message.envelope.received));
+        }
+    }
+
+    /// The arrival of each report about a message.
+    pub(super) fn log_created(&self, about: MessageId, created: Vec<(MessageId, Envelope, u64)>) {
         for (id, envelope, size) in created {
             counter!("ppsw_bounces_total").increment(1);
             self.parts.log.arrival(&ArrivalEvent {
@@ -269,14 +278,10 @@ impl Workshop {
                 size,
                 mechanism: None,
                 certificate: None,
-                about: Some(message.id),
+                about: Some(about),
                 elapsed: Duration::ZERO,
                 discarded: false,
             });
-        }
-        if completes {
-            let now = self.parts.clock.now();
-            self.parts.log.completed(message.id, now.since(message.envelope.received));
         }
     }
 
@@ -326,7 +331,7 @@ impl Workshop {
 
     /// The beginning of a message, for a report. What cannot be read is left out: a report without it is better than
     /// none.
-    async fn excerpt(
+    pub(super) async fn excerpt(
         &self,
         source: &dyn QueueSource,
         message: &QueuedMessage,
@@ -363,7 +368,7 @@ impl Workshop {
 }
 
 /// What the log says of the messages that an outcome makes.
-fn created(outcome: &Outcome) -> Vec<(MessageId, ppsw_spool::queue::Envelope, u64)> {
+pub(super) fn created(outcome: &Outcome) -> Vec<(MessageId, Envelope, u64)> {
     let size = |bytes: &bytes::Bytes| bytes.len() as u64;
     outcome.creates.iter().map(|(id, envelope, b)| (*id, envelope.clone(), size(b))).collect()
 }

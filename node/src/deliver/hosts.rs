@@ -71,6 +71,11 @@ impl DownHosts {
         until.insert(address, now + HOST_DOWN_TIME);
     }
 
+    /// Whoever was down may be asked again.
+    pub(crate) fn forget(&self) {
+        self.until.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     pub(crate) fn mark_up(&self, address: SocketAddr) {
         self.until.lock().unwrap_or_else(PoisonError::into_inner).remove(&address);
     }

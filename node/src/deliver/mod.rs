@@ -3,7 +3,7 @@
 //!
 //! [`Deliverer`] takes messages (`schedule`); an `attempt` makes a `plan` (routing), waits for a place in each
 //! destination's queue (`lanes`), brings the message to one of its hosts (`transmit`, `session`, `transaction`, `progress`),
-//! makes one outcome of all answers (`result`), and records it (`record`). What it needs of the rest of the node are
+//! makes one outcome of all answers (`result`), and records it (`record`). `operate` is what operators do with messages. What it needs of the rest of the node are
 //! the traits in [`seams`].
 //!
 //! Promises: a message is in one attempt at a time; nothing is sent without the partition's lease, which is asked
@@ -14,6 +14,7 @@ pub mod connect;
 mod dot;
 pub(crate) mod hosts;
 mod lanes;
+mod operate;
 mod pipe;
 pub(crate) mod plan;
 pub(crate) mod pool;

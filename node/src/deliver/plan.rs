@@ -286,8 +286,17 @@ fn return_path(message: &QueuedMessage, number: u32, target: &Target) -> String 
     if sender.is_empty() {
         return String::new();
     }
-    if let Some(errors_to) = &target.errors_to {
-        return errors_to.clone();
+    match &target.errors_to {
+        Some(errors_to) => errors_to.clone(),
+        None => sender_for(message, number),
+    }
+}
+
+/// The sender of what goes to a recipient, by the lists that it comes from.
+pub(crate) fn sender_for(message: &QueuedMessage, number: u32) -> String {
+    let sender = &message.envelope.sender;
+    if sender.is_empty() {
+        return String::new();
     }
     let mut number = number;
     // An expansion is of an earlier recipient, so this ends.

@@ -37,10 +37,10 @@ use crate::{
 /// Delivers the messages of the partitions that this node leads. Clones share it.
 #[derive(Clone)]
 pub struct Deliverer {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
+pub(super) struct Shared {
     workshop: Workshop,
     taken: Mutex<Taken>,
     /// An attempt ended, or delivery is to stop.
@@ -154,6 +154,10 @@ impl std::fmt::Debug for Deliverer {
 }
 
 impl Shared {
+    pub(super) fn workshop(&self) -> &Workshop {
+        &self.workshop
+    }
+
     fn lock(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -263,6 +267,10 @@ fn describe_metrics() {
         "Outcomes that were recorded by another node, after the partition had moved"
     );
     describe_counter!(
+        "ppsw_operated_messages_total",
+        "Messages that operators did something with, by verb (retried, held, released, bounced, dropped, redirected)"
+    );
+    describe_counter!(
         "ppsw_outcomes_lost_total",
         "Outcomes that could be recorded nowhere: each may make a duplicate"
     );
@@ -282,8 +290,8 @@ impl Taken {
     }
 }
 
-/// The right to attempt one message, exclusive on this node.
-struct Token {
+/// The right to attempt one message, or to end it, exclusive on this node.
+pub(super) struct Token {
     shared: Arc<Shared>,
     partition: PartitionId,
     message: MessageId,
@@ -291,7 +299,11 @@ struct Token {
 }
 
 impl Token {
-    fn take(shared: &Arc<Shared>, partition: PartitionId, message: MessageId) -> Option<Self> {
+    pub(super) fn take(
+        shared: &Arc<Shared>,
+        partition: PartitionId,
+        message: MessageId,
+    ) -> Option<Self> {
         let mut taken = shared.lock();
         if !taken.in_flight.entry(partition).or_default().insert(message) {
             return None;

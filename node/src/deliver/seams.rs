@@ -52,6 +52,24 @@ pub trait QueueSource: Send + Sync + 'static {
     async fn expand(&self, expand: Expand, deadline: Duration) -> Result<Reply, ProposeError>;
     /// See [`Partition::record`].
     async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError>;
+    /// See [`Partition::hold`].
+    async fn hold(&self, id: MessageId, deadline: Duration) -> Result<Reply, ProposeError>;
+    /// See [`Partition::release`].
+    async fn release(
+        &self,
+        id: MessageId,
+        due: UnixMs,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError>;
+    /// See [`Partition::redirect`].
+    async fn redirect(
+        &self,
+        id: MessageId,
+        recipient: u32,
+        address: &str,
+        due: UnixMs,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError>;
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource>;
 }
 
@@ -149,6 +167,27 @@ impl QueueSource for Partition {
     }
     async fn record(&self, outcome: Outcome, deadline: Duration) -> Result<(), ProposeError> {
         Self::record(self, outcome, deadline).await
+    }
+    async fn hold(&self, id: MessageId, deadline: Duration) -> Result<Reply, ProposeError> {
+        Self::hold(self, id, deadline).await
+    }
+    async fn release(
+        &self,
+        id: MessageId,
+        due: UnixMs,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        Self::release(self, id, Some(due), deadline).await
+    }
+    async fn redirect(
+        &self,
+        id: MessageId,
+        recipient: u32,
+        address: &str,
+        due: UnixMs,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        Self::redirect(self, id, recipient, address, due, deadline).await
     }
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
         Box::new(Self::body(self, message))

@@ -56,6 +56,11 @@ impl Transmitter {
         Self { connector, clock, name, pool, down }
     }
 
+    /// Hosts that could not be reached a moment ago may be asked again.
+    pub(crate) fn forget_hosts(&self) {
+        self.down.forget();
+    }
+
     /// Takes out sessions that have been idle for long; the caller ends them.
     pub(crate) fn expired(&self) -> Vec<Session> {
         self.pool.expired()

@@ -35,6 +35,8 @@ pub(super) enum Event {
     Completion { id: String, queue_seconds: f64 },
     /// A bounce could not be delivered and was given up.
     BounceDropped { id: String, age_seconds: f64 },
+    /// An operator did something with a message that waits.
+    Operator(Operator),
     /// What an attempt did could not be recorded: duplicates are possible.
     OutcomeLost { id: String, text: String },
     /// A command, message or connection was refused.
@@ -134,6 +136,22 @@ pub(super) struct Attempt {
     pub(super) text: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) next_due: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Operator {
+    pub(super) id: String,
+    /// `retried`, `held`, `released`, `bounced`, `dropped` or `redirected`.
+    pub(super) verb: &'static str,
+    /// Name of the operator's certificate.
+    pub(super) by: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) reason: String,
+    /// Recipients, if it is not about the whole message; the first of very many.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(super) addresses: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) to: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize)]

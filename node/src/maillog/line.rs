@@ -2,7 +2,7 @@
 
 use std::{fmt::Write, net::SocketAddr, time::Duration};
 
-use super::event::{Arrival, Attempt, Client, Delivery, Event, Record, Rejection};
+use super::event::{Arrival, Attempt, Client, Delivery, Event, Operator, Record, Rejection};
 use crate::limits::LOG_FIELD_BYTES_MAX;
 
 /// One line, without its end. Nothing in it can be a line end or a terminal's escape.
@@ -34,6 +34,7 @@ pub(super) fn main_line(record: &Record) -> String {
             "{id} error message ignored after {}: it could not be delivered",
             seconds(*age_seconds)
         ),
+        Event::Operator(operator) => operator_line(operator),
         Event::OutcomeLost { id, text } => {
             format!("{id} outcome not recorded, duplicates are possible: {}", clean(text))
         }
@@ -110,6 +111,20 @@ fn delivery_line(delivery: &Delivery) -> String {
     }
     let (queue, delivery) = (delivery.queue_seconds, delivery.delivery_seconds);
     let _ = write!(line, " QT={} DT={}", seconds(queue), seconds(delivery));
+    line
+}
+
+fn operator_line(operator: &Operator) -> String {
+    let mut line = format!("{} {} by {}", operator.id, operator.verb, clean(&operator.by));
+    if !operator.addresses.is_empty() {
+        let _ = write!(line, " for {}", clean(&operator.addresses.join(" ")));
+    }
+    if let Some(to) = &operator.to {
+        let _ = write!(line, " to {}", clean(to));
+    }
+    if !operator.reason.is_empty() {
+        let _ = write!(line, ": {}", clean(&operator.reason));
+    }
     line
 }
 

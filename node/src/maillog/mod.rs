@@ -20,13 +20,13 @@ use ppsw_spool::{
 };
 use tokio::sync::mpsc;
 
-use event::{Arrival, Attempt, Delivery, Event, Record, Rejection};
+use event::{Arrival, Attempt, Delivery, Event, Operator, Record, Rejection};
 use writer::{Entry, LogFile, Signals, Writer};
 
 pub use event::Client;
 
 use crate::{
-    limits::LOG_QUEUE_MAX,
+    limits::{LOG_ADDRESSES_MAX, LOG_QUEUE_MAX},
     message::date,
     policy::{ClientCertificate, Rewriting},
 };
@@ -84,6 +84,21 @@ pub struct ArrivalEvent<'a> {
     pub elapsed: Duration,
     /// Accepted and thrown away.
     pub discarded: bool,
+}
+
+/// What an operator did with a message.
+#[derive(Clone, Copy, Debug)]
+pub struct OperatorEvent<'a> {
+    pub id: MessageId,
+    /// In the past tense.
+    pub verb: &'static str,
+    pub by: &'a str,
+    /// Empty if not given.
+    pub reason: &'a str,
+    /// Recipients; empty if it is about the message.
+    pub addresses: &'a [&'a str],
+    /// Of a redirection.
+    pub to: Option<&'a str>,
 }
 
 /// A refusal at SMTP time.
@@ -201,6 +216,19 @@ impl MailLog {
     /// A bounce was given up.
     pub fn bounce_dropped(&self, id: MessageId, age: Duration) {
         self.put(Event::BounceDropped { id: id.to_string(), age_seconds: age.as_secs_f64() });
+    }
+
+    /// An operator did something with a message.
+    pub fn operated(&self, event: &OperatorEvent<'_>) {
+        let shown = event.addresses.iter().take(LOG_ADDRESSES_MAX);
+        self.put(Event::Operator(Operator {
+            id: event.id.to_string(),
+            verb: event.verb,
+            by: event.by.to_owned(),
+            reason: event.reason.to_owned(),
+            addresses: shown.map(|address| (*address).to_owned()).collect(),
+            to: event.to.map(str::to_owned),
+        }));
     }
 
     /// The result of an attempt could not be recorded anywhere.

@@ -6,9 +6,12 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
-use ppsw_control::{CompileError, Compiled, NodeHooks, Rehearsal, versions::Files};
+use ppsw_control::{CompileError, Compiled, NodeHooks, Rehearsal, Wanted, versions::Files};
 use ppsw_proto::control as pb;
-use ppsw_spool::PartitionId;
+use ppsw_spool::{
+    PartitionId,
+    queue::{MessageId, Partition},
+};
 use tokio::sync::watch;
 
 use super::live::{self, Live};
@@ -59,6 +62,23 @@ impl NodeHooks for Hooks {
 
     fn attempts_in_flight(&self, partition: PartitionId) -> usize {
         self.parts.get().map_or(0, |(_, deliverer)| deliverer.attempts_in_flight(partition))
+    }
+
+    async fn operate(
+        &self,
+        partition: Partition,
+        message: MessageId,
+        recipients: &[u32],
+        wanted: &Wanted,
+    ) -> Result<(), String> {
+        let (_, deliverer) = self.parts.get().ok_or(STARTING)?;
+        deliverer.operate(&partition, message, recipients, wanted).await
+    }
+
+    fn forget_hosts(&self) {
+        if let Some((_, deliverer)) = self.parts.get() {
+            deliverer.forget_hosts();
+        }
     }
 
     async fn route(&self, request: pb::RouteRequest) -> Result<pb::RouteReply, String> {

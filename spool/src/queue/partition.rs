@@ -163,7 +163,7 @@ impl Partition {
         self.replica.propose(entry::release(id, due), deadline).await
     }
 
-    /// Redirects the unfinished recipient number `recipient` to `address`, due now.
+    /// Redirects the unfinished recipient number `recipient` to `address`, due at `due`.
     ///
     /// # Errors
     /// As of `hold`.
@@ -172,9 +172,10 @@ impl Partition {
         id: MessageId,
         recipient: u32,
         address: &str,
+        due: UnixMs,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
-        let entry = entry::edit(id, recipient, address, self.replica.clock.now());
+        let entry = entry::edit(id, recipient, address, due);
         self.replica.propose(entry, deadline).await
     }
 

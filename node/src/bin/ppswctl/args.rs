@@ -360,6 +360,38 @@ pub(crate) enum QueueVerb {
     List(Filter),
     /// Everything about one message.
     Show { id: String },
+    /// Let attempts begin at once. Messages on hold stay there.
+    Retry(Chosen),
+    /// Begin no attempts for these messages until they are released. One that runs goes on.
+    Hold(Chosen),
+    /// End a hold; attempts begin at once.
+    Release(Chosen),
+    /// Give recipients up, and tell the sender.
+    Bounce(Chosen),
+    /// Give recipients up, and tell nobody.
+    Drop(Chosen),
+    /// Make recipients another address. When they are due and expire stays as it was.
+    Redirect {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// The new address.
+        #[arg(long, value_name = "ADDRESS")]
+        to: String,
+    },
+}
+
+/// Messages that something is to be done with. With --recipient or --domain, `bounce`, `drop` and `redirect` are about those
+/// recipients only.
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub(crate) struct Chosen {
+    #[command(flatten)]
+    pub(crate) filter: Filter,
+    /// Every message in the queue, if there is no condition.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Why; it is logged. Needed for `bounce`, `drop` and `redirect`.
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
 }
 
 /// Which messages. All conditions must hold.

@@ -15,6 +15,7 @@ mod drain;
 mod explain;
 mod log;
 mod node;
+mod operate;
 mod policy;
 mod queue;
 mod route;
@@ -117,6 +118,12 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return route::route(&mut admin, asked, args.json).await;
     }
+    if let Verb::Queue { verb } = &args.verb
+        && let Some(asked) = operate::Asked::of(verb)
+    {
+        let mut admin = address::connect(&address::find(&args)?).await?;
+        return operate::operate(&mut admin, &asked, args.json).await;
+    }
     if let Verb::Tables { verb: TablesVerb::Get { table, key } } = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return tables::get(&mut admin, table, key, args.json).await;
@@ -161,6 +168,8 @@ async fn operate(args: Args) -> Result<(), Failure> {
             QueueVerb::Summary(filter) => queue::summary(&mut admin, filter, json).await,
             QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
             QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
+            // Done in `run`.
+            _ => Ok(()),
         },
         Verb::Tables { verb } => match verb {
             TablesVerb::Push { dir, reason, author, force } => {

@@ -116,6 +116,11 @@ async fn fetch(admin: &mut Admin, filter: Filter) -> Result<Vec<QueueItem>, Fail
 }
 
 async fn request(admin: &mut Admin, filter: Filter) -> Result<QueueRequest, Failure> {
+    Ok(QueueRequest { filter: Some(self::filter(admin, filter).await?) })
+}
+
+/// The filter as nodes understand it: with the number of a node instead of its name.
+pub(crate) async fn filter(admin: &mut Admin, filter: Filter) -> Result<QueueFilter, Failure> {
     let node = match &filter.node {
         Some(given) => status::find_node(&status::ask(admin).await?, given)?,
         None => 0,
@@ -126,7 +131,7 @@ async fn request(admin: &mut Admin, filter: Filter) -> Result<QueueRequest, Fail
         Some(Age::Younger(age)) => (0, ms(age)),
         None => (0, 0),
     };
-    let filter = QueueFilter {
+    Ok(QueueFilter {
         sender: filter.sender.unwrap_or_default(),
         recipient: filter.recipient.unwrap_or_default(),
         domain: filter.domain.unwrap_or_default(),
@@ -135,8 +140,7 @@ async fn request(admin: &mut Admin, filter: Filter) -> Result<QueueRequest, Fail
         younger_than_ms,
         node,
         ids: filter.ids,
-    };
-    Ok(QueueRequest { filter: Some(filter) })
+    })
 }
 
 fn item_json(item: &QueueItem) -> Value {
@@ -182,7 +186,7 @@ fn summary_json(summary: &QueueSummary) -> Value {
     })
 }
 
-fn warn_of_silent(silent: &[u64]) {
+pub(crate) fn warn_of_silent(silent: &[u64]) {
     if !silent.is_empty() {
         let nodes: Vec<String> = silent.iter().map(u64::to_string).collect();
         eprintln!(

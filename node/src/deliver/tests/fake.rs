@@ -142,12 +142,23 @@ impl Queue {
         self.pulse.send_modify(|pulse| pulse.changes += 1);
     }
 
+    /// An operator's change.
+    fn revise(&self, id: MessageId, change: impl FnOnce(&mut QueuedMessage)) -> Reply {
+        let mut messages = self.messages.lock().unwrap();
+        let Some(message) = messages.get_mut(&id) else { return Reply::Refused("gone".into()) };
+        change(Arc::make_mut(message));
+        drop(messages);
+        self.pulse.send_modify(|pulse| pulse.changes += 1);
+        Reply::Done
+    }
+
     fn due_times(&self) -> Vec<(UnixMs, Arc<QueuedMessage>)> {
         let due = |message: &QueuedMessage| {
             message.recipients.iter().filter(|r| r.is_open()).map(|r| r.next_due).min().unwrap()
         };
         let messages = self.messages.lock().unwrap();
-        let mut out: Vec<_> = messages.values().map(|m| (due(m), Arc::clone(m))).collect();
+        let queued = messages.values().filter(|m| m.state == MessageState::Queued);
+        let mut out: Vec<_> = queued.map(|m| (due(m), Arc::clone(m))).collect();
         out.sort_by_key(|(due, message)| (*due, message.id));
         out
     }
@@ -238,6 +249,34 @@ impl QueueSource for Queue {
                 Ok(())
             }
         }
+    }
+    async fn hold(&self, id: MessageId, _: Duration) -> Result<Reply, ProposeError> {
+        Ok(self.revise(id, |message| message.state = MessageState::Held))
+    }
+    async fn release(
+        &self,
+        id: MessageId,
+        due: UnixMs,
+        _: Duration,
+    ) -> Result<Reply, ProposeError> {
+        Ok(self.revise(id, |message| {
+            message.state = MessageState::Queued;
+            message.recipients.iter_mut().for_each(|attempt| attempt.next_due = due);
+        }))
+    }
+    async fn redirect(
+        &self,
+        id: MessageId,
+        recipient: u32,
+        address: &str,
+        due: UnixMs,
+        _: Duration,
+    ) -> Result<Reply, ProposeError> {
+        Ok(self.revise(id, |message| {
+            let attempt = &mut message.recipients[recipient as usize];
+            address.clone_into(&mut attempt.recipient.address);
+            (attempt.state, attempt.next_due) = (RecipientState::New, due);
+        }))
     }
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
         let readable = !self.unreadable.load(Ordering::SeqCst);

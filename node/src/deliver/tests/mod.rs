@@ -4,5 +4,6 @@ mod dialogue;
 pub(crate) mod fake;
 #[allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 mod lists;
+mod operate;
 mod queue;
 pub(crate) mod server;

@@ -1,0 +1,120 @@
+//! `queue retry|hold|release|bounce|drop|redirect`.
+
+use std::process::ExitCode;
+
+use ppsw_proto::control::{self as pb, OperateRequest, Operated};
+use serde_json::{Value, json};
+
+use crate::{
+    Failure,
+    address::Admin,
+    args::{Chosen, QueueVerb},
+    queue,
+};
+
+/// One of these verbs, with what it is about.
+pub(crate) struct Asked<'a> {
+    verb: pb::QueueVerb,
+    chosen: &'a Chosen,
+    to: &'a str,
+}
+
+impl<'a> Asked<'a> {
+    /// `None`: the verb only looks.
+    pub(crate) fn of(verb: &'a QueueVerb) -> Option<Self> {
+        let (verb, chosen, to) = match verb {
+            QueueVerb::Retry(chosen) => (pb::QueueVerb::Retry, chosen, ""),
+            QueueVerb::Hold(chosen) => (pb::QueueVerb::Hold, chosen, ""),
+            QueueVerb::Release(chosen) => (pb::QueueVerb::Release, chosen, ""),
+            QueueVerb::Bounce(chosen) => (pb::QueueVerb::Bounce, chosen, ""),
+            QueueVerb::Drop(chosen) => (pb::QueueVerb::Drop, chosen, ""),
+            QueueVerb::Redirect { chosen, to } => (pb::QueueVerb::Redirect, chosen, to.as_str()),
+            QueueVerb::Summary(_) | QueueVerb::List(_) | QueueVerb::Show { .. } => return None,
+        };
+        Some(Self { verb, chosen, to })
+    }
+}
+
+/// Does it, and says what became of each message. Exit code 1 if something was not done: refused, of a node that does not
+/// answer, or asked for by id and not there.
+pub(crate) async fn operate(
+    admin: &mut Admin,
+    asked: &Asked<'_>,
+    as_json: bool,
+) -> Result<ExitCode, Failure> {
+    let filter = queue::filter(admin, asked.chosen.filter.clone()).await?;
+    let mut missing = filter.ids.clone();
+    let request = OperateRequest {
+        filter: Some(filter),
+        verb: asked.verb.into(),
+        reason: asked.chosen.reason.clone().unwrap_or_default(),
+        to: asked.to.to_owned(),
+        by: String::new(),
+        all: asked.chosen.all,
+    };
+    let mut pages = admin.operate(request).await?.into_inner();
+    let (mut items, mut silent): (Vec<Operated>, Vec<u64>) = Default::default();
+    let (mut done, mut refused) = (0_u64, 0_u64);
+    while let Some(page) = pages.message().await? {
+        queue::warn_of_silent(&page.silent);
+        silent.extend(page.silent);
+        for item in page.items {
+            missing.retain(|id| *id != item.id);
+            if item.refused.is_empty() {
+                done += 1
+            } else {
+                refused += 1
+            }
+            if as_json {
+                items.push(item);
+            } else {
+                say!("{}", line(&item, asked.verb));
+            }
+        }
+    }
+    let past = past(asked.verb);
+    if as_json {
+        let messages = Value::from_iter(items.iter().map(|item| {
+            json!({
+                "id": item.id,
+                "node": item.node,
+                "recipients": item.recipients,
+                "refused": (!item.refused.is_empty()).then_some(&item.refused),
+            })
+        }));
+        say!(
+            "{}",
+            json!({ "done": past, "messages": messages, "missing": missing, "silent": silent })
+        );
+    } else {
+        for id in &missing {
+            say!("{id}: not in the queue");
+        }
+        say!("{done} messages {past}, {refused} refused");
+    }
+    let all_done = refused == 0 && silent.is_empty() && missing.is_empty();
+    Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn line(item: &Operated, verb: pb::QueueVerb) -> String {
+    let past = past(verb);
+    match item.refused.as_str() {
+        "" => {
+            let s = if item.recipients == 1 { "" } else { "s" };
+            format!("{}: {past}, {} recipient{s}", item.id, item.recipients)
+        }
+        why => format!("{}: not {past}: {why}", item.id),
+    }
+}
+
+const fn past(verb: pb::QueueVerb) -> &'static str {
+    match verb {
+        pb::QueueVerb::Retry => "retried",
+        pb::QueueVerb::Hold => "held",
+        pb::QueueVerb::Release => "released",
+        pb::QueueVerb::Bounce => "bounced",
+        pb::QueueVerb::Drop => "dropped",
+        pb::QueueVerb::Redirect => "redirected",
+        pb::QueueVerb::Unspecified => "done",
+    }
+}
