@@ -14,11 +14,11 @@ use crate::{
     deliver::{
         connect::TcpConnector,
         seams::{BodySource, Fence},
-        session::Session,
+        session::{Remote, Session},
         transaction::{self, Answer, Mail, Rcpt},
     },
     limits::{CONNECT_TIMEOUT, HEADER_BYTES_MAX},
-    route::Protocol,
+    route::{Protocol, Tls},
 };
 
 /// The header field by which a list knows its own messages.
@@ -105,8 +105,9 @@ impl Posting {
         let mut body = Body { input, ahead: Some(ahead), after_cr: false };
         // The node takes mail for -outgoing from itself only: from the address that it listens on.
         let connector = TcpConnector::from(smtp.ip());
-        let opened =
-            Session::open(&connector, smtp, Protocol::Smtp, "localhost", CONNECT_TIMEOUT).await;
+        let (protocol, tls) = (Protocol::Smtp, Tls::Never);
+        let remote = Remote { address: smtp, name: "localhost", protocol, tls };
+        let opened = Session::open(&connector, remote, "localhost", CONNECT_TIMEOUT).await;
         let mut session = match opened {
             Ok(session) => session,
             Err(error) => return Ended::new(EX_TEMPFAIL, error.to_string()),

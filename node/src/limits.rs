@@ -438,6 +438,9 @@ pub const HOSTS_TRIED_MAX: usize = 5;
 /// Time to connect; a live host answers in a few seconds, and there may be others to try.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Time for the handshake of TLS with another server, which takes a few round trips.
+pub const REMOTE_TLS_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Time for greeting, and for replies to EHLO, MAIL, RCPT (RFC 5321 §4.5.3.2.1-3).
 pub const REMOTE_REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 

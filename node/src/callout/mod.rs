@@ -23,7 +23,7 @@ use crate::{
         hosts::{Candidate, DownHosts, candidates},
         plan::is_sendable,
         pool::Pool,
-        session::{Session, SessionError},
+        session::{Remote, Session, SessionError},
         transmit::quit_all,
     },
     limits::{CALLOUT_SAVE_PERIOD, CALLOUT_TIME, HOSTS_TRIED_MAX, IDLE_CONNECTION_TIME},
@@ -232,15 +232,16 @@ impl Caller {
             random: question.options.random,
             time: question.options.time,
         };
-        let protocol = question.destination.protocol;
-        if let Some(session) = self.pool.take(host.address, protocol).await {
+        let (protocol, tls) = (question.destination.protocol, question.destination.tls);
+        if let Some(session) = self.pool.take(host.address, protocol, tls).await {
             // It may have been closed while it was idle: only an answer counts.
             if let Ok(said) = self.converse(session, &envelope).await {
                 return said;
             }
         }
         let limit = question.options.connect.unwrap_or(question.options.time);
-        let open = Session::open(&*self.connector, host.address, protocol, &self.name, limit);
+        let remote = Remote { address: host.address, name: &host.name, protocol, tls };
+        let open = Session::open(&*self.connector, remote, &self.name, limit);
         let opened = timeout(limit + question.options.time, open).await;
         match opened {
             Ok(Ok(session)) => {

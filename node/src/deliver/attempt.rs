@@ -184,6 +184,7 @@ impl Workshop {
                 host: None,
                 time: Duration::ZERO,
                 notifies: false,
+                cipher: String::new(),
                 output: String::new(),
             };
             LegResult::Sent(vec![sent; leg.addresses.len()])
@@ -308,6 +309,7 @@ impl Workshop {
                 router: &result.router,
                 transport: &result.transport,
                 host: peer.as_ref().map(|(name, address)| (*name, address.as_str())),
+                cipher: &result.cipher,
                 text: &result.text,
             };
             match result.verdict {

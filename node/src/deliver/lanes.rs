@@ -165,7 +165,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::route::Host;
+    use crate::route::{Host, Tls};
 
     fn destination(host: &str) -> Destination {
         Destination {
@@ -174,6 +174,7 @@ mod tests {
             protocol: Protocol::Smtp,
             hosts: vec![Host { name: host.into(), addresses: vec![], port: 25, preference: 0 }],
             strip_nul: false,
+            tls: Tls::May,
             program: None,
         }
     }

@@ -28,6 +28,7 @@ pub mod seams;
 pub(crate) mod session;
 #[cfg(test)]
 pub(crate) mod tests;
+mod tls;
 pub(crate) mod transaction;
 pub(crate) mod transmit;
 mod user;

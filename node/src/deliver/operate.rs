@@ -228,6 +228,7 @@ fn judged(message: &QueuedMessage, number: u32, text: &str) -> Judged {
         time: Duration::ZERO,
         further: false,
         relayed: false,
+        cipher: String::new(),
         output: String::new(),
     }
 }

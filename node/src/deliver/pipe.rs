@@ -78,7 +78,8 @@ impl Workshop {
             }
         };
         let time = clock.instant().saturating_duration_since(begin);
-        let sent = Sent { answer, host: None, time, notifies: false, output };
+        let sent =
+            Sent { answer, host: None, time, notifies: false, cipher: String::new(), output };
         vec![sent; leg.addresses.len()]
     }
 

@@ -12,7 +12,7 @@ use ppsw_spool::env::Clock;
 use super::session::Session;
 use crate::{
     limits::{IDLE_CONNECTION_TIME, IDLE_CONNECTIONS_MAX, MESSAGES_PER_CONNECTION_MAX},
-    route::Protocol,
+    route::{Protocol, Tls},
 };
 
 pub(crate) struct Pool {
@@ -27,9 +27,14 @@ impl Pool {
     }
 
     /// The youngest idle session with this address that is still good.
-    pub(crate) async fn take(&self, peer: SocketAddr, protocol: Protocol) -> Option<Session> {
+    pub(crate) async fn take(
+        &self,
+        peer: SocketAddr,
+        protocol: Protocol,
+        tls: Tls,
+    ) -> Option<Session> {
         loop {
-            let mut session = self.remove(peer, protocol)?;
+            let mut session = self.remove(peer, protocol, tls)?;
             if session.is_quiet().await {
                 return Some(session);
             }
@@ -69,9 +74,10 @@ impl Pool {
         idle.drain(..).map(|(_, session)| session).collect()
     }
 
-    fn remove(&self, peer: SocketAddr, protocol: Protocol) -> Option<Session> {
+    fn remove(&self, peer: SocketAddr, protocol: Protocol, tls: Tls) -> Option<Session> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = idle.iter().rposition(|(_, s)| s.peer == peer && s.protocol == protocol)?;
+        let fits = |s: &Session| s.peer == peer && s.protocol == protocol && s.tls == tls;
+        let found = idle.iter().rposition(|(_, session)| fits(session))?;
         idle.remove(found).map(|(_, session)| session)
     }
 }

@@ -214,6 +214,7 @@ fn decided_results(attempted: &Attempted<'_>, plan: &Plan) -> Vec<Result> {
             time: Duration::ZERO,
             further: false,
             relayed: false,
+            cipher: String::new(),
             output: String::new(),
         });
     }
@@ -247,6 +248,7 @@ fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut
             time: sent.time,
             further: delivered && further,
             relayed: !sent.notifies,
+            cipher: sent.cipher,
             output: sent.output,
         });
         further |= delivered;
@@ -266,6 +268,7 @@ fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
             time: Duration::ZERO,
             further: false,
             relayed: false,
+            cipher: String::new(),
             output: String::new(),
         });
     }

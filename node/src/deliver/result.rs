@@ -37,6 +37,8 @@ pub(crate) struct Result {
     pub(crate) further: bool,
     /// The next hop sends no notifications of success.
     pub(crate) relayed: bool,
+    /// Version and cipher of TLS with the host; empty without.
+    pub(crate) cipher: String,
     /// What a program wrote, if it is to be returned.
     pub(crate) output: String,
 }

@@ -261,6 +261,10 @@ fn describe_metrics() {
         "From the first connection for an address to its answer, by transport"
     );
     describe_gauge!("ppsw_deliveries_in_flight", "Transactions with other servers that run");
+    describe_counter!(
+        "ppsw_delivery_connections_total",
+        "Connections to other servers, by tls (yes, no, failed)"
+    );
     describe_counter!("ppsw_bounces_total", "Bounces, delay warnings and relay reports made");
     describe_counter!(
         "ppsw_outcomes_forwarded_total",

@@ -1,24 +1,27 @@
 //! One connection to a server, as SMTP (RFC 5321) or LMTP (RFC 2033) client.
 //!
-//! Own code: the client crates know no pipelining, no LMTP, and hold a whole message in memory. TLS is not offered:
-//! the paper sends without (`hosts_avoid_tls`).
+//! Own code: the client crates know no pipelining, no LMTP, and hold a whole message in memory.
 
 use std::{net::SocketAddr, time::Duration};
 
+use metrics::counter;
 use tokio::{io::AsyncWriteExt, time::timeout};
+use tracing::info;
 
 use super::{
     connect::{Connector, Stream},
     reply::{Reply, ReplyBuffer, ReplyError},
+    tls,
 };
 use crate::{
     limits::{DATA_WRITE_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
-    route::Protocol,
+    route::{Protocol, Tls},
 };
 
 /// What the server offers (RFC 5321 §4.1.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
+    pub(crate) starttls: bool,
     pub(crate) pipelining: bool,
     pub(crate) size: bool,
     pub(crate) eight_bit: bool,
@@ -39,6 +42,9 @@ pub(crate) enum SessionError {
     Timeout { stage: &'static str, limit: Duration },
     #[error("{error} after {stage}")]
     Broken { stage: &'static str, error: ReplyError },
+    /// TLS was begun, or must be used, and did not come about.
+    #[error("TLS with remote mail server: {0}")]
+    Tls(String),
     /// The bytes of the message cannot be read here.
     #[error("message cannot be read from the spool: {0}")]
     Spool(String),
@@ -47,48 +53,118 @@ pub(crate) enum SessionError {
     Fenced,
 }
 
+/// Whom a session is with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Remote<'a> {
+    pub(crate) address: SocketAddr,
+    /// Its name, for the certificate that it chooses.
+    pub(crate) name: &'a str,
+    pub(crate) protocol: Protocol,
+    pub(crate) tls: Tls,
+}
+
 /// An open session, between transactions.
 pub(crate) struct Session {
     stream: Box<dyn Stream>,
     buffer: ReplyBuffer,
     pub(crate) peer: SocketAddr,
     pub(crate) protocol: Protocol,
+    /// What was wanted of it.
+    pub(crate) tls: Tls,
+    /// Version and cipher; empty without TLS.
+    pub(crate) cipher: String,
     pub(crate) extensions: Extensions,
     /// Transactions begun.
     pub(crate) transactions: u32,
 }
 
 impl Session {
-    /// Connects within `limit`, and greets as `name`.
+    /// Connects within `limit`, and greets as `name`. If TLS is not a must, and fails where the server has offered it, once
+    /// more without.
     pub(crate) async fn open(
         connector: &dyn Connector,
-        peer: SocketAddr,
-        protocol: Protocol,
+        remote: Remote<'_>,
+        name: &str,
+        limit: Duration,
+    ) -> Result<Self, SessionError> {
+        let result = match Self::connect(connector, remote, name, limit).await {
+            Err(SessionError::Tls(why)) if remote.tls == Tls::May => {
+                info!(peer = %remote.address, why, "no TLS although it was offered: without");
+                let plain = Remote { tls: Tls::Never, ..remote };
+                let mut opened = Self::connect(connector, plain, name, limit).await;
+                if let Ok(session) = &mut opened {
+                    session.tls = Tls::May;
+                }
+                counter!("ppsw_delivery_connections_total", "tls" => "failed").increment(1);
+                return opened;
+            }
+            result => result,
+        };
+        if let Ok(session) = &result {
+            let tls = if session.cipher.is_empty() { "no" } else { "yes" };
+            counter!("ppsw_delivery_connections_total", "tls" => tls).increment(1);
+        }
+        result
+    }
+
+    async fn connect(
+        connector: &dyn Connector,
+        remote: Remote<'_>,
         name: &str,
         limit: Duration,
     ) -> Result<Self, SessionError> {
         let stream = connector
-            .connect(peer, limit)
+            .connect(remote.address, limit)
             .await
-            .map_err(|error| SessionError::Connect(format!("{peer}: {error}")))?;
+            .map_err(|error| SessionError::Connect(format!("{}: {error}", remote.address)))?;
         let mut session = Self {
             stream,
             buffer: ReplyBuffer::default(),
-            peer,
-            protocol,
+            peer: remote.address,
+            protocol: remote.protocol,
+            tls: remote.tls,
+            cipher: String::new(),
             extensions: Extensions::default(),
             transactions: 0,
         };
+        let stage = "initial connection";
+        let greeting = session.reply(stage, REMOTE_REPLY_TIMEOUT).await?;
+        if !greeting.is_positive() {
+            return Err(SessionError::Refused { stage, reply: greeting });
+        }
+        session.greet(name).await?;
+        match (remote.tls, session.extensions.starttls) {
+            (Tls::Never, _) | (Tls::May, false) => Ok(session),
+            (Tls::Must, false) => {
+                Err(SessionError::Tls("it is required here, and not offered there".to_owned()))
+            }
+            (Tls::May | Tls::Must, true) => session.encrypted(remote, name).await,
+        }
+    }
+
+    /// RFC 3207: nothing that was said before the handshake counts behind it.
+    async fn encrypted(mut self, remote: Remote<'_>, name: &str) -> Result<Self, SessionError> {
+        let reply = self.command("STARTTLS", "STARTTLS\r\n").await?;
+        if reply.code != 220 {
+            // It has said what it wants, and goes on in plain.
+            return match remote.tls {
+                Tls::Must => Err(SessionError::Tls(format!("after STARTTLS: {}", reply.text()))),
+                Tls::Never | Tls::May => Ok(self),
+            };
+        }
+        if !self.buffer.is_empty() {
+            let why = "something came in plain behind the reply to STARTTLS";
+            return Err(SessionError::Tls(why.to_owned()));
+        }
+        let (stream, cipher) = tls::handshake(self.stream, remote.name, remote.address.ip())
+            .await
+            .map_err(SessionError::Tls)?;
+        let mut session = Self { stream, cipher, extensions: Extensions::default(), ..self };
         session.greet(name).await?;
         Ok(session)
     }
 
     async fn greet(&mut self, name: &str) -> Result<(), SessionError> {
-        let stage = "initial connection";
-        let greeting = self.reply(stage, REMOTE_REPLY_TIMEOUT).await?;
-        if !greeting.is_positive() {
-            return Err(SessionError::Refused { stage, reply: greeting });
-        }
         let (stage, verb) = match self.protocol {
             Protocol::Smtp | Protocol::Pipe => ("EHLO", "EHLO"),
             Protocol::Lmtp => ("LHLO", "LHLO"),
@@ -182,6 +258,7 @@ fn extensions(reply: &Reply) -> Extensions {
     for line in reply.lines.iter().skip(1) {
         let keyword = line.split([' ', '=']).next().unwrap_or_default();
         match keyword.to_ascii_uppercase().as_str() {
+            "STARTTLS" => out.starttls = true,
             "PIPELINING" => out.pipelining = true,
             "SIZE" => out.size = true,
             "8BITMIME" => out.eight_bit = true,

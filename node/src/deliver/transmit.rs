@@ -9,7 +9,7 @@ use super::{
     hosts::{Candidate, DownHosts, candidates},
     pool::Pool,
     seams::{BodySource, Fence},
-    session::{Session, SessionError},
+    session::{Remote, Session, SessionError},
     transaction::{self, Answer, Mail, Rcpt},
 };
 use crate::{
@@ -27,8 +27,20 @@ pub(crate) struct Sent {
     pub(crate) time: Duration,
     /// The host was told of the recipient's `NOTIFY` and reports success itself.
     pub(crate) notifies: bool,
+    /// Version and cipher of TLS; empty without.
+    pub(crate) cipher: String,
     /// What a program wrote, if it is to be returned.
     pub(crate) output: String,
+}
+
+/// What one host said.
+struct Heard {
+    /// One for each recipient.
+    answers: Vec<Answer>,
+    /// The host sends notifications.
+    notifies: bool,
+    /// Version and cipher of TLS; empty without.
+    cipher: String,
 }
 
 pub(crate) struct Transmitter {
@@ -80,6 +92,7 @@ impl Transmitter {
             host: None,
             time: Duration::ZERO,
             notifies: false,
+            cipher: String::new(),
             output: String::new(),
         };
         let mut sent = vec![untried; what.recipients.len()];
@@ -94,50 +107,52 @@ impl Transmitter {
                 continue;
             }
             tried += 1;
-            let (answers, notifies) = self.try_host(what, &candidate, &open).await;
+            let Heard { answers, notifies, cipher } = self.try_host(what, &candidate, &open).await;
             let time = self.clock.instant().saturating_duration_since(begin);
             for (index, answer) in open.into_iter().zip(answers) {
                 let (host, output) = (Some(candidate.clone()), String::new());
-                sent[index] = Sent { answer, host, time, notifies, output };
+                let cipher = cipher.clone();
+                sent[index] = Sent { answer, host, time, notifies, cipher, output };
             }
         }
         sent
     }
 
-    /// One host, for the recipients at the indexes `open`: their answers, and whether the host sends notifications.
+    /// One host, for the recipients at the indexes `open`.
     async fn try_host(
         &self,
         what: &Transmission<'_>,
         candidate: &Candidate,
         open: &[usize],
-    ) -> (Vec<Answer>, bool) {
+    ) -> Heard {
         let recipients: Vec<Rcpt> = open.iter().map(|i| what.recipients[*i].clone()).collect();
-        if let Some(mut session) =
-            self.pool.take(candidate.address, what.destination.protocol).await
-        {
+        let Destination { protocol, tls, .. } = *what.destination;
+        if let Some(mut session) = self.pool.take(candidate.address, protocol, tls).await {
             let outcome = self.run(what, &mut session, &recipients).await;
             if !outcome.stale {
-                let notifies = session.extensions.dsn;
-                self.keep(session, outcome.reusable).await;
-                return (outcome.answers, notifies);
+                return self.end(session, outcome).await;
             }
         }
         let opened = tokio::select! {
             opened = self.open(what, candidate) => opened,
             () = what.fence.broken() => Err(SessionError::Fenced),
         };
-        let mut session = match opened {
-            Ok(session) => session,
-            Err(SessionError::Fenced) => return (vec![Answer::Fenced; recipients.len()], false),
-            Err(error) => {
-                let answer = Answer::Deferred { text: error.to_string(), elsewhere: true };
-                return (vec![answer; recipients.len()], false);
+        let answer = match opened {
+            Ok(mut session) => {
+                let outcome = self.run(what, &mut session, &recipients).await;
+                return self.end(session, outcome).await;
             }
+            Err(SessionError::Fenced) => Answer::Fenced,
+            Err(error) => Answer::Deferred { text: error.to_string(), elsewhere: true },
         };
-        let outcome = self.run(what, &mut session, &recipients).await;
-        let notifies = session.extensions.dsn;
+        let answers = vec![answer; recipients.len()];
+        Heard { answers, notifies: false, cipher: String::new() }
+    }
+
+    async fn end(&self, session: Session, outcome: transaction::Outcome) -> Heard {
+        let (notifies, cipher) = (session.extensions.dsn, session.cipher.clone());
         self.keep(session, outcome.reusable).await;
-        (outcome.answers, notifies)
+        Heard { answers: outcome.answers, notifies, cipher }
     }
 
     async fn run(
@@ -155,19 +170,17 @@ impl Transmitter {
         what: &Transmission<'_>,
         candidate: &Candidate,
     ) -> Result<Session, SessionError> {
-        let protocol = what.destination.protocol;
-        let opened = Session::open(
-            &*self.connector,
-            candidate.address,
-            protocol,
-            &self.name,
-            CONNECT_TIMEOUT,
-        )
-        .await;
+        let remote = Remote {
+            address: candidate.address,
+            name: &candidate.name,
+            protocol: what.destination.protocol,
+            tls: what.destination.tls,
+        };
+        let opened = Session::open(&*self.connector, remote, &self.name, CONNECT_TIMEOUT).await;
         match &opened {
             Ok(_) => self.down.mark_up(candidate.address),
-            // Busy is not down: a host that answers is asked again.
-            Err(SessionError::Refused { .. } | SessionError::Fenced) => {}
+            // Busy is not down, and who has no TLS may do for others: a host that answers is asked again.
+            Err(SessionError::Refused { .. } | SessionError::Tls(_) | SessionError::Fenced) => {}
             Err(_) => self.down.mark_down(candidate.address),
         }
         opened

@@ -132,6 +132,9 @@ pub(super) struct Attempt {
     pub(super) host: String,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub(super) host_address: String,
+    /// Version and cipher.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(super) tls: String,
     /// Reply of the host, or our reason.
     pub(super) text: String,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -105,6 +105,10 @@ fn delivery_line(delivery: &Delivery) -> String {
     if !attempt.host.is_empty() {
         let _ = write!(line, " {}", host(attempt));
     }
+    if !attempt.tls.is_empty() {
+        // Nobody has looked at the certificate.
+        let _ = write!(line, " X={} CV=no", clean(&attempt.tls));
+    }
     // A program says nothing.
     if !attempt.text.is_empty() {
         let _ = write!(line, " C=\"{}\"", clean(&attempt.text).replace('"', "\\\""));
@@ -259,6 +263,7 @@ mod tests {
             transport: "hermes_lmtp".into(),
             host: "cyrus-1".into(),
             host_address: "192.0.2.1:24".into(),
+            tls: String::new(),
             text: "250 \"ok\"".into(),
             next_due: None,
         }

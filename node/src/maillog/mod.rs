@@ -63,6 +63,8 @@ pub struct AddressEvent<'a> {
     pub transport: &'a str,
     /// Name and `address:port` of the host that answered.
     pub host: Option<(&'a str, &'a str)>,
+    /// Version and cipher of TLS with it; empty without.
+    pub cipher: &'a str,
     /// Its reply, or our reason.
     pub text: &'a str,
 }
@@ -314,6 +316,7 @@ fn attempt(event: &AddressEvent<'_>, next_due: Option<UnixMs>) -> Attempt {
         transport: event.transport.to_owned(),
         host: host.to_owned(),
         host_address: host_address.to_owned(),
+        tls: event.cipher.to_owned(),
         text: event.text.to_owned(),
         next_due: next_due.map(date::rfc3339),
     }

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc};
 
 use super::{
-    Destination, Fate, Host, Program, Protocol,
+    Destination, Fate, Host, Program, Protocol, Tls,
     address::{Address, Ancestor, View},
     hosts::{Found, Manner, Search},
     notes::Lookups,
@@ -292,6 +292,7 @@ impl Walk<'_> {
             protocol: transport.map_or(Protocol::Smtp, |transport| transport.protocol),
             hosts,
             strip_nul: transport.is_some_and(|transport| transport.strip_nul),
+            tls: transport.map_or_else(Tls::default, |transport| transport.tls),
             program,
         })
     }

@@ -8,7 +8,7 @@ use kdl::{KdlDocument, KdlNode};
 use miette::SourceSpan;
 
 use super::{
-    Protocol,
+    Protocol, Tls,
     router::{
         Action, Affix, DnsLookup, NotFound, OwnHost, Precondition, Prefix, Router, Routing, Suffix,
         To, Transport,
@@ -55,7 +55,7 @@ const REDIRECT: [&str; 5] = ["to", "to-lines", "allow-fail", "check-ancestor", "
 const MANUAL: [&str; 5] =
     ["route", "randomize", "host-find-failed", "ignore-hosts", "same-domain-copy"];
 const DNS: [&str; 4] = ["mx-domains", "widen", "ignore-hosts", "same-domain-copy"];
-const TRANSPORT: [&str; 4] = ["port", "strip-nul", "hosts", "randomize"];
+const TRANSPORT: [&str; 5] = ["port", "strip-nul", "hosts", "randomize", "tls"];
 
 /// Every word of these blocks.
 #[cfg(test)]
@@ -128,6 +128,7 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
         protocol,
         port,
         strip_nul: false,
+        tls: Tls::default(),
         randomize: false,
         hosts: None,
         command: None,
@@ -146,6 +147,18 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
             }
             "strip-nul" => made.strip_nul = setting.flag(&mut compiler.errors),
             "randomize" => made.randomize = setting.flag(&mut compiler.errors),
+            "tls" => {
+                let text = setting.text("never, may or must", &mut compiler.errors)?;
+                match text {
+                    "never" => made.tls = Tls::Never,
+                    "may" => made.tls = Tls::May,
+                    "must" => made.tls = Tls::Must,
+                    other => {
+                        let known = ["never", "may", "must"];
+                        compiler.errors.unknown(setting.span, "tls", other, known);
+                    }
+                }
+            }
             "hosts" => {
                 made.hosts = setting.text("hosts", &mut compiler.errors).map(str::to_owned);
             }

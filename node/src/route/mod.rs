@@ -59,6 +59,17 @@ pub struct Program {
     pub environment: Vec<(&'static str, String)>,
 }
 
+/// Whether mail is encrypted on its way to a host (RFC 3207).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Tls {
+    Never,
+    /// If the host offers it; where that fails, without.
+    #[default]
+    May,
+    /// Or not at all. Whose certificate it is does not count.
+    Must,
+}
+
 /// Where an address goes. Addresses with equal destinations share a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Destination {
@@ -71,6 +82,7 @@ pub struct Destination {
     pub hosts: Vec<Host>,
     /// Leave NUL bytes out (Cyrus refuses them) if the message has any.
     pub strip_nul: bool,
+    pub tls: Tls,
     /// If the protocol is `Pipe`.
     pub program: Option<Program>,
 }

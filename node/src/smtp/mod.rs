@@ -23,7 +23,7 @@ mod proxy;
 pub mod reply;
 mod rules;
 mod session;
-mod tls;
+pub(crate) mod tls;
 mod wire;
 
 use std::{

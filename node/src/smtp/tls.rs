@@ -9,7 +9,7 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore, ServerConfig, ServerConnection,
+    ConnectionCommon, RootCertStore, ServerConfig, ServerConnection,
     crypto::ring,
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject},
     server::{NoServerSessionStorage, danger::ClientCertVerifier},
@@ -215,7 +215,7 @@ fn certificates_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError
 }
 
 /// Version and cipher, for logs and `Received`: `TLS1.3:TLS_AES_256_GCM_SHA384`.
-fn description(connection: &ServerConnection) -> String {
+pub(crate) fn description<Side>(connection: &ConnectionCommon<Side>) -> String {
     let version = match connection.protocol_version() {
         Some(rustls::ProtocolVersion::TLSv1_3) => "TLS1.3",
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLS1.2",

@@ -18,7 +18,7 @@ use crate::{
         CALLBACKS_PER_HOST_MAX, CALLOUT_ADDRESS_NO_TIME, CALLOUT_ADDRESS_YES_TIME,
         CALLOUT_DOMAIN_YES_TIME,
     },
-    route::{Host, Protocol},
+    route::{Host, Protocol, Tls},
 };
 
 struct Bench {
@@ -81,6 +81,7 @@ fn at(servers: &[&Server]) -> Destination {
         protocol: Protocol::Smtp,
         hosts: servers.iter().enumerate().map(host).collect(),
         strip_nul: false,
+        tls: Tls::May,
         program: None,
     }
 }

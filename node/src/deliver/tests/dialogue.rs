@@ -28,7 +28,7 @@ use crate::{
         transaction::{Answer, Mail, Rcpt},
         transmit::{Sent, Transmission, Transmitter},
     },
-    route::{Destination, Host, Protocol},
+    route::{Destination, Host, Protocol, Tls},
 };
 
 const BODY: &[u8] = b"Subject: x\r\n\r\n.dot\r\n..\r\n";
@@ -100,6 +100,7 @@ pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destinatio
         protocol,
         hosts: hosts.collect(),
         strip_nul: false,
+        tls: Tls::May,
         program: None,
     }
 }

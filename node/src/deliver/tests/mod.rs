@@ -7,3 +7,4 @@ mod lists;
 mod operate;
 mod queue;
 pub(crate) mod server;
+mod tls;

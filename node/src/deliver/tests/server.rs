@@ -9,12 +9,16 @@ use std::{
     },
 };
 
+use rustls::ServerConfig;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpListener, TcpStream},
     sync::Notify,
     task::AbortHandle,
 };
+use tokio_rustls::TlsAcceptor;
+
+use crate::deliver::connect::Stream;
 
 /// Where the server closes the connection instead of answering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +33,20 @@ pub(crate) enum At {
     /// After the final dot, without a reply.
     Dot,
 }
+
+/// What comes of STARTTLS.
+#[derive(Clone)]
+pub(crate) enum StartTls {
+    Works(Arc<ServerConfig>),
+    /// 454.
+    Refused,
+    /// 220, and then no handshake.
+    Breaks,
+    /// 220, and a reply to nothing before the handshake.
+    Injects(Arc<ServerConfig>),
+}
+
+type Wire = BufReader<Box<dyn Stream>>;
 
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -52,6 +70,8 @@ pub(crate) struct Script {
     pub(crate) at_rcpt: Option<Hook>,
     /// The greeting comes when somebody says so.
     pub(crate) greets: Option<Arc<Notify>>,
+    /// Offered, before a handshake.
+    pub(crate) starttls: Option<StartTls>,
 }
 
 impl Default for Script {
@@ -69,6 +89,7 @@ impl Default for Script {
             in_data: None,
             at_rcpt: None,
             greets: None,
+            starttls: None,
         }
     }
 }
@@ -140,7 +161,8 @@ fn by_word(replies: &[(&'static str, &'static str)], text: &str) -> &'static str
 
 /// One connection. `None`: it is over.
 async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
-    let mut stream = BufReader::new(stream);
+    let mut stream: Wire = BufReader::new(Box::new(stream));
+    let mut offers = script.starttls.as_ref();
     if script.close == Some(At::Greeting) {
         return None;
     }
@@ -158,7 +180,31 @@ async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
         seen.commands.lock().unwrap().push(line.clone());
         let verb = line.split(' ').next().unwrap().to_uppercase();
         let (at, reply) = match verb.as_str() {
+            "EHLO" | "LHLO" if offers.is_some() => (At::Ehlo, "250-here\r\n250 STARTTLS"),
             "EHLO" | "LHLO" => (At::Ehlo, script.ehlo),
+            "STARTTLS" => {
+                let config = match offers.take()? {
+                    StartTls::Refused => {
+                        say(&mut stream, "454 4.7.0 not now").await?;
+                        continue;
+                    }
+                    StartTls::Breaks => {
+                        say(&mut stream, "220 go on").await?;
+                        return None;
+                    }
+                    StartTls::Works(config) => {
+                        say(&mut stream, "220 go on").await?;
+                        config
+                    }
+                    StartTls::Injects(config) => {
+                        say(&mut stream, "220 go on\r\n250 done").await?;
+                        config
+                    }
+                };
+                let acceptor = TlsAcceptor::from(Arc::clone(config));
+                stream = BufReader::new(Box::new(acceptor.accept(stream).await.ok()?));
+                continue;
+            }
             "HELO" => (At::Ehlo, script.helo),
             "MAIL" => {
                 taken = Taken { mail: line.clone(), ..Taken::default() };
@@ -203,12 +249,7 @@ async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
     }
 }
 
-async fn data(
-    stream: &mut BufReader<TcpStream>,
-    script: &Script,
-    seen: &Seen,
-    mut taken: Taken,
-) -> Option<()> {
+async fn data(stream: &mut Wire, script: &Script, seen: &Seen, mut taken: Taken) -> Option<()> {
     if let Some(hook) = &script.in_data {
         hook();
     }
@@ -244,6 +285,7 @@ async fn data(
     Some(())
 }
 
-async fn say(stream: &mut BufReader<TcpStream>, reply: &str) -> Option<()> {
-    stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.ok()
+async fn say(stream: &mut Wire, reply: &str) -> Option<()> {
+    stream.get_mut().write_all(format!("{reply}\r\n").as_bytes()).await.ok()?;
+    stream.get_mut().flush().await.ok()
 }
