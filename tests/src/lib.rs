@@ -19,6 +19,7 @@ pub mod golden;
 pub mod ledger;
 pub mod load;
 pub mod process;
+pub mod report;
 pub mod shim;
 pub mod sink;
 pub mod stores;

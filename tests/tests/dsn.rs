@@ -11,7 +11,7 @@
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
-    wait_for,
+    report, wait_for,
 };
 
 #[test]
@@ -33,7 +33,7 @@ fn success_is_reported_to_who_asked() {
     client.quit();
 
     let mut maildir = cluster.maildir();
-    let report = wait_for("the report", PATIENCE, || {
+    let text = wait_for("the report", PATIENCE, || {
         let mut filed = maildir.messages();
         let report = filed.find(|filed| filed.recipients == ["asks@example.org"])?;
         Some(String::from_utf8(report.content.clone()).unwrap())
@@ -47,9 +47,11 @@ fn success_is_reported_to_who_asked() {
         "Status: 2.",
         "text/rfc822-headers",
     ] {
-        assert!(report.contains(expected), "{expected} is missing:\n{report}");
+        assert!(text.contains(expected), "{expected} is missing:\n{text}");
     }
+    let read = report::read(text.as_bytes());
+    assert_eq!((read.recipients.len(), read.original.as_str()), (1, "text/rfc822-headers"));
     for unexpected in ["spqr2", "spqr3", "secret body"] {
-        assert!(!report.contains(unexpected), "{unexpected} is in it:\n{report}");
+        assert!(!text.contains(unexpected), "{unexpected} is in it:\n{text}");
     }
 }

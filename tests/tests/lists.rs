@@ -238,3 +238,49 @@ fn a_long_list_costs_one_body_and_time_as_it_is_long() {
     println!("1 MB to {size} members that wait: {grown} bytes of the log, which had {before}");
     assert!(grown < 4e6, "{grown}");
 }
+
+/// Members and domains of the list whose deliverer dies.
+const MANY: (usize, usize) = (20_000, 500);
+
+#[test]
+fn a_list_over_many_domains_outlives_its_deliverer() {
+    let mut cluster = Cluster::start(4800);
+    let zone = cluster.dir().join("dns/example.org.zone");
+    let text = fs::read_to_string(&zone).unwrap();
+    fs::write(&zone, format!("{text}*.many MX 10 sink.example.org.\n")).unwrap();
+    let (size, domains) = MANY;
+    let members: Vec<String> =
+        (0..size).map(|n| format!("member{n}@d{}.many.example.org", n % domains)).collect();
+    write_list(&cluster, "many", &members);
+    wait_for("the list", PATIENCE, || {
+        (cluster.ctl(&["route", "--verify", "many@lists.cam.ac.uk"]).0 == 0).then_some(())
+    });
+    let mut maildir = cluster.maildir();
+    let mut arrived = || -> usize {
+        let about = |filed: &&Filed| field(&filed.content, "Subject").as_deref() == Some("to many");
+        maildir.messages().filter(about).map(|filed| filed.recipients.len()).sum()
+    };
+    // 300 KB: a copy for each member would be 6 GB.
+    send(cluster.node(1).smart, "many@lists.cam.ac.uk", "to many", 4_200);
+    let before = wait_for("the first members", PATIENCE, || Some(arrived()).filter(|n| *n > 500));
+    cluster.kill(1);
+    let at_the_kill = arrived();
+    assert!(at_the_kill < size, "all were served before the deliverer died");
+    let live = cluster.figure(2, "ppsw_log_live_bytes", "").unwrap();
+    assert!(live < 20e6, "{live} bytes of the log for one body and its members");
+    wait_for("all members", Duration::from_secs(300), || {
+        // Those that come twice make it more.
+        (arrived() >= size && counts(&cluster, "to many").len() == size).then_some(())
+    });
+    wait_for("the end", PATIENCE, || {
+        cluster.ctl_json(&["queue", "list"]).as_array()?.is_empty().then_some(())
+    });
+    let counts = counts(&cluster, "to many");
+    let twice = counts.values().filter(|times| **times == 2).count();
+    println!(
+        "{before} to {at_the_kill} of {size} members had it when its deliverer died; in the end {twice} had it \
+         twice, nobody more often; {live} bytes of the log"
+    );
+    assert!(counts.len() == size && counts.values().all(|times| *times <= 2));
+    cluster.restart(1);
+}

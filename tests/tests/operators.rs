@@ -13,6 +13,7 @@ use std::{collections::BTreeMap, path::Path, process::Command};
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
+    report,
     sink::field,
     wait_for,
 };
@@ -110,10 +111,11 @@ fn operators_hold_redirect_bounce_drop_and_release() {
     let bounce = maildir.messages().find(|filed| filed.recipients == ["sender@example.org"]);
     let content = &bounce.unwrap().content;
     assert!(field(content, "Subject").unwrap().contains("failed"), "{content:?}");
-    let text = String::from_utf8_lossy(content);
-    for address in ["a2@example.org", "b2@example.org"] {
-        assert!(text.contains(&format!("Final-Recipient: rfc822; {address}")), "{text}");
-    }
+    let report = report::read(content);
+    assert_eq!(report.original, "message/rfc822");
+    let of = |fields| (report::value(fields, "final-recipient"), report::value(fields, "action"));
+    let told: Vec<(&str, &str)> = report.recipients.iter().map(|fields| of(fields)).collect();
+    assert_eq!(told, [("rfc822; a2@example.org", "failed"), ("rfc822; b2@example.org", "failed")]);
     wait_for("an empty queue", PATIENCE, || states(&cluster).is_empty().then_some(()));
 
     // Each has left its line.

@@ -1,4 +1,4 @@
-//! The closed vocabulary of the mail log. `docs/maillog.md` explains each event and field.
+//! The closed vocabulary of the mail log. `docs/logs.md` explains each event and field.
 
 use ppsw_spool::queue::Envelope;
 use serde::Serialize;

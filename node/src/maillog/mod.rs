@@ -1,5 +1,5 @@
 //! The record of what happened to mail: `mainlog` in Exim's line format, for `exigrep` and `eximstats`, and the
-//! same events as JSON lines in `events.jsonl`. `docs/maillog.md` has the vocabulary.
+//! same events as JSON lines in `events.jsonl`. `docs/logs.md` has the vocabulary.
 //!
 //! One function per event, no free text: what is not in the vocabulary cannot be logged. Nothing here blocks: events
 //! go through a bounded queue to one writer thread; those that do not fit are counted, and the count is logged.
