@@ -16,7 +16,7 @@ use ppsw_tests::{
 };
 
 /// Scripts that run at the same time: some wait for delays of the policy.
-const AT_ONCE: usize = 8;
+const AT_ONCE: usize = 40;
 
 #[test]
 fn dialogues_go_as_written() {
