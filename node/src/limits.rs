@@ -438,6 +438,9 @@ pub const HOSTS_TRIED_MAX: usize = 5;
 /// Time to connect; a live host answers in a few seconds, and there may be others to try.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Retry rules of a policy: one is looked for at each failure.
+pub const RETRY_RULES_MAX: usize = 100;
+
 /// Time for the handshake of TLS with another server, which takes a few round trips.
 pub const REMOTE_TLS_TIMEOUT: Duration = Duration::from_secs(60);
 

@@ -23,6 +23,7 @@ use crate::{
         hosts::{Candidate, DownHosts, candidates},
         plan::is_sendable,
         pool::Pool,
+        retry::Cause,
         session::{Remote, Session, SessionError},
         transmit::quit_all,
     },
@@ -210,7 +211,7 @@ impl Caller {
     /// Host after host, until one knows.
     async fn ask_hosts(&self, question: &Question<'_>) -> Said {
         let mut last = "no host could be reached".to_owned();
-        let up = |host: &Candidate| !self.down.is_down(host.address);
+        let up = |host: &Candidate| self.down.is_down(host.address).is_none();
         let hosts = candidates(&question.destination.hosts);
         for host in hosts.into_iter().filter(up).take(HOSTS_TRIED_MAX) {
             match self.ask_host(question, &host).await {
@@ -254,11 +255,11 @@ impl Caller {
                 Said::Later(format!("{}: {error}", host.name))
             }
             Ok(Err(error)) => {
-                self.down.mark_down(host.address);
+                self.down.mark_down(host.address, error.cause());
                 Said::Later(format!("{}: {error}", host.name))
             }
             Err(_) => {
-                self.down.mark_down(host.address);
+                self.down.mark_down(host.address, Cause::Timeout);
                 Said::Later(format!("{}: no greeting in time", host.name))
             }
         }

@@ -182,6 +182,7 @@ impl Workshop {
             let sent = Sent {
                 answer: Answer::Fenced,
                 host: None,
+                mx: None,
                 time: Duration::ZERO,
                 notifies: false,
                 cipher: String::new(),

@@ -10,6 +10,7 @@ use std::{
 use ppsw_spool::env::Clock;
 use rand::seq::SliceRandom;
 
+use super::retry::Cause;
 use crate::{
     limits::{HOST_DOWN_TIME, HOSTS_DOWN_MAX},
     route::Host,
@@ -20,6 +21,8 @@ use crate::{
 pub(crate) struct Candidate {
     pub(crate) name: String,
     pub(crate) address: SocketAddr,
+    /// It comes from an MX record.
+    pub(crate) mx: bool,
 }
 
 /// All addresses: by preference, hosts of equal preference at random (RFC 5321 §5.1), and one address of each host
@@ -36,6 +39,7 @@ pub(crate) fn candidates(hosts: &[Host]) -> Vec<Candidate> {
                 out.extend(host.addresses.get(number).map(|address| Candidate {
                     name: host.name.clone(),
                     address: SocketAddr::new(*address, host.port),
+                    mx: host.mx,
                 }));
             }
         }
@@ -46,7 +50,7 @@ pub(crate) fn candidates(hosts: &[Host]) -> Vec<Candidate> {
 /// Hosts that could not be reached a moment ago. In memory only: forgetting it costs a connection attempt.
 pub(crate) struct DownHosts {
     clock: Arc<dyn Clock>,
-    until: Mutex<HashMap<SocketAddr, Instant>>,
+    until: Mutex<HashMap<SocketAddr, (Instant, Cause)>>,
 }
 
 impl DownHosts {
@@ -54,21 +58,23 @@ impl DownHosts {
         Self { clock, until: Mutex::default() }
     }
 
-    pub(crate) fn is_down(&self, address: SocketAddr) -> bool {
+    /// Why a host is not asked now.
+    pub(crate) fn is_down(&self, address: SocketAddr) -> Option<Cause> {
         let until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.get(&address).is_some_and(|until| *until > self.clock.instant())
+        let (until, cause) = until.get(&address)?;
+        (*until > self.clock.instant()).then_some(*cause)
     }
 
-    pub(crate) fn mark_down(&self, address: SocketAddr) {
+    pub(crate) fn mark_down(&self, address: SocketAddr, cause: Cause) {
         let now = self.clock.instant();
         let mut until = self.until.lock().unwrap_or_else(PoisonError::into_inner);
         if until.len() >= HOSTS_DOWN_MAX {
-            until.retain(|_, until| *until > now);
+            until.retain(|_, (until, _)| *until > now);
         }
         if until.len() >= HOSTS_DOWN_MAX {
             until.clear();
         }
-        until.insert(address, now + HOST_DOWN_TIME);
+        until.insert(address, (now + HOST_DOWN_TIME, cause));
     }
 
     /// Whoever was down may be asked again.
@@ -89,7 +95,7 @@ mod tests {
 
     fn host(name: &str, addresses: &[&str], preference: u16) -> Host {
         let addresses = addresses.iter().map(|a| a.parse().unwrap()).collect();
-        Host { name: name.into(), addresses, port: 25, preference }
+        Host { name: name.into(), addresses, port: 25, preference, mx: true }
     }
 
     #[test]
@@ -113,10 +119,10 @@ mod tests {
     fn a_host_is_down_until_it_is_seen_up() {
         let down = DownHosts::new(Arc::new(ppsw_spool::env::SystemClock));
         let address = "192.0.2.1:25".parse().unwrap();
-        assert!(!down.is_down(address));
-        down.mark_down(address);
-        assert!(down.is_down(address));
+        assert_eq!(down.is_down(address), None);
+        down.mark_down(address, Cause::Refused);
+        assert_eq!(down.is_down(address), Some(Cause::Refused));
         down.mark_up(address);
-        assert!(!down.is_down(address));
+        assert_eq!(down.is_down(address), None);
     }
 }

@@ -26,6 +26,7 @@ use super::{
     attempt::{Lease, Workshop},
     plan::Leg,
     reply::printable,
+    retry::Cause,
     seams::{BodySource, Fence, QueueSource},
     transaction::Answer,
     transmit::Sent,
@@ -74,12 +75,19 @@ impl Workshop {
             Err(Trouble::Unread(why)) => (Answer::Unread(why), String::new()),
             Err(Trouble::Later(why)) => {
                 let text = format!("{}: {why}", leg.destination.transport);
-                (Answer::Deferred { text, elsewhere: false }, String::new())
+                (Answer::Deferred { text, elsewhere: false, cause: Cause::Other }, String::new())
             }
         };
         let time = clock.instant().saturating_duration_since(begin);
-        let sent =
-            Sent { answer, host: None, time, notifies: false, cipher: String::new(), output };
+        let sent = Sent {
+            answer,
+            host: None,
+            mx: None,
+            time,
+            notifies: false,
+            cipher: String::new(),
+            output,
+        };
         vec![sent; leg.addresses.len()]
     }
 
@@ -270,7 +278,10 @@ impl Run {
         let first = output.lines().map(str::trim).find(|line| !line.is_empty());
         let said = first.map_or_else(String::new, |line| format!(": {line}"));
         let later = |text: String| {
-            (Answer::Deferred { text: printable(&text), elsewhere: false }, String::new())
+            (
+                Answer::Deferred { text: printable(&text), elsewhere: false, cause: Cause::Other },
+                String::new(),
+            )
         };
         let Some(status) = self.status else {
             let time = Duration::from_secs(program.timeout.as_secs());

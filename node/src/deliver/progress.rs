@@ -17,6 +17,7 @@ use super::{
     plan::{Leg, Plan},
     record::record,
     result::{Attempted, Early, Result, label},
+    retry::Cause,
     seams::{QueueSource, Routing},
     transaction::Answer,
     transmit::Sent,
@@ -198,9 +199,10 @@ fn decided_results(attempted: &Attempted<'_>, plan: &Plan) -> Vec<Result> {
         let answer = if decided.failed {
             Answer::Failed(text)
         } else {
-            Answer::Deferred { text, elsewhere: false }
+            Answer::Deferred { text, elsewhere: false, cause: Cause::Other }
         };
-        let Some((verdict, text)) = attempted.judge(&decided.address.rcpt.address, answer) else {
+        let Some((verdict, text)) = attempted.judge(&decided.address.rcpt.address, answer, None)
+        else {
             continue;
         };
         count(&verdict, "none");
@@ -224,7 +226,8 @@ fn decided_results(attempted: &Attempted<'_>, plan: &Plan) -> Vec<Result> {
 fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut Vec<Result>) {
     let mut further = false;
     for (address, sent) in leg.addresses.iter().zip(sent) {
-        let Some((verdict, text)) = attempted.judge(&address.rcpt.address, sent.answer) else {
+        let Some((verdict, text)) = attempted.judge(&address.rcpt.address, sent.answer, sent.mx)
+        else {
             continue;
         };
         let transport = match leg.destination.protocol {

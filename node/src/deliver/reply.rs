@@ -5,6 +5,7 @@
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
+use super::retry::{Cause, Stage};
 use crate::limits::{REASON_BYTES_MAX, REMOTE_REPLY_LINE_BYTES_MAX, REMOTE_REPLY_LINES_MAX};
 
 /// A whole reply.
@@ -22,6 +23,19 @@ impl Reply {
 
     pub(crate) fn is_permanent(&self) -> bool {
         self.code >= 500
+    }
+
+    /// What it is for retry rules, as an answer to the command that `stage` begins with.
+    pub(crate) fn cause(&self, stage: &str) -> Cause {
+        let to = match stage.split(' ').next() {
+            Some("MAIL") => Stage::Mail,
+            Some("RCPT") => Stage::Rcpt,
+            Some("DATA" | "end") => Stage::Data,
+            _ => return Cause::Other,
+        };
+        // RFC 3463 §3.3: "Mailbox full".
+        let full = self.lines.first().is_some_and(|line| line.starts_with("4.2.2"));
+        Cause::Reply { to, code: self.code, full }
     }
 
     /// Code and text in one line, at most 1 KiB.

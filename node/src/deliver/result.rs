@@ -15,6 +15,7 @@ use super::{
     hosts::Candidate,
     plan::{Address, Plan},
     reply::printable,
+    retry::{Cause, Trouble},
     seams::Routing,
     transaction::Answer,
 };
@@ -80,8 +81,17 @@ impl Attempted<'_> {
     }
 
     /// What an answer means by the retry rules. `None`: nothing is known, nothing is recorded.
-    pub(crate) fn judge(&self, address: &str, answer: Answer) -> Option<(Verdict, String)> {
-        let next = self.routing.retry(address).next(self.age());
+    pub(crate) fn judge(
+        &self,
+        address: &str,
+        answer: Answer,
+        mx: Option<bool>,
+    ) -> Option<(Verdict, String)> {
+        let cause = match &answer {
+            Answer::Deferred { cause, .. } => *cause,
+            _ => Cause::Other,
+        };
+        let next = self.routing.retry(address, &Trouble { cause, mx }).next(self.age());
         let (verdict, text) = match answer {
             Answer::Fenced => return None,
             Answer::Delivered(text) => (Verdict::Delivered, text),
@@ -209,7 +219,9 @@ impl Attempted<'_> {
         let longest = late
             .values()
             .flatten()
-            .map(|reported| self.routing.retry(&reported.address).expires_after())
+            .map(|reported| {
+                self.routing.retry(&reported.address, &Trouble::default()).expires_after()
+            })
             .max()
             .unwrap_or_default();
         self.message.envelope.received.plus(longest)

@@ -28,6 +28,142 @@ struct Step {
     factor: f64,
 }
 
+/// Why an address is tried again, as far as rules can tell. Names as in Exim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Trouble {
+    pub(crate) cause: Cause,
+    /// Whether the host that gave the trouble came from an MX record, if there was a host.
+    pub(crate) mx: Option<bool>,
+}
+
+/// What went wrong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// The connection was refused.
+    Refused,
+    /// No connection in time.
+    TimeoutConnect,
+    /// No reply in time.
+    Timeout,
+    /// The connection ended.
+    LostConnection,
+    /// TLS is a must, and did not come about.
+    Tls,
+    /// A reply of 4xx.
+    Reply { to: Stage, code: u16, full: bool },
+    /// Anything else.
+    #[default]
+    Other,
+}
+
+/// What a reply answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Mail,
+    Rcpt,
+    /// `DATA`, or the message.
+    Data,
+}
+
+/// A name of errors: `refused_A`, `rcpt_45x`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum TroublePattern {
+    Any,
+    /// With `_A` or `_MX` only for hosts that come from such records; those of a route count as `A`.
+    Refused(Option<bool>),
+    TimeoutConnect(Option<bool>),
+    /// Of a connection, too.
+    Timeout(Option<bool>),
+    LostConnection,
+    Tls,
+    /// The mailbox is full (RFC 3463: x.2.2).
+    Quota,
+    /// `x` stands for any digit.
+    Reply(Stage, [Option<u8>; 3]),
+}
+
+impl TroublePattern {
+    /// What one may have meant.
+    pub(crate) const NAMES: [&str; 16] = [
+        "*",
+        "refused",
+        "refused_A",
+        "refused_MX",
+        "timeout_connect",
+        "timeout_connect_A",
+        "timeout_connect_MX",
+        "timeout",
+        "timeout_A",
+        "timeout_MX",
+        "lost_connection",
+        "tls_required",
+        "quota",
+        "mail_4xx",
+        "rcpt_4xx",
+        "data_4xx",
+    ];
+
+    /// `None`: there is no such error.
+    pub(crate) fn parse(word: &str) -> Option<Self> {
+        let (name, mx) = match (word.strip_suffix("_A"), word.strip_suffix("_MX")) {
+            (Some(name), _) => (name, Some(false)),
+            (_, Some(name)) => (name, Some(true)),
+            _ => (word, None),
+        };
+        match (name, mx) {
+            ("refused", mx) => return Some(Self::Refused(mx)),
+            ("timeout_connect", mx) => return Some(Self::TimeoutConnect(mx)),
+            ("timeout", mx) => return Some(Self::Timeout(mx)),
+            ("*", None) => return Some(Self::Any),
+            ("lost_connection", None) => return Some(Self::LostConnection),
+            ("tls_required", None) => return Some(Self::Tls),
+            ("quota", None) => return Some(Self::Quota),
+            _ => {}
+        }
+        let (stage, code) = word.split_once('_')?;
+        let stage = match stage {
+            "mail" => Stage::Mail,
+            "rcpt" => Stage::Rcpt,
+            "data" => Stage::Data,
+            _ => return None,
+        };
+        let mut digits = [None; 3];
+        let characters: Vec<char> = code.chars().collect();
+        if characters.len() != digits.len() || characters.first() != Some(&'4') {
+            return None;
+        }
+        for (slot, character) in digits.iter_mut().zip(characters) {
+            *slot = match character {
+                'x' => None,
+                digit => Some(u8::try_from(digit.to_digit(10)?).ok()?),
+            };
+        }
+        Some(Self::Reply(stage, digits))
+    }
+
+    pub(crate) fn matches(&self, trouble: &Trouble) -> bool {
+        let from = |mx: &Option<bool>| mx.is_none() || *mx == trouble.mx;
+        match (self, trouble.cause) {
+            (Self::Any, _)
+            | (Self::LostConnection, Cause::LostConnection)
+            | (Self::Tls, Cause::Tls)
+            | (Self::Quota, Cause::Reply { full: true, .. }) => true,
+            (Self::Refused(mx), Cause::Refused)
+            | (Self::TimeoutConnect(mx), Cause::TimeoutConnect)
+            | (Self::Timeout(mx), Cause::Timeout | Cause::TimeoutConnect) => from(mx),
+            (Self::Reply(stage, digits), Cause::Reply { to, code, .. }) => {
+                let of_code = [code / 100, code / 10 % 10, code % 10];
+                *stage == to
+                    && digits
+                        .iter()
+                        .zip(of_code)
+                        .all(|(wanted, digit)| wanted.is_none_or(|w| u16::from(w) == digit))
+            }
+            _ => false,
+        }
+    }
+}
+
 /// A text that is no retry rule.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -266,6 +402,41 @@ mod tests {
         #[test]
         fn any_text_is_parsed_or_refused(text in ".{0,80}") {
             let _ = text.parse::<RetryRule>();
+        }
+    }
+
+    #[test]
+    fn errors_have_the_names_of_exim() {
+        let parsed = |word| TroublePattern::parse(word);
+        for name in TroublePattern::NAMES {
+            assert!(parsed(name).is_some(), "{name}");
+        }
+        for bad in ["", "refused_B", "rcpt_5xx", "rcpt_4", "rcpt_4xxx", "quota_A", "helo_4xx"] {
+            assert_eq!(parsed(bad), None, "{bad}");
+        }
+        let trouble = |cause, mx| Trouble { cause, mx };
+        let reply = |to, code, full| trouble(Cause::Reply { to, code, full }, Some(true));
+        for (trouble, names) in [
+            (trouble(Cause::Refused, Some(false)), &["*", "refused", "refused_A"][..]),
+            (trouble(Cause::Refused, Some(true)), &["*", "refused", "refused_MX"]),
+            (
+                trouble(Cause::TimeoutConnect, Some(false)),
+                &["*", "timeout_connect", "timeout_connect_A", "timeout", "timeout_A"],
+            ),
+            (trouble(Cause::Timeout, None), &["*", "timeout"]),
+            (reply(Stage::Rcpt, 452, true), &["*", "quota", "rcpt_4xx", "rcpt_45x", "rcpt_452"]),
+            (reply(Stage::Data, 451, false), &["*", "data_4xx", "data_45x"]),
+            (trouble(Cause::Other, None), &["*"]),
+        ] {
+            let all = TroublePattern::NAMES.into_iter();
+            let all = all.chain(["rcpt_45x", "rcpt_452", "data_45x", "data_452"]);
+            let found: Vec<&str> =
+                all.filter(|name| parsed(name).unwrap().matches(&trouble)).collect();
+            let mut names = names.to_vec();
+            let mut found_sorted = found.clone();
+            names.sort_unstable();
+            found_sorted.sort_unstable();
+            assert_eq!(found_sorted, names, "{trouble:?}");
         }
     }
 }

@@ -13,7 +13,7 @@ use ppsw_spool::{
 };
 use tokio::sync::watch;
 
-use super::retry::{RULE_OTHERS, RULE_OURS, RetryRule};
+use super::retry::{RULE_OTHERS, RULE_OURS, RetryRule, Trouble};
 use crate::{
     dns::Dns,
     policy::{Configuration, Options},
@@ -87,8 +87,8 @@ pub trait Routing: Send + Sync + 'static {
     /// See [`route_recipients`]; `numbers` are those of recipients.
     async fn route(&self, message: &QueuedMessage, numbers: &[u32]) -> Vec<Vec<Target>>;
     fn options(&self) -> &Options;
-    /// The retry rule of an address.
-    fn retry(&self, address: &str) -> RetryRule;
+    /// The retry rule of an address, by what went wrong.
+    fn retry(&self, address: &str, trouble: &Trouble) -> RetryRule;
 }
 
 /// Gives the routing of the moment.
@@ -227,6 +227,9 @@ pub struct ConfiguredRouter {
 }
 
 struct Rules {
+    /// For all addresses, whatever the policy says.
+    only: Option<RetryRule>,
+    /// If the policy says nothing.
     ours: RetryRule,
     others: RetryRule,
 }
@@ -243,15 +246,18 @@ impl ConfiguredRouter {
     #[allow(clippy::expect_used, reason = "two constant rules, which a test of retry.rs parses")]
     pub fn new(configuration: watch::Receiver<Arc<Configuration>>, dns: Arc<dyn Dns>) -> Self {
         let parse = |text: &str| text.parse::<RetryRule>().expect("a constant rule");
-        let rules = Arc::new(Rules { ours: parse(RULE_OURS), others: parse(RULE_OTHERS) });
+        let rules =
+            Arc::new(Rules { only: None, ours: parse(RULE_OURS), others: parse(RULE_OTHERS) });
         Self { configuration, dns, rules }
     }
 
-    /// One rule for all addresses instead of those of the paper, if there is one.
+    /// One rule for all addresses instead of those of the policy, if there is one.
     #[must_use]
     pub fn with_retry(self, rule: Option<&RetryRule>) -> Self {
         let Some(rule) = rule else { return self };
-        let rules = Arc::new(Rules { ours: rule.clone(), others: rule.clone() });
+        let Rules { ours, others, .. } = &*self.rules;
+        let (ours, others) = (ours.clone(), others.clone());
+        let rules = Arc::new(Rules { only: Some(rule.clone()), ours, others });
         Self { rules, ..self }
     }
 }
@@ -296,7 +302,11 @@ impl Routing for Configured {
     fn options(&self) -> &Options {
         self.configuration.options()
     }
-    fn retry(&self, address: &str) -> RetryRule {
+    fn retry(&self, address: &str, trouble: &Trouble) -> RetryRule {
+        let rule = self.rules.only.as_ref();
+        if let Some(rule) = rule.or_else(|| self.configuration.retry_rule(address, trouble)) {
+            return rule.clone();
+        }
         // The paper's `+our_domains`: domains that we hold or relay for, and our own names.
         let domain = address.rsplit_once('@').map_or("", |(_, domain)| domain).to_lowercase();
         let tables = &self.configuration.tables;

@@ -2,7 +2,7 @@
 //!
 //! Own code: the client crates know no pipelining, no LMTP, and hold a whole message in memory.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
 use metrics::counter;
 use tokio::{io::AsyncWriteExt, time::timeout};
@@ -11,6 +11,7 @@ use tracing::info;
 use super::{
     connect::{Connector, Stream},
     reply::{Reply, ReplyBuffer, ReplyError},
+    retry::Cause,
     tls,
 };
 use crate::{
@@ -33,8 +34,8 @@ pub(crate) struct Extensions {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum SessionError {
     /// No connection.
-    #[error("{0}")]
-    Connect(String),
+    #[error("{text}")]
+    Connect { text: String, cause: Cause },
     /// The server refused the session as a whole: greeting, EHLO, or 421 at any time.
     #[error("SMTP error from remote mail server after {stage}: {}", .reply.text())]
     Refused { stage: &'static str, reply: Reply },
@@ -51,6 +52,22 @@ pub(crate) enum SessionError {
     /// This node may no longer deliver from the partition; the server did not get the final dot.
     #[error("the partition moved during the transaction")]
     Fenced,
+}
+
+impl SessionError {
+    /// As retry rules have it.
+    pub(crate) fn cause(&self) -> Cause {
+        match self {
+            Self::Connect { cause, .. } => *cause,
+            Self::Refused { stage, reply } => reply.cause(stage),
+            Self::Timeout { .. } => Cause::Timeout,
+            Self::Broken { error: ReplyError::Closed | ReplyError::Io(_), .. } => {
+                Cause::LostConnection
+            }
+            Self::Tls(_) => Cause::Tls,
+            Self::Broken { .. } | Self::Spool(_) | Self::Fenced => Cause::Other,
+        }
+    }
 }
 
 /// Whom a session is with.
@@ -113,10 +130,14 @@ impl Session {
         name: &str,
         limit: Duration,
     ) -> Result<Self, SessionError> {
-        let stream = connector
-            .connect(remote.address, limit)
-            .await
-            .map_err(|error| SessionError::Connect(format!("{}: {error}", remote.address)))?;
+        let stream = connector.connect(remote.address, limit).await.map_err(|error| {
+            let cause = match error.kind() {
+                io::ErrorKind::ConnectionRefused => Cause::Refused,
+                io::ErrorKind::TimedOut => Cause::TimeoutConnect,
+                _ => Cause::Other,
+            };
+            SessionError::Connect { text: format!("{}: {error}", remote.address), cause }
+        })?;
         let mut session = Self {
             stream,
             buffer: ReplyBuffer::default(),
@@ -199,7 +220,7 @@ impl Session {
         stage: &'static str,
         bytes: &[u8],
     ) -> Result<(), SessionError> {
-        let broken = |error: std::io::Error| SessionError::Broken {
+        let broken = |error: io::Error| SessionError::Broken {
             stage,
             error: ReplyError::Io(error.to_string()),
         };

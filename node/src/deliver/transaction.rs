@@ -3,6 +3,7 @@
 use super::{
     dot::DotStuffer,
     reply::Reply,
+    retry::Cause,
     seams::{BodySource, Fence},
     session::{Session, SessionError},
 };
@@ -42,6 +43,7 @@ pub(crate) enum Answer {
     Deferred {
         text: String,
         elsewhere: bool,
+        cause: Cause,
     },
     /// This node cannot read the message now. Nobody is at fault but us: never a reason to give up.
     Unread(String),
@@ -221,7 +223,7 @@ impl Run<'_> {
         if let Err(error) = result {
             let text = error.to_string();
             // No other host: this one may have taken the message (RFC 5321 §4.5.3.2.6, RFC 1047).
-            self.settle(&Answer::Deferred { text, elsewhere: false });
+            self.settle(&Answer::Deferred { text, elsewhere: false, cause: error.cause() });
             return self.outcome(false);
         }
         self.outcome(true)
@@ -262,7 +264,10 @@ impl Run<'_> {
                 answer(stage, reply)
             }
             SessionError::Spool(_) => Answer::Unread(error.to_string()),
-            _ => Answer::Deferred { text: error.to_string(), elsewhere: true },
+            _ => {
+                let cause = error.cause();
+                Answer::Deferred { text: error.to_string(), elsewhere: true, cause }
+            }
         };
         self.settle(&answer);
         self.outcome(false)
@@ -293,8 +298,11 @@ impl Run<'_> {
     }
 
     fn outcome(self, reusable: bool) -> Outcome {
-        let unanswered =
-            Answer::Deferred { text: "no answer from remote mail server".into(), elsewhere: false };
+        let unanswered = Answer::Deferred {
+            text: "no answer from remote mail server".into(),
+            elsewhere: false,
+            cause: Cause::Other,
+        };
         let answers =
             self.answers.into_iter().map(|a| a.unwrap_or_else(|| unanswered.clone())).collect();
         Outcome { answers, reusable, stale: !self.talked && !reusable }
@@ -349,6 +357,7 @@ fn answer(stage: &str, reply: &Reply) -> Answer {
         Answer::Failed(super::reply::printable(&error()))
     } else {
         let elsewhere = stage != "end of data";
-        Answer::Deferred { text: super::reply::printable(&error()), elsewhere }
+        let cause = reply.cause(stage);
+        Answer::Deferred { text: super::reply::printable(&error()), elsewhere, cause }
     }
 }

@@ -8,6 +8,7 @@ use super::{
     connect::Connector,
     hosts::{Candidate, DownHosts, candidates},
     pool::Pool,
+    retry::Cause,
     seams::{BodySource, Fence},
     session::{Remote, Session, SessionError},
     transaction::{self, Answer, Mail, Rcpt},
@@ -23,6 +24,8 @@ pub(crate) struct Sent {
     pub(crate) answer: Answer,
     /// The host that gave the answer; `None` if there was none to ask.
     pub(crate) host: Option<Candidate>,
+    /// Whether the host that could not be asked comes from an MX record.
+    pub(crate) mx: Option<bool>,
     /// From the connection to the answer.
     pub(crate) time: Duration,
     /// The host was told of the recipient's `NOTIFY` and reports success itself.
@@ -88,8 +91,9 @@ impl Transmitter {
         let begin = self.clock.instant();
         let nobody = "no host to deliver to".to_owned();
         let untried = Sent {
-            answer: Answer::Deferred { text: nobody, elsewhere: true },
+            answer: Answer::Deferred { text: nobody, elsewhere: true, cause: Cause::Other },
             host: None,
+            mx: None,
             time: Duration::ZERO,
             notifies: false,
             cipher: String::new(),
@@ -102,8 +106,8 @@ impl Transmitter {
             if open.is_empty() || tried == HOSTS_TRIED_MAX {
                 break;
             }
-            if self.down.is_down(candidate.address) {
-                note_down(&mut sent, &candidate);
+            if let Some(cause) = self.down.is_down(candidate.address) {
+                note_down(&mut sent, &candidate, cause);
                 continue;
             }
             tried += 1;
@@ -112,7 +116,8 @@ impl Transmitter {
             for (index, answer) in open.into_iter().zip(answers) {
                 let (host, output) = (Some(candidate.clone()), String::new());
                 let cipher = cipher.clone();
-                sent[index] = Sent { answer, host, time, notifies, cipher, output };
+                let mx = Some(candidate.mx);
+                sent[index] = Sent { answer, host, mx, time, notifies, cipher, output };
             }
         }
         sent
@@ -143,7 +148,10 @@ impl Transmitter {
                 return self.end(session, outcome).await;
             }
             Err(SessionError::Fenced) => Answer::Fenced,
-            Err(error) => Answer::Deferred { text: error.to_string(), elsewhere: true },
+            Err(error) => {
+                let cause = error.cause();
+                Answer::Deferred { text: error.to_string(), elsewhere: true, cause }
+            }
         };
         let answers = vec![answer; recipients.len()];
         Heard { answers, notifies: false, cipher: String::new() }
@@ -181,7 +189,7 @@ impl Transmitter {
             Ok(_) => self.down.mark_up(candidate.address),
             // Busy is not down, and who has no TLS may do for others: a host that answers is asked again.
             Err(SessionError::Refused { .. } | SessionError::Tls(_) | SessionError::Fenced) => {}
-            Err(_) => self.down.mark_down(candidate.address),
+            Err(error) => self.down.mark_down(candidate.address, error.cause()),
         }
         opened
     }
@@ -206,13 +214,14 @@ impl Sent {
 }
 
 /// Says why a host was left out, where nothing better is known.
-fn note_down(sent: &mut [Sent], candidate: &Candidate) {
+fn note_down(sent: &mut [Sent], candidate: &Candidate, cause: Cause) {
     for slot in sent.iter_mut().filter(|slot| slot.is_open() && slot.host.is_none()) {
         let text = format!(
             "host {} [{}] could not be reached a moment ago",
             candidate.name,
             candidate.address.ip()
         );
-        slot.answer = Answer::Deferred { text, elsewhere: true };
+        slot.answer = Answer::Deferred { text, elsewhere: true, cause };
+        slot.mx = Some(candidate.mx);
     }
 }

@@ -11,6 +11,7 @@ use super::{
     diagnostic::{Errors, PolicyError},
     list::{Glob, Item, Kind, List, Matcher},
     options,
+    retry::{self, RetryRules},
     rewrite::{self, Rewrites},
     rule::{self, Acl},
     source::{Setting, text},
@@ -29,6 +30,7 @@ pub(crate) struct Compiled {
     pub(crate) acls: Vec<Acl>,
     pub(crate) routing: Routing,
     pub(crate) rewrites: Rewrites,
+    pub(crate) retry: RetryRules,
     pub(crate) local_names: List,
     pub(crate) reserve_hosts: List,
     pub(crate) certificate_hosts: List,
@@ -139,24 +141,26 @@ impl<'t> Compiler<'t> {
         let compiled_lists: Vec<List> =
             lists.iter().map(|(kind, node)| self.named_list(*kind, node)).collect();
         self.refuse_list_cycles(&lists, &compiled_lists);
-        let (mut routers, mut transports, mut rewrites) = (None, None, None);
+        let (mut routers, mut transports, mut rewrites, mut retry) = (None, None, None, None);
         for node in rest {
             match node.name().value() {
                 "routers" => self.once(&mut routers, node),
                 "transports" => self.once(&mut transports, node),
                 "rewrite" => self.once(&mut rewrites, node),
+                "retry" => self.once(&mut retry, node),
                 name if options::NAMES.contains(&name) => {
                     options::compile(&Setting::node(node), self);
                 }
                 name => {
                     let known = options::NAMES.into_iter().chain(LISTS.map(|(word, _)| word));
-                    let known = known.chain(["acl", "rewrite", "routers", "transports"]);
+                    let known = known.chain(["acl", "retry", "rewrite", "routers", "transports"]);
                     self.errors.unknown(node.name().span(), "statement", name, known);
                 }
             }
         }
         let mut acls: Vec<Acl> = acls.iter().map(|node| rule::compile_acl(node, self)).collect();
         let rewrites = rewrite::compile(rewrites, self);
+        let retry = retry::compile(retry, self);
         let routing = route::compile::compile(routers, transports, self);
         if !has_local {
             // Last: what is built in has no place in the policy.
@@ -170,6 +174,7 @@ impl<'t> Compiler<'t> {
             acls,
             routing,
             rewrites,
+            retry,
             local_names: std::mem::take(&mut self.local_names),
             reserve_hosts: std::mem::take(&mut self.reserve_hosts),
             certificate_hosts: std::mem::take(&mut self.certificate_hosts),
@@ -273,7 +278,7 @@ impl<'t> Compiler<'t> {
     }
 
     /// Items separated by blanks; an empty text is the empty item (`senders=""` is the sender of a bounce).
-    fn words(&mut self, kind: Kind, entry: &KdlEntry, items: &mut Vec<Item>) {
+    pub(super) fn words(&mut self, kind: Kind, entry: &KdlEntry, items: &mut Vec<Item>) {
         let Some(all) = text(entry, "a list", &mut self.errors) else { return };
         if all.trim().is_empty() {
             items.push(Item::new("", Matcher::Glob(Glob::new(""))));

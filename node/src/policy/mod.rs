@@ -10,6 +10,7 @@ pub(crate) mod list;
 mod open_relay;
 mod options;
 pub(crate) mod personality;
+mod retry;
 mod rewrite;
 mod rule;
 pub(crate) mod source;

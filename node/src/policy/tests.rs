@@ -161,8 +161,11 @@ fn the_reference_has_every_word() {
     let stages = rule::STAGES.map(|(word, _)| word);
     let words = rule::words().chain(rule::verbs()).chain(stages).chain(options::NAMES);
     let words = words.chain(condition::callout_words()).chain(condition::verify_words());
-    let words =
-        words.chain(rewrite::WORDS).chain(template::fields()).chain(crate::route::compile::words());
+    let words = words
+        .chain(rewrite::WORDS)
+        .chain(retry::WORDS)
+        .chain(template::fields())
+        .chain(crate::route::compile::words());
     let missing: Vec<&str> = words.filter(|word| !is_word_in(text, word)).collect();
     assert!(missing.is_empty(), "docs/policy.md lacks {missing:?}");
     for flag in rewrite::flag_letters() {

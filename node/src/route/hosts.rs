@@ -134,7 +134,7 @@ impl Search<'_> {
         wanted.retain(|mx| !mx.host.is_empty());
         wanted.sort_by_key(|mx| mx.preference);
         wanted.truncate(limits::MX_HOSTS_MAX);
-        let resolved = self.resolve(wanted, port).await;
+        let resolved = self.resolve(wanted, port, domain.is_some()).await;
         match (resolved.hosts.is_empty(), resolved.own, resolved.later) {
             (true, Some(_), _) => Piece::Own,
             (true, None, Some(why)) => Piece::Later(why),
@@ -180,6 +180,7 @@ impl Search<'_> {
             addresses: vec![address],
             port: self.transport.port,
             preference: 0,
+            mx: false,
         }])
     }
 
@@ -201,7 +202,7 @@ impl Search<'_> {
         }
         mx.sort_by_key(|mx| mx.preference);
         mx.truncate(limits::MX_HOSTS_MAX);
-        let resolved = self.resolve(mx, self.transport.port).await;
+        let resolved = self.resolve(mx, self.transport.port, has_mx).await;
         match (resolved.hosts.is_empty(), resolved.own, resolved.later) {
             (false, ..) => Found::Hosts(resolved.hosts),
             // The best host that there is.
@@ -219,7 +220,7 @@ impl Search<'_> {
 
     /// Addresses of hosts, asked for at once. Hosts without any are left out, and so are hosts of ours, with all of
     /// equal or worse preference: they would send it back.
-    async fn resolve(&self, wanted: Vec<Mx>, port: u16) -> Resolved {
+    async fn resolve(&self, wanted: Vec<Mx>, port: u16, by_mx: bool) -> Resolved {
         let count = wanted.len().max(1);
         let questions = wanted.into_iter().map(|mx| async move {
             let found = match mx.host.parse::<IpAddr>() {
@@ -246,7 +247,8 @@ impl Search<'_> {
                     addresses.truncate(limits::HOST_ADDRESSES_MAX);
                     let known = hosts.iter().any(|host| host.name == name);
                     if !known && !addresses.is_empty() {
-                        hosts.push(Host { name, addresses, port, preference });
+                        let mx = by_mx;
+                        hosts.push(Host { name, addresses, port, preference, mx });
                     }
                 }
                 Err(DnsError::Temporary(why)) => later = Some(format!("{name}: {why}")),

@@ -36,6 +36,8 @@ pub struct Host {
     pub addresses: Vec<IpAddr>,
     pub port: u16,
     pub preference: u16,
+    /// It comes from an MX record.
+    pub mx: bool,
 }
 
 /// A program that takes a message on its standard input, for one address.

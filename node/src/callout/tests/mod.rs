@@ -74,6 +74,7 @@ fn at(servers: &[&Server]) -> Destination {
         addresses: vec![server.address.ip()],
         port: server.address.port(),
         preference: u16::try_from(number).unwrap(),
+        mx: true,
     };
     Destination {
         router: "router".into(),

@@ -24,6 +24,7 @@ use super::server::{At, Script, Server};
 use crate::{
     deliver::{
         connect::{Connector, Stream, TcpConnector},
+        retry::{Cause, Stage},
         seams::{BodySource, Fence},
         transaction::{Answer, Mail, Rcpt},
         transmit::{Sent, Transmission, Transmitter},
@@ -93,6 +94,7 @@ pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destinatio
         addresses: vec![server.address.ip()],
         port: server.address.port(),
         preference,
+        mx: true,
     });
     Destination {
         router: "router".into(),
@@ -210,6 +212,43 @@ async fn a_lost_connection_defers_wherever_it_is_lost() {
             assert_eq!(elsewhere, !matches!(at, At::InData | At::Dot), "{at:?}");
             assert_eq!(server.complete().len(), usize::from(at == At::Dot));
         }
+    }
+}
+
+/// What retry rules tell apart.
+#[tokio::test]
+async fn what_went_wrong_is_known_for_the_retry_rules() {
+    let cause = |sent: &Sent| match sent.answer {
+        Answer::Deferred { cause, .. } => (cause, sent.mx),
+        _ => panic!("{sent:?}"),
+    };
+    let reply = |to, code, full| Cause::Reply { to, code, full };
+    let base = Script::default;
+    for (script, expected) in [
+        (Script { close: Some(At::Mail), ..base() }, Cause::LostConnection),
+        (Script { greeting: "421 busy", ..base() }, Cause::Other),
+        (Script { mail: "451 no", ..base() }, reply(Stage::Mail, 451, false)),
+        (Script { rcpt: vec![("", "452 4.2.2 full")], ..base() }, reply(Stage::Rcpt, 452, true)),
+        (Script { data: "421 no", ..base() }, reply(Stage::Data, 421, false)),
+        (Script { dot: vec![("", "450 no")], ..base() }, reply(Stage::Data, 450, false)),
+    ] {
+        let server = Server::start(script).await;
+        let there = destination(&[&server], Protocol::Smtp);
+        let sent =
+            transmit(&transmitter(), &there, &Mail::default(), &["a@y"], BODY, &Switch::default())
+                .await;
+        assert_eq!(cause(&sent[0]), (expected, Some(true)));
+    }
+    // Nobody listens any more; and who asks again at once is told the same of a host that is left alone.
+    let server = Server::start(base()).await;
+    let there = destination(&[&server], Protocol::Smtp);
+    drop(server);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let us = transmitter();
+    for _ in 0..2 {
+        let sent =
+            transmit(&us, &there, &Mail::default(), &["a@y"], BODY, &Switch::default()).await;
+        assert_eq!(cause(&sent[0]), (Cause::Refused, Some(true)));
     }
 }
 
@@ -348,6 +387,7 @@ async fn a_dot_that_waits_for_a_slow_reader_is_not_sent_when_the_lease_is_over()
         addresses: vec![[192, 0, 2, 1].into()],
         port: 25,
         preference: 1,
+        mx: true,
     }];
     let there = Destination { hosts, ..destination(&[], Protocol::Smtp) };
     let (fence, mail) = (Switch::default(), Mail::default());

@@ -27,7 +27,7 @@ use crate::{
     deliver::{
         Deliverer, Parts, Programs,
         connect::TcpConnector,
-        retry::{RULE_OTHERS, RetryRule},
+        retry::{RULE_OTHERS, RetryRule, Trouble},
         seams::{BodySource, Forward, QueueSource, Queues, Router, Routing},
     },
     maillog::{LogThread, MailLog},
@@ -320,7 +320,7 @@ impl Routing for Table {
     fn options(&self) -> &Options {
         &self.options
     }
-    fn retry(&self, _: &str) -> RetryRule {
+    fn retry(&self, _: &str, _: &Trouble) -> RetryRule {
         RULE_OTHERS.parse().unwrap()
     }
 }
