@@ -541,8 +541,9 @@ pub const BOUNCE_RECIPIENTS_BYTES_MAX: usize = 32 * 1024;
 
 // === maillog ===
 
-/// Events that wait for the log's writer: a slow disk must not stop mail; what does not fit is counted.
-pub const LOG_QUEUE_MAX: usize = 8_192;
+/// Events that wait for the log's writer: a slow disk must not stop mail; what does not fit is counted. Those of a list's
+/// 50,000 members come at once, and have half a kilobyte each.
+pub const LOG_QUEUE_MAX: usize = 65_536;
 
 /// Longest field of a log line (an address has at most 320 bytes, a reply 1 KiB, a list of recipients is cut).
 pub const LOG_FIELD_BYTES_MAX: usize = 4_096;

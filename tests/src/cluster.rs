@@ -5,7 +5,7 @@ use std::{
     fs::File,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Output},
     time::Duration,
 };
 
@@ -316,22 +316,23 @@ impl Cluster {
 
     /// Runs `ppswctl` and gives its exit code and what it printed.
     pub fn ctl(&self, arguments: &[&str]) -> (i32, String) {
-        let output = Command::new(program("ppswctl"))
-            .arg("--cluster")
-            .arg(self.dir().join("cluster.json"))
-            .args(arguments)
-            .output()
-            .unwrap();
+        let output = self.run_ctl(arguments);
         let text = [output.stdout, output.stderr].concat();
         (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&text).into_owned())
     }
 
-    /// Runs `ppswctl --json`, which must succeed.
+    /// Runs `ppswctl --json`, which must succeed. What it says on standard error does not count.
     pub fn ctl_json(&self, arguments: &[&str]) -> Value {
-        let (code, text) = self.ctl(&[&["--json"], arguments].concat());
-        assert_eq!(code, 0, "ppswctl {arguments:?}: {text}");
-        serde_json::from_str(&text)
-            .unwrap_or_else(|error| panic!("ppswctl {arguments:?}: {error}: {text}"))
+        let output = self.run_ctl(&[&["--json"], arguments].concat());
+        assert!(output.status.success(), "ppswctl {arguments:?}: {output:?}");
+        serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|error| panic!("ppswctl {arguments:?}: {error}: {output:?}"))
+    }
+
+    fn run_ctl(&self, arguments: &[&str]) -> Output {
+        let cluster = self.dir().join("cluster.json");
+        let mut command = Command::new(program("ppswctl"));
+        command.arg("--cluster").arg(cluster).args(arguments).output().unwrap()
     }
 
     /// The node that leads each partition, by `status`; 0 for none.
