@@ -96,6 +96,11 @@ fn operators_hold_redirect_bounce_drop_and_release() {
     cluster.restart_sink();
     let released = cluster.ctl_json(&["queue", "release", ids[0].as_str(), ids[2].as_str()]);
     assert_eq!(released["messages"].as_array().unwrap().len(), 2, "{released}");
+    // The bounce has found nobody, and would wait for a quarter of an hour.
+    wait_for("the bounce to be tried again", PATIENCE, || {
+        let (code, text) = cluster.ctl(&["queue", "retry", "--sender", "<>"]);
+        (code == 0 && text.contains("1 messages retried")).then_some(())
+    });
     let mut maildir = cluster.maildir();
     let expected = ["a3@example.org", "b1@example.org", "moved@example.org", "sender@example.org"];
     wait_for("what is left", PATIENCE, || {
