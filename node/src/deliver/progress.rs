@@ -1,7 +1,7 @@
 //! What becomes known in the course of an attempt. What is delivered is recorded while other destinations of the message
 //! keep the attempt waiting, so that a crash repeats no more than what was on its way.
 
-use std::{future::pending, pin::Pin, sync::Arc, time::Duration};
+use std::{future::pending, pin::Pin, sync::Arc};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use metrics::{counter, histogram};
@@ -206,19 +206,7 @@ fn decided_results(attempted: &Attempted<'_>, plan: &Plan) -> Vec<Result> {
             continue;
         };
         count(&verdict, "none");
-        out.push(Result {
-            address: decided.address.clone(),
-            verdict,
-            text,
-            router: String::new(),
-            transport: String::new(),
-            host: None,
-            time: Duration::ZERO,
-            further: false,
-            relayed: false,
-            cipher: String::new(),
-            output: String::new(),
-        });
+        out.push(Result::without_host(decided.address.clone(), verdict, text));
     }
     out
 }
@@ -261,18 +249,12 @@ fn sent_results(attempted: &Attempted<'_>, leg: &Leg, sent: Vec<Sent>, out: &mut
 /// Other addresses of the message were tried, these were not: again soon, without counting as a failure of theirs.
 fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
     for address in &leg.addresses {
+        let verdict = Verdict::Deferred { next_due: now.plus(DESTINATION_FULL_RETRY) };
+        let text = "many messages wait for this destination".to_owned();
         out.push(Result {
-            address: address.clone(),
-            verdict: Verdict::Deferred { next_due: now.plus(DESTINATION_FULL_RETRY) },
-            text: "many messages wait for this destination".to_owned(),
             router: leg.destination.router.clone(),
             transport: leg.destination.transport.clone(),
-            host: None,
-            time: Duration::ZERO,
-            further: false,
-            relayed: false,
-            cipher: String::new(),
-            output: String::new(),
+            ..Result::without_host(address.clone(), verdict, text)
         });
     }
 }

@@ -1,7 +1,7 @@
 //! From the answers of an attempt to its outcome: verdicts, bounces, warnings.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     time::Duration,
 };
 
@@ -42,6 +42,25 @@ pub(crate) struct Result {
     pub(crate) cipher: String,
     /// What a program wrote, if it is to be returned.
     pub(crate) output: String,
+}
+
+impl Result {
+    /// Of an address that no host was asked about.
+    pub(crate) fn without_host(address: Address, verdict: Verdict, text: String) -> Self {
+        Self {
+            address,
+            verdict,
+            text,
+            router: String::new(),
+            transport: String::new(),
+            host: None,
+            time: Duration::ZERO,
+            further: false,
+            relayed: false,
+            cipher: String::new(),
+            output: String::new(),
+        }
+    }
 }
 
 /// What is not for the log to know but for the outcome: the message's part in it.
@@ -163,10 +182,9 @@ impl Attempted<'_> {
 
     /// Whether every recipient is done after this outcome.
     pub(crate) fn completes(&self, outcome: &Outcome, early: &Early) -> bool {
+        let finished: HashSet<u32> = outcome.finished.iter().copied().collect();
         (0_u32..).zip(&self.message.recipients).all(|(number, attempt)| {
-            !attempt.is_open()
-                || outcome.finished.contains(&number)
-                || early.finished.contains(&number)
+            !attempt.is_open() || finished.contains(&number) || early.finished.contains(&number)
         })
     }
 
