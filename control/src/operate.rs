@@ -39,18 +39,19 @@ impl Wanted {
     /// What was expected.
     pub(crate) fn new(request: &pb::OperateRequest) -> Result<Self, Status> {
         let pb::OperateRequest { filter, reason, to, by, all, .. } = request;
-        let (verb, final_) = match request.verb() {
-            pb::QueueVerb::Retry => (Verb::Retry, false),
-            pb::QueueVerb::Hold => (Verb::Hold, false),
-            pb::QueueVerb::Release => (Verb::Release, false),
-            pb::QueueVerb::Bounce => (Verb::Bounce, true),
-            pb::QueueVerb::Drop => (Verb::Drop, true),
-            pb::QueueVerb::Redirect => (Verb::Redirect { to: address(to)? }, true),
+        let verb = match request.verb() {
+            pb::QueueVerb::Retry => Verb::Retry,
+            pb::QueueVerb::Hold => Verb::Hold,
+            pb::QueueVerb::Release => Verb::Release,
+            pb::QueueVerb::Bounce => Verb::Bounce,
+            pb::QueueVerb::Drop => Verb::Drop,
+            pb::QueueVerb::Redirect => Verb::Redirect { to: address(to)? },
             pb::QueueVerb::Unspecified => {
                 return Err(Status::invalid_argument("expected a verb that this node knows"));
             }
         };
-        if final_ && reason.trim().is_empty() {
+        // What is about recipients cannot be undone.
+        if verb.is_about_recipients() && reason.trim().is_empty() {
             return Err(Status::invalid_argument("expected a --reason, for the records"));
         }
         if reason.len() > limits::REASON_BYTES_MAX {
@@ -81,6 +82,20 @@ impl Verb {
             Self::Drop => "dropped",
             Self::Redirect { .. } => "redirected",
         }
+    }
+
+    /// On the wire, with the new address of a redirection.
+    #[must_use]
+    pub fn to_proto(&self) -> (pb::QueueVerb, String) {
+        let verb = match self {
+            Self::Retry => pb::QueueVerb::Retry,
+            Self::Hold => pb::QueueVerb::Hold,
+            Self::Release => pb::QueueVerb::Release,
+            Self::Bounce => pb::QueueVerb::Bounce,
+            Self::Drop => pb::QueueVerb::Drop,
+            Self::Redirect { to } => return (pb::QueueVerb::Redirect, to.clone()),
+        };
+        (verb, String::new())
     }
 
     /// It is about recipients; otherwise, about messages.

@@ -512,6 +512,10 @@ pub const HOSTS_DOWN_MAX: usize = 10_000;
 /// control plane waits for an answer.
 pub const OPERATE_PATIENCE: Duration = Duration::from_secs(4);
 
+/// Recipients of one message that become another address at once: each is an entry, which costs as much as the message has
+/// recipients.
+pub const REDIRECTED_RECIPIENTS_MAX: usize = 100;
+
 /// Time for a majority to record an outcome before it is proposed again.
 pub const RECORD_DEADLINE: Duration = Duration::from_secs(10);
 

@@ -6,7 +6,7 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{domains, explain, log, operate, queue, tables};
+use super::{domains, explain, log, operate, pages, queue, tables};
 use crate::{
     NodeId, Wanted, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -60,7 +60,7 @@ impl Admin for Service {
         let nodes = self.asked(request.filter.as_ref())?;
         let shared = Arc::clone(&self.0);
         let streams =
-            nodes.into_iter().map(move |node| pages(Arc::clone(&shared), node, request.clone()));
+            nodes.into_iter().map(move |node| queue_of(Arc::clone(&shared), node, request.clone()));
         // One node after the other: bounded memory here, and a stable order.
         Ok(Response::new(stream::iter(streams).flatten().map(Ok).boxed()))
     }
@@ -361,37 +361,20 @@ impl Service {
 }
 
 /// One node's pages; a node that does not answer, or stops answering, is named in the last page.
-fn pages(
+fn queue_of(
     shared: Arc<Shared>,
     node: NodeId,
     request: pb::QueueRequest,
 ) -> BoxStream<'static, pb::QueuePage> {
-    let silent = move || pb::QueuePage { silent: vec![node], ..pb::QueuePage::default() };
+    let silent = pb::QueuePage { silent: vec![node], ..pb::QueuePage::default() };
     if node == shared.node {
         return match queue::Filter::new(request.filter, shared.now()) {
             Ok(filter) => queue::pages_here(shared, filter).boxed(),
-            Err(_) => stream::once(async move { silent() }).boxed(),
+            Err(_) => stream::once(async move { silent }).boxed(),
         };
     }
-    let opened = async move {
-        let mut client = shared.dialer.node(node)?;
-        let asked = tokio::time::timeout(limits::QUEUE_PATIENCE, client.queue(request)).await;
-        Some(asked.ok()?.ok()?.into_inner())
-    };
-    stream::once(opened)
-        .flat_map(move |pages| match pages {
-            None => stream::once(async move { silent() }).boxed(),
-            Some(pages) => stream::unfold(Some(pages), move |pages| async move {
-                let mut pages = pages?;
-                match tokio::time::timeout(limits::QUEUE_PATIENCE, pages.message()).await {
-                    Ok(Ok(Some(page))) => Some((page, Some(pages))),
-                    Ok(Ok(None)) => None,
-                    _ => Some((silent(), None)),
-                }
-            })
-            .boxed(),
-        })
-        .boxed()
+    let client = shared.dialer.node(node);
+    pages::of_node(client.map(|mut client| async move { client.queue(request).await }), silent)
 }
 
 async fn summary(

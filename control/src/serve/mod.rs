@@ -7,6 +7,7 @@ mod join;
 mod log;
 mod node;
 mod operate;
+mod pages;
 mod queue;
 mod tables;
 

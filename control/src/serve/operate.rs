@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use ppsw_proto::control as pb;
 use ppsw_spool::queue::{Partition, QueuedMessage};
 
-use super::queue::Filter;
+use super::{pages, queue::Filter};
 use crate::{NodeId, Wanted, limits, operate::Verb, plane::Shared};
 
 /// Asks the nodes, one after the other; a node that does not answer, or stops answering, is named in its last page.
@@ -25,32 +25,16 @@ fn at(
     node: NodeId,
     request: pb::OperateRequest,
 ) -> BoxStream<'static, pb::OperatePage> {
-    let silent = move || pb::OperatePage { silent: vec![node], ..pb::OperatePage::default() };
+    let silent = pb::OperatePage { silent: vec![node], ..pb::OperatePage::default() };
     if node == shared.node {
         let filter = Filter::new(request.filter.clone(), shared.now());
         return match (filter, Wanted::new(&request)) {
             (Ok(filter), Ok(wanted)) => here(shared, filter, wanted).boxed(),
-            _ => stream::once(async move { silent() }).boxed(),
+            _ => stream::once(async move { silent }).boxed(),
         };
     }
-    let opened = async move {
-        let mut client = shared.dialer.node(node)?;
-        let asked = tokio::time::timeout(limits::QUEUE_PATIENCE, client.operate(request)).await;
-        Some(asked.ok()?.ok()?.into_inner())
-    };
-    let pages = stream::once(opened).flat_map(move |pages| match pages {
-        None => stream::once(async move { silent() }).boxed(),
-        Some(pages) => stream::unfold(Some(pages), move |pages| async move {
-            let mut pages = pages?;
-            match tokio::time::timeout(limits::QUEUE_PATIENCE, pages.message()).await {
-                Ok(Ok(Some(page))) => Some((page, Some(pages))),
-                Ok(Ok(None)) => None,
-                _ => Some((silent(), None)),
-            }
-        })
-        .boxed(),
-    });
-    pages.boxed()
+    let client = shared.dialer.node(node);
+    pages::of_node(client.map(|mut client| async move { client.operate(request).await }), silent)
 }
 
 /// Does it with the matching messages of the partitions that this node leads.
@@ -78,9 +62,13 @@ pub(super) fn here(
     let wanted = Arc::new(wanted);
     stream::iter(matching)
         .map(move |(partition, message, recipients)| {
-            one(Arc::clone(&shared), partition, message, recipients, Arc::clone(&wanted))
+            let (shared, wanted) = (Arc::clone(&shared), Arc::clone(&wanted));
+            // Comes to its end, and into the log, also if nobody listens any more.
+            tokio::spawn(one(shared, partition, message, recipients, wanted))
         })
         .buffered(limits::OPERATED_AT_ONCE)
+        // A panic ends the process.
+        .filter_map(async |done| done.ok())
         .ready_chunks(limits::OPERATED_PAGE)
         .map(|items| pb::OperatePage { items, silent: Vec::new() })
 }

@@ -3,7 +3,7 @@
 //! A recipient is given up, or becomes another, only while no attempt for its message runs here: nobody gets a message
 //! that its sender is told was returned.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use ppsw_control::{Verb, Wanted};
 use ppsw_spool::{
@@ -22,7 +22,7 @@ use super::{
     transaction::Rcpt,
 };
 use crate::{
-    limits::{FENCE_POLL, OPERATE_PATIENCE},
+    limits::{FENCE_POLL, OPERATE_PATIENCE, REDIRECTED_RECIPIENTS_MAX},
     maillog::OperatorEvent,
 };
 
@@ -41,10 +41,11 @@ impl Deliverer {
         recipients: &[u32],
         wanted: &Wanted,
     ) -> Result<(), String> {
-        // Until the end no attempt begins. Those who only change a date need not wait for one.
-        let token = match wanted.verb.is_about_recipients() {
+        // While it is held, no attempt begins: none before the log has who wanted it. Those who only change a date do not
+        // wait for one that runs.
+        let _alone = match wanted.verb.is_about_recipients() {
             true => Some(self.alone(source, id).await?),
-            false => None,
+            false => Token::take(&self.shared, source.id(), id),
         };
         let message = source.get(id).ok_or("it has left the queue")?;
         let workshop = self.shared.workshop();
@@ -58,13 +59,14 @@ impl Deliverer {
             Verb::Retry | Verb::Release => {
                 done(source.release(id, now, OPERATE_PATIENCE).await)?;
             }
-            Verb::Redirect { to } => redirect(source, &message, recipients, to).await?,
+            Verb::Redirect { to } => {
+                return workshop.redirect(source, &message, recipients, to, wanted).await;
+            }
             Verb::Bounce | Verb::Drop => {
-                workshop.give_up(source, &message, recipients, wanted).await?;
+                return workshop.give_up(source, &message, recipients, wanted).await;
             }
         }
         workshop.log_operator(&message, recipients, wanted);
-        drop(token);
         Ok(())
     }
 
@@ -105,24 +107,41 @@ fn may_be_elsewhere(
     }
 }
 
-async fn redirect(
-    source: &dyn QueueSource,
-    message: &QueuedMessage,
-    recipients: &[u32],
-    to: &str,
-) -> Result<(), String> {
-    if !is_sendable(to) {
-        return Err(format!("{to} cannot stand in an SMTP command"));
-    }
-    for (number, attempt) in chosen(message, recipients) {
-        // When it was due, it still is: a redirection is no reason to hurry.
-        let due = attempt.next_due;
-        done(source.redirect(message.id, number, to, due, OPERATE_PATIENCE).await)?;
-    }
-    Ok(())
-}
-
 impl Workshop {
+    /// Gives recipients another address. What was done is logged, also if something goes wrong in the middle.
+    async fn redirect(
+        &self,
+        source: &dyn QueueSource,
+        message: &QueuedMessage,
+        recipients: &[u32],
+        to: &str,
+        wanted: &Wanted,
+    ) -> Result<(), String> {
+        if !is_sendable(to) {
+            return Err(format!("{to} cannot stand in an SMTP command"));
+        }
+        if recipients.len() > REDIRECTED_RECIPIENTS_MAX {
+            return Err(format!(
+                "{} of its recipients are meant, and {REDIRECTED_RECIPIENTS_MAX} can be redirected at once: name them",
+                recipients.len()
+            ));
+        }
+        let (mut redirected, mut result) = (Vec::new(), Ok(()));
+        for (number, attempt) in chosen(message, recipients) {
+            // When it was due, it still is: a redirection is no reason to hurry.
+            let due = attempt.next_due;
+            result = done(source.redirect(message.id, number, to, due, OPERATE_PATIENCE).await);
+            if result.is_err() {
+                break;
+            }
+            redirected.push(number);
+        }
+        if !redirected.is_empty() {
+            self.log_operator(message, &redirected, wanted);
+        }
+        result
+    }
+
     /// Ends recipients. The report for the sender is in the same entry of the log.
     async fn give_up(
         &self,
@@ -155,13 +174,15 @@ impl Workshop {
         let routing = self.parts.router.current();
         let attempted = self.attempted(message, &*routing);
         if tells {
-            let wanted = attempted.reports(&results);
+            let reports = attempted.reports(&results);
             let excerpt = self.excerpt(source, message, &*routing).await;
-            attempted.attach(&mut outcome, wanted, &excerpt, &|| self.parts.queues.new_id());
+            attempted.attach(&mut outcome, reports, &excerpt, &|| self.parts.queues.new_id());
         }
         let (completes, created) =
             (attempted.completes(&outcome, &Early::default()), created(&outcome));
         source.record(outcome, OPERATE_PATIENCE).await.map_err(|error| unsure(&error))?;
+        // Before `Completed`, behind which readers of the log look for nothing.
+        self.log_operator(message, recipients, wanted);
         if tells {
             self.log(&attempted, &results);
         }
@@ -212,25 +233,14 @@ fn judged(message: &QueuedMessage, number: u32, text: &str) -> Judged {
     let recipient = message.recipients.get(number as usize).map(|attempt| &attempt.recipient);
     let address = recipient.map(|to| to.address.clone()).unwrap_or_default();
     let rcpt = Rcpt { address: address.clone(), ..Rcpt::default() };
-    Judged {
-        address: Address {
-            rcpt,
-            key: address,
-            recipients: vec![number],
-            parents: Vec::new(),
-            return_path: sender_for(message, number),
-        },
-        verdict: Verdict::Failed,
-        text: text.to_owned(),
-        router: String::new(),
-        transport: String::new(),
-        host: None,
-        time: Duration::ZERO,
-        further: false,
-        relayed: false,
-        cipher: String::new(),
-        output: String::new(),
-    }
+    let address = Address {
+        rcpt,
+        key: address,
+        recipients: vec![number],
+        parents: Vec::new(),
+        return_path: sender_for(message, number),
+    };
+    Judged::without_host(address, Verdict::Failed, text.to_owned())
 }
 
 fn done(answer: Result<Reply, ProposeError>) -> Result<(), String> {

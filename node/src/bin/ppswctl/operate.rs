@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use ppsw_proto::control::{self as pb, OperateRequest, Operated};
+use ppsw_control::Verb;
+use ppsw_proto::control::{OperateRequest, Operated};
 use serde_json::{Value, json};
 
 use crate::{
@@ -14,24 +15,23 @@ use crate::{
 
 /// One of these verbs, with what it is about.
 pub(crate) struct Asked<'a> {
-    verb: pb::QueueVerb,
+    verb: Verb,
     chosen: &'a Chosen,
-    to: &'a str,
 }
 
 impl<'a> Asked<'a> {
     /// `None`: the verb only looks.
     pub(crate) fn of(verb: &'a QueueVerb) -> Option<Self> {
-        let (verb, chosen, to) = match verb {
-            QueueVerb::Retry(chosen) => (pb::QueueVerb::Retry, chosen, ""),
-            QueueVerb::Hold(chosen) => (pb::QueueVerb::Hold, chosen, ""),
-            QueueVerb::Release(chosen) => (pb::QueueVerb::Release, chosen, ""),
-            QueueVerb::Bounce(chosen) => (pb::QueueVerb::Bounce, chosen, ""),
-            QueueVerb::Drop(chosen) => (pb::QueueVerb::Drop, chosen, ""),
-            QueueVerb::Redirect { chosen, to } => (pb::QueueVerb::Redirect, chosen, to.as_str()),
+        let (verb, chosen) = match verb {
+            QueueVerb::Retry(chosen) => (Verb::Retry, chosen),
+            QueueVerb::Hold(chosen) => (Verb::Hold, chosen),
+            QueueVerb::Release(chosen) => (Verb::Release, chosen),
+            QueueVerb::Bounce(chosen) => (Verb::Bounce, chosen),
+            QueueVerb::Drop(chosen) => (Verb::Drop, chosen),
+            QueueVerb::Redirect { chosen, to } => (Verb::Redirect { to: to.clone() }, chosen),
             QueueVerb::Summary(_) | QueueVerb::List(_) | QueueVerb::Show { .. } => return None,
         };
-        Some(Self { verb, chosen, to })
+        Some(Self { verb, chosen })
     }
 }
 
@@ -44,14 +44,16 @@ pub(crate) async fn operate(
 ) -> Result<ExitCode, Failure> {
     let filter = queue::filter(admin, asked.chosen.filter.clone()).await?;
     let mut missing = filter.ids.clone();
+    let (verb, to) = asked.verb.to_proto();
     let request = OperateRequest {
         filter: Some(filter),
-        verb: asked.verb.into(),
+        verb: verb.into(),
         reason: asked.chosen.reason.clone().unwrap_or_default(),
-        to: asked.to.to_owned(),
+        to,
         by: String::new(),
         all: asked.chosen.all,
     };
+    let past = asked.verb.past();
     let mut pages = admin.operate(request).await?.into_inner();
     let (mut items, mut silent): (Vec<Operated>, Vec<u64>) = Default::default();
     let (mut done, mut refused) = (0_u64, 0_u64);
@@ -68,11 +70,10 @@ pub(crate) async fn operate(
             if as_json {
                 items.push(item);
             } else {
-                say!("{}", line(&item, asked.verb));
+                say!("{}", line(&item, past));
             }
         }
     }
-    let past = past(asked.verb);
     if as_json {
         let messages = Value::from_iter(items.iter().map(|item| {
             json!({
@@ -96,25 +97,12 @@ pub(crate) async fn operate(
     Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn line(item: &Operated, verb: pb::QueueVerb) -> String {
-    let past = past(verb);
+fn line(item: &Operated, past: &str) -> String {
     match item.refused.as_str() {
         "" => {
             let s = if item.recipients == 1 { "" } else { "s" };
             format!("{}: {past}, {} recipient{s}", item.id, item.recipients)
         }
         why => format!("{}: not {past}: {why}", item.id),
-    }
-}
-
-const fn past(verb: pb::QueueVerb) -> &'static str {
-    match verb {
-        pb::QueueVerb::Retry => "retried",
-        pb::QueueVerb::Hold => "held",
-        pb::QueueVerb::Release => "released",
-        pb::QueueVerb::Bounce => "bounced",
-        pb::QueueVerb::Drop => "dropped",
-        pb::QueueVerb::Redirect => "redirected",
-        pb::QueueVerb::Unspecified => "done",
     }
 }
