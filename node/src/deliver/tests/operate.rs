@@ -90,6 +90,9 @@ async fn a_message_is_held_released_and_redirected() {
     assert!(operate(Verb::Retry).await.unwrap_err().contains("release it"));
     let redirect = |to: &str| Verb::Redirect { to: to.to_owned() };
     assert!(operate(redirect("b\r\nDATA@z")).await.unwrap_err().contains("SMTP"));
+    let many =
+        setting.deliverer.operate(&*setting.queue, id, &[0; 101], &wanted(redirect("b@z"))).await;
+    assert!(many.unwrap_err().contains("100 can be redirected at once"));
     assert_eq!(operate(redirect("b@z")).await, Ok(()));
     let recipient = message().recipients[0].clone();
     assert_eq!((recipient.recipient.address.as_str(), recipient.next_due), ("b@z", due));
