@@ -3,7 +3,7 @@
 mod https;
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +13,11 @@ use serde::Deserialize;
 
 pub use https::HttpsConfig;
 
-use crate::{deliver::retry::RetryRule, files, limits, policy::Service};
+use crate::{
+    deliver::{Sources, retry::RetryRule},
+    files, limits,
+    policy::Service,
+};
 
 /// The configuration file of one node. Every option is written in the example of `docs/operations.md`.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,6 +45,9 @@ pub struct NodeConfig {
     /// SMTP listeners.
     #[serde(default, rename = "listener")]
     pub listeners: Vec<ListenerConfig>,
+    /// Our addresses for connections to other servers.
+    #[serde(default, rename = "source")]
+    sources: Vec<SourceConfig>,
     /// The listener where programs of this machine hand mail in, if there is one: list programs are told of it.
     pub local_smtp: Option<SocketAddr>,
     /// Size of one file of the spool's log, bytes.
@@ -99,6 +106,15 @@ pub struct ListenerConfig {
     pub proxy_from: Vec<IpNet>,
 }
 
+/// An address for connections to other servers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceConfig {
+    /// Name of the personality whose mail goes out from it; `*` for that of all others.
+    personality: String,
+    address: IpAddr,
+}
+
 impl ListenerConfig {
     /// Whether connections to `address` come here.
     fn takes_of(&self, address: SocketAddr) -> bool {
@@ -147,6 +163,12 @@ impl NodeConfig {
         (!self.scrub_period.is_zero()).then_some(self.scrub_period)
     }
 
+    /// Our addresses for connections to other servers, by personality.
+    #[must_use]
+    pub fn sources(&self) -> Sources {
+        self.sources.iter().map(|source| (source.personality.clone(), source.address)).collect()
+    }
+
     fn check(&self) -> Result<(), String> {
         let name_is_sane = !self.name.is_empty()
             && self.name.len() <= 255
@@ -156,6 +178,9 @@ impl NodeConfig {
                 "name {:?}: expected a host name (letters, digits, `.`, `-`)",
                 self.name
             ));
+        }
+        if self.sources.len() > limits::SOURCES_MAX {
+            return Err(format!("source: expected at most {}", limits::SOURCES_MAX));
         }
         const SEGMENT_BYTES_MIN: u64 = 8 * 1024 * 1024;
         if self.segment_bytes < SEGMENT_BYTES_MIN {

@@ -14,11 +14,11 @@ use crate::{
     deliver::{
         connect::TcpConnector,
         seams::{BodySource, Fence},
-        session::{Remote, Session},
+        session::{Line, Remote, Session},
         transaction::{self, Answer, Mail, Rcpt},
     },
     limits::{CONNECT_TIMEOUT, HEADER_BYTES_MAX},
-    route::{Protocol, Tls},
+    route::{ClientOptions, Protocol, Tls},
 };
 
 /// The header field by which a list knows its own messages.
@@ -105,8 +105,15 @@ impl Posting {
         let mut body = Body { input, ahead: Some(ahead), after_cr: false };
         // The node takes mail for -outgoing from itself only: from the address that it listens on.
         let connector = TcpConnector::from(smtp.ip());
-        let (protocol, tls) = (Protocol::Smtp, Tls::Never);
-        let remote = Remote { address: smtp, name: "localhost", protocol, tls };
+        let line = Line {
+            from: None,
+            to: smtp,
+            protocol: Protocol::Smtp,
+            tls: Tls::Never,
+            certificate: None,
+            auth: None,
+        };
+        let remote = Remote { line: &line, name: "localhost" };
         let opened = Session::open(&connector, remote, "localhost", CONNECT_TIMEOUT).await;
         let mut session = match opened {
             Ok(session) => session,
@@ -115,8 +122,10 @@ impl Posting {
         let mail = Mail { sender: self.sender.clone(), eight_bit, ..Mail::default() };
         let outgoing = format!("{}-outgoing@{}", self.list, self.domain);
         let recipient = Rcpt { address: outgoing, ..Rcpt::default() };
+        let client = ClientOptions::default();
         let outcome =
-            transaction::send(&mut session, &mail, &[recipient], &mut body, &NoFence).await;
+            transaction::send(&mut session, &client, &mail, &[recipient], &mut body, &NoFence)
+                .await;
         session.quit().await;
         match outcome.answers.into_iter().next() {
             Some(Answer::Delivered(_)) => Ended::new(0, ""),

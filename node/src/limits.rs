@@ -387,6 +387,18 @@ pub const TRANSACTIONS_MAX: usize = 200;
 /// Transactions at once with one destination: enough to be fast, few enough to be polite.
 pub const TRANSACTIONS_PER_DESTINATION_MAX: usize = 20;
 
+/// Transactions at once with a destination that nothing is known of: each that is answered allows one more.
+pub const TRANSACTIONS_PER_DESTINATION_FIRST: usize = 5;
+
+/// Transactions at once with one address of a host, whatever destinations lead there.
+pub const TRANSACTIONS_PER_HOST_MAX: usize = 20;
+
+/// Messages that have been tried before and are in flight at once: new mail always finds places, also when all the world is down.
+pub const RETRIES_TAKEN_MAX: usize = MESSAGES_TAKEN_MAX / 2;
+
+/// How long a load average is taken for true: the kernel makes a new one every 5 seconds.
+pub const LOAD_AGE_MAX: Duration = Duration::from_secs(1);
+
 /// Messages that wait for a place at one destination. More stay in the queue, so that a slow destination cannot
 /// fill [`MESSAGES_TAKEN_MAX`].
 pub const WAITING_PER_DESTINATION_MAX: usize = 100;
@@ -501,12 +513,30 @@ pub const IDLE_CONNECTION_TIME: Duration = Duration::from_secs(5);
 /// Messages over one connection: some servers count, and a balancer behind it wants its turn.
 pub const MESSAGES_PER_CONNECTION_MAX: u32 = 100;
 
-/// A host that could not be reached is left alone for this long, so that not each message of a queue run waits for
-/// it; short, so that a repaired host gets mail when an operator asks for it.
-pub const HOST_DOWN_TIME: Duration = Duration::from_secs(10);
+/// A host that could not be reached is left alone for at least this long, whatever the retry rule says, so that not each message of
+/// a queue run waits for it.
+pub const HOST_DOWN_TIME_MIN: Duration = Duration::from_secs(1);
 
-/// Hosts remembered as down: beyond, the oldest are forgotten, which costs a connection attempt.
-pub const HOSTS_DOWN_MAX: usize = 10_000;
+/// A host that a callout could not reach is left alone for this long by callouts: a client waits for each.
+pub const CALLOUT_HOST_DOWN_TIME: Duration = Duration::from_secs(10);
+
+/// Addresses of our own in `ppswd.toml` for connections to other servers: each is compared for each connection.
+pub const SOURCES_MAX: usize = 100;
+
+/// Mechanisms of AUTH that are noted of a server's offer: there are not so many.
+pub const AUTH_MECHANISMS_MAX: usize = 30;
+
+/// Bytes of a file with a password.
+pub const PASSWORD_FILE_BYTES_MAX: u64 = 4_096;
+
+/// Bytes of a file with certificate authorities: those of all the web are about 250 KiB.
+pub const AUTHORITIES_BYTES_MAX: u64 = 4 << 20;
+
+/// A host whose failures have been forgotten for this long begins anew: nobody has had mail for it.
+pub const HOST_DOWN_FORGOTTEN: Duration = Duration::from_secs(2 * 86_400);
+
+/// Hosts remembered as down, or with a transaction: beyond, those in no use are forgotten, which costs a connection attempt.
+pub const HOSTS_KNOWN_MAX: usize = 10_000;
 
 /// How long an operator's verb waits for an attempt that is under way, and then for a majority: together less than the
 /// control plane waits for an answer.

@@ -25,7 +25,7 @@ use crate::{
     agent_check,
     callout::Caller,
     config::{NodeConfig, OnDamage},
-    deliver::{Deliverer, Programs, connect::TcpConnector, seams::ConfiguredRouter},
+    deliver::{Deliverer, Parts, Programs, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
     domains::{self, Domains},
     files, http, limits,
@@ -112,15 +112,18 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
 
     let router =
         ConfiguredRouter::new(current.clone(), dns.clone()).with_retry(config.retry.as_ref());
-    let deliverer = Deliverer::start(
-        config.name.clone(),
-        Arc::new(spool.clone()),
-        Arc::new(router),
-        Arc::new(plane.clone()),
-        log.clone(),
-        Arc::new(SystemClock),
-        Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
-    );
+    let deliverer = Deliverer::start(Parts {
+        name: config.name.clone(),
+        queues: Arc::new(spool.clone()),
+        router: Arc::new(router),
+        connector: Arc::new(TcpConnector::default()),
+        forward: Arc::new(plane.clone()),
+        clock: Arc::new(SystemClock),
+        log: log.clone(),
+        programs: Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
+        sources: config.sources(),
+        load: Arc::new(files::load_average),
+    });
     let answers = config.data.join(CALLOUTS_FILE);
     let connector = Arc::new(TcpConnector::default());
     let callouts =

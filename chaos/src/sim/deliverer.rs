@@ -9,7 +9,9 @@ use ppsw_spool::{
     env::{Clock as _, UnixMs},
     group::ProposeError,
     log::LogError,
-    queue::{Attempt, Delivered, Envelope, Outcome, Partition, QueuedMessage, Recipient, Verdict},
+    queue::{
+        Attempt, Delivered, Envelope, Outcome, Partition, QueuedMessage, Recipient, Turn, Verdict,
+    },
 };
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
@@ -101,8 +103,11 @@ pub(crate) async fn run(process: Process) {
             let free = ATTEMPTS_MAX.saturating_sub(process.in_flight().len());
             let id = partition.id();
             let in_flight = process.in_flight().clone();
-            let due = partition
-                .due(process.clock.now(), free, &|message| in_flight.contains(&(id, message)));
+            let of = |turn| {
+                let skip = |message| in_flight.contains(&(id, message));
+                partition.due(process.clock.now(), turn, free, &skip)
+            };
+            let due = [Turn::First, Turn::Again].into_iter().flat_map(of);
             for message in due {
                 process.in_flight().insert((id, message.id));
                 let (process, partition) = (process.clone(), partition.clone());

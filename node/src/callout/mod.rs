@@ -24,10 +24,13 @@ use crate::{
         plan::is_sendable,
         pool::Pool,
         retry::Cause,
-        session::{Remote, Session, SessionError},
+        session::{Line, Remote, Session, SessionError},
         transmit::quit_all,
     },
-    limits::{CALLOUT_SAVE_PERIOD, CALLOUT_TIME, HOSTS_TRIED_MAX, IDLE_CONNECTION_TIME},
+    limits::{
+        CALLOUT_HOST_DOWN_TIME, CALLOUT_SAVE_PERIOD, CALLOUT_TIME, HOSTS_TRIED_MAX,
+        IDLE_CONNECTION_TIME, MESSAGES_PER_CONNECTION_MAX,
+    },
     route::Destination,
 };
 use cache::{Cache, Key};
@@ -233,15 +236,15 @@ impl Caller {
             random: question.options.random,
             time: question.options.time,
         };
-        let (protocol, tls) = (question.destination.protocol, question.destination.tls);
-        if let Some(session) = self.pool.take(host.address, protocol, tls).await {
+        let line = Line::new(question.destination, host, None);
+        if let Some(session) = self.pool.take(&line).await {
             // It may have been closed while it was idle: only an answer counts.
             if let Ok(said) = self.converse(session, &envelope).await {
                 return said;
             }
         }
         let limit = question.options.connect.unwrap_or(question.options.time);
-        let remote = Remote { address: host.address, name: &host.name, protocol, tls };
+        let remote = Remote { line: &line, name: &host.name };
         let open = Session::open(&*self.connector, remote, &self.name, limit);
         let opened = timeout(limit + question.options.time, open).await;
         match opened {
@@ -255,11 +258,11 @@ impl Caller {
                 Said::Later(format!("{}: {error}", host.name))
             }
             Ok(Err(error)) => {
-                self.down.mark_down(host.address, error.cause());
+                self.down.mark_down_for(host.address, error.cause(), CALLOUT_HOST_DOWN_TIME);
                 Said::Later(format!("{}: {error}", host.name))
             }
             Err(_) => {
-                self.down.mark_down(host.address, Cause::Timeout);
+                self.down.mark_down_for(host.address, Cause::Timeout, CALLOUT_HOST_DOWN_TIME);
                 Said::Later(format!("{}: no greeting in time", host.name))
             }
         }
@@ -272,7 +275,7 @@ impl Caller {
     ) -> Result<Said, SessionError> {
         let said = dialogue::ask(&mut session, envelope).await?;
         if dialogue::reset(&mut session, envelope.time).await
-            && let Some(surplus) = self.pool.put(session)
+            && let Some(surplus) = self.pool.put(session, MESSAGES_PER_CONNECTION_MAX)
         {
             surplus.quit().await;
         }

@@ -20,14 +20,14 @@ use tracing::{info, warn};
 
 use super::{
     Parts,
-    lanes::Lanes,
+    lanes::{Full, Lanes},
     plan::{Address, Leg, Plan, plan},
     progress::Known,
     record::record,
     result::{Attempted, Result},
     seams::{Fence, QueueSource, Routing},
     transaction::{Answer, Mail},
-    transmit::{Sent, Transmission, Transmitter},
+    transmit::{Sent, Transmission, Transmitter, is_unanswered},
 };
 use crate::{
     limits::{BOUNCE_RETURN_BYTES_MAX, FENCE_POLL, RECORD_DEADLINE, ROUTE_DEPTH_MAX},
@@ -174,6 +174,7 @@ impl Workshop {
         &self,
         source: &dyn QueueSource,
         message: &QueuedMessage,
+        routing: &dyn Routing,
         leg: &Leg,
         fence: Lease<'_>,
     ) -> LegResult {
@@ -190,20 +191,30 @@ impl Workshop {
             };
             LegResult::Sent(vec![sent; leg.addresses.len()])
         };
-        let place = tokio::select! {
-            place = self.lanes.enter(&leg.destination, message.id) => place,
+        let enter = async {
+            // First the destination, then its host, then the node: who waits for a slow one holds nothing that others need.
+            let place = self.lanes.enter(&leg.destination, message.id).await?;
+            let hosts = match leg.destination.program {
+                Some(_) => None,
+                None => Some(self.transmitter.hosts(&leg.destination).await),
+            };
+            Ok::<_, Full>((place, hosts, self.lanes.node().await?))
+        };
+        let entered = tokio::select! {
+            entered = enter => entered,
             () = fence.broken() => return fenced(),
         };
-        let Ok(_place) = place else { return LegResult::Full };
+        let Ok((place, hosts, _node)) = entered else { return LegResult::Full };
         if !fence.holds() {
             return fenced();
         }
-        if let Some(program) = &leg.destination.program {
+        let (Some(hosts), None) = (hosts, &leg.destination.program) else {
+            let Some(program) = &leg.destination.program else { return fenced() };
             let flight = InFlight::begin();
             let sent = self.pipe(source, message, leg, program, &fence).await;
             drop(flight);
             return LegResult::Sent(sent);
-        }
+        };
         let envelope = &message.envelope;
         // What was asked for goes with the sender who asked (RFC 3461 §5.2.7.3).
         let keeps = leg.return_path == envelope.sender;
@@ -218,20 +229,29 @@ impl Workshop {
         };
         let recipients: Vec<_> = leg.addresses.iter().map(|a| a.rcpt.clone()).collect();
         let flight = InFlight::begin();
+        let first = recipients.first().map_or("", |to| to.address.as_str());
+        let retry = |trouble| routing.retry(first, &trouble);
         let transmission = Transmission {
             destination: &leg.destination,
+            personality: &envelope.origin.personality,
+            retry: &retry,
             mail: &mail,
             recipients: &recipients,
             body: &|| source.body(message),
             fence: &fence,
         };
-        let mut transmit = pin!(self.transmitter.transmit(&transmission));
+        let mut transmit = pin!(self.transmitter.transmit(&transmission, hosts));
         // The mark is written beside the dialogue, which waits for it before the final dot.
         let sent = tokio::select! {
             sent = &mut transmit => sent,
             _ = fence.begun() => transmit.await,
         };
         drop(flight);
+        if is_unanswered(&sent) {
+            place.unanswered();
+        } else {
+            place.answered();
+        }
         LegResult::Sent(sent)
     }
 

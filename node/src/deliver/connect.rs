@@ -20,11 +20,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// Opens connections. Tests and simulations have their own.
 #[async_trait]
 pub trait Connector: Send + Sync + 'static {
-    /// Connects within `limit`.
+    /// Connects within `limit`, from an address of ours if it is given.
     ///
     /// # Errors
     /// What the network says; `TimedOut` after `limit`.
-    async fn connect(&self, to: SocketAddr, limit: Duration) -> io::Result<Box<dyn Stream>>;
+    async fn connect(
+        &self,
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        limit: Duration,
+    ) -> io::Result<Box<dyn Stream>>;
 }
 
 /// TCP, with the operating system's choice of our address, or one of ours.
@@ -42,9 +47,16 @@ impl From<IpAddr> for TcpConnector {
 #[async_trait]
 impl Connector for TcpConnector {
     #[allow(clippy::disallowed_methods, reason = "delivery opens its sockets here, and only here")]
-    async fn connect(&self, to: SocketAddr, limit: Duration) -> io::Result<Box<dyn Stream>> {
+    async fn connect(
+        &self,
+        from: Option<IpAddr>,
+        to: SocketAddr,
+        limit: Duration,
+    ) -> io::Result<Box<dyn Stream>> {
         let connect = async {
-            let Some(from) = self.from else { return tokio::net::TcpStream::connect(to).await };
+            let Some(from) = from.or(self.from) else {
+                return tokio::net::TcpStream::connect(to).await;
+            };
             let socket = match to {
                 SocketAddr::V4(_) => TcpSocket::new_v4()?,
                 SocketAddr::V6(_) => TcpSocket::new_v6()?,

@@ -13,12 +13,19 @@ pub(crate) struct DotStuffer {
     /// A CR was seen whose successor is not yet known.
     cr: bool,
     strip_nul: bool,
+    /// Leading dots are doubled.
+    dots: bool,
 }
 
 impl DotStuffer {
     /// `strip_nul`: leave NUL bytes out.
     pub(crate) fn new(strip_nul: bool) -> Self {
-        Self { line_start: true, cr: false, strip_nul }
+        Self { line_start: true, cr: false, strip_nul, dots: true }
+    }
+
+    /// For `BDAT` (RFC 3030 §2): a dot is a dot.
+    pub(crate) fn undotted(strip_nul: bool) -> Self {
+        Self { dots: false, ..Self::new(strip_nul) }
     }
 
     /// Adds the wire form of the next chunk to `out`.
@@ -73,7 +80,7 @@ impl DotStuffer {
     }
 
     fn plain(&mut self, text: &[u8], out: &mut Vec<u8>) {
-        if self.line_start && text.first() == Some(&b'.') {
+        if self.dots && self.line_start && text.first() == Some(&b'.') {
             out.push(b'.');
         }
         self.line_start = false;
@@ -148,6 +155,11 @@ mod tests {
         assert_eq!(encoded(&[b"a\n.\nb\r.\r"], false), b"a\r\n..\r\nb\r\n..\r\n");
         assert_eq!(encoded(&[b"\0.a\0b\r\n\0"], true), b"..ab\r\n");
         assert_eq!(encoded(&[], false), b"");
+        let mut plain = Vec::new();
+        let mut stuffer = DotStuffer::undotted(false);
+        stuffer.encode(b"a\n.\r..b", &mut plain);
+        stuffer.finish(&mut plain);
+        assert_eq!(plain, b"a\r\n.\r\n..b\r\n");
     }
 
     proptest! {

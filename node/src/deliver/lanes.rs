@@ -1,8 +1,14 @@
 //! A queue for each destination, so that a slow one does not hold up the others.
+//!
+//! How many transactions a destination has at once follows from what it does: a few at first, one more for each that is answered,
+//! half as many after one that nobody answered. So a dead host holds one place of the node, and no more.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use ppsw_spool::queue::MessageId;
@@ -10,8 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     limits::{
-        DESTINATIONS_MAX, PIPES_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_DESTINATION_MAX,
-        WAITING_PER_DESTINATION_MAX,
+        DESTINATIONS_MAX, PIPES_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_DESTINATION_FIRST,
+        TRANSACTIONS_PER_DESTINATION_MAX, WAITING_PER_DESTINATION_MAX,
     },
     route::{Destination, Protocol},
 };
@@ -28,19 +34,31 @@ pub(crate) struct Lanes {
 
 struct Lane {
     places: Arc<Semaphore>,
-    most: usize,
+    width: Mutex<Width>,
+    /// Transactions that run.
+    running: AtomicUsize,
     /// Messages that wait for a place, and for how many: a list has many transactions with one destination.
     waiting: Mutex<HashMap<MessageId, usize>>,
     /// Messages that were turned away, oldest first.
     parked: Mutex<BTreeSet<MessageId>>,
 }
 
-/// The right to run one transaction; given back when dropped.
+/// How many transactions a lane may have at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Width {
+    /// From 1 to `most`.
+    now: usize,
+    most: usize,
+    /// Places that are too many and in use: they are not given back.
+    surplus: usize,
+}
+
+/// The right to run one transaction with a destination; given back when dropped.
 pub(crate) struct Place {
     lane: Arc<Lane>,
     released: Arc<Mutex<Vec<MessageId>>>,
-    _lane: OwnedSemaphorePermit,
-    _node: OwnedSemaphorePermit,
+    /// `None` once it is given back.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// So many wait for this destination that one more had better stay in the queue.
@@ -56,7 +74,7 @@ impl Lanes {
         }
     }
 
-    /// Waits for a place, first come first served. A message that is turned away is [`Self::released`] when the
+    /// Waits for a place at the destination, first come first served. A message that is turned away is [`Self::released`] when the
     /// destination has room for it.
     pub(crate) async fn enter(
         &self,
@@ -68,11 +86,15 @@ impl Lanes {
             lane.parked.lock().unwrap_or_else(PoisonError::into_inner).insert(message);
             return Err(Full);
         };
-        // First the lane, then the node: who waits for a slow destination holds nothing that others need.
-        let places = Arc::clone(&lane.places).acquire_owned().await.map_err(|_| Full)?;
-        let node = Arc::clone(&self.transactions).acquire_owned().await.map_err(|_| Full)?;
+        let permit = Arc::clone(&lane.places).acquire_owned().await.map_err(|_| Full)?;
+        lane.running.fetch_add(1, Ordering::Relaxed);
         let released = Arc::clone(&self.released);
-        Ok(Place { lane: Arc::clone(&lane), released, _lane: places, _node: node })
+        Ok(Place { lane: Arc::clone(&lane), released, permit: Some(permit) })
+    }
+
+    /// Waits for a place of the node. To be asked for last: who waits for a slow destination or host holds nothing that others need.
+    pub(crate) async fn node(&self) -> Result<OwnedSemaphorePermit, Full> {
+        Arc::clone(&self.transactions).acquire_owned().await.map_err(|_| Full)
     }
 
     /// Messages that were turned away and for which there is room now.
@@ -80,20 +102,15 @@ impl Lanes {
         std::mem::take(&mut *self.released.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Transactions that run.
-    #[cfg(test)]
-    fn running(&self) -> usize {
-        TRANSACTIONS_MAX - self.transactions.available_permits()
-    }
-
     fn lane(&self, destination: &Destination) -> Arc<Lane> {
         let mut hosts: Vec<_> =
             destination.hosts.iter().map(|host| (host.name.clone(), host.port)).collect();
         hosts.sort();
-        let mut places = TRANSACTIONS_PER_DESTINATION_MAX;
+        let (mut most, mut first) =
+            (TRANSACTIONS_PER_DESTINATION_MAX, TRANSACTIONS_PER_DESTINATION_FIRST);
         if destination.program.is_some() {
             hosts = vec![(destination.transport.clone(), 0)];
-            places = PIPES_MAX;
+            (most, first) = (PIPES_MAX, PIPES_MAX);
         }
         let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
         if lanes.len() >= DESTINATIONS_MAX {
@@ -101,8 +118,9 @@ impl Lanes {
         }
         let lane = lanes.entry((destination.protocol, hosts)).or_insert_with(|| {
             Arc::new(Lane {
-                places: Arc::new(Semaphore::new(places)),
-                most: places,
+                places: Arc::new(Semaphore::new(first)),
+                width: Mutex::new(Width { now: first, most, surplus: 0 }),
+                running: AtomicUsize::new(0),
                 waiting: Mutex::default(),
                 parked: Mutex::default(),
             })
@@ -117,12 +135,49 @@ impl Lane {
     }
 
     fn is_busy(&self) -> bool {
-        !self.waiting().is_empty() || self.places.available_permits() < self.most
+        !self.waiting().is_empty() || self.running.load(Ordering::Relaxed) > 0
+    }
+
+    fn width(&self) -> MutexGuard<'_, Width> {
+        self.width.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    /// The destination has answered: it may have one more transaction.
+    pub(crate) fn answered(&self) {
+        let mut width = self.lane.width();
+        if width.now == width.most {
+            return;
+        }
+        width.now += 1;
+        match width.surplus.checked_sub(1) {
+            Some(fewer) => width.surplus = fewer,
+            None => self.lane.places.add_permits(1),
+        }
+    }
+
+    /// Nobody answered for the destination: it gets half as many.
+    pub(crate) fn unanswered(&self) {
+        let mut width = self.lane.width();
+        let fewer = width.now - (width.now / 2).max(1);
+        width.now -= fewer;
+        // Those that are free go at once, the others when they are given back.
+        width.surplus += fewer - self.lane.places.forget_permits(fewer);
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.lane.running.fetch_sub(1, Ordering::Relaxed);
+        let mut width = self.lane.width();
+        if let Some(fewer) = width.surplus.checked_sub(1)
+            && let Some(permit) = self.permit.take()
+        {
+            width.surplus = fewer;
+            permit.forget();
+        }
+        drop(width);
         let room = WAITING_PER_DESTINATION_MAX.saturating_sub(self.lane.waiting().len());
         let mut parked = self.lane.parked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
@@ -165,7 +220,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
-    use crate::route::{Host, Tls};
+    use crate::route::{ClientOptions, Host, Tls};
 
     fn destination(host: &str) -> Destination {
         Destination {
@@ -181,6 +236,7 @@ mod tests {
             }],
             strip_nul: false,
             tls: Tls::May,
+            client: ClientOptions::default(),
             program: None,
         }
     }
@@ -192,7 +248,7 @@ mod tests {
         let message = |counter| MessageId { second: 1, counter, node: 1 };
         let id = message(0);
         let mut places = Vec::new();
-        for _ in 0..TRANSACTIONS_PER_DESTINATION_MAX {
+        for _ in 0..TRANSACTIONS_PER_DESTINATION_FIRST {
             places.push(lanes.enter(&slow, id).await.unwrap());
         }
         let mut waiting = Vec::new();
@@ -207,7 +263,6 @@ mod tests {
         assert_eq!(lanes.enter(&slow, late).await.err(), Some(Full));
         assert!(lanes.released().is_empty());
         assert!(lanes.enter(&fast, id).now_or_never().unwrap().is_ok());
-        assert_eq!(lanes.running(), TRANSACTIONS_PER_DESTINATION_MAX);
         drop(places);
         while !waiting.is_empty() {
             let first = waiting.remove(0);
@@ -215,5 +270,45 @@ mod tests {
         }
         assert_eq!(lanes.released(), [late]);
         assert!(lanes.lane(&slow).waiting().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_destination_gets_as_much_as_it_takes() {
+        let lanes = Lanes::new();
+        let there = destination("there");
+        let id = MessageId { second: 1, counter: 0, node: 1 };
+        // How many may run: as many as get a place without waiting.
+        let width = || {
+            let mut places = Vec::new();
+            while let Some(place) = lanes.enter(&there, id).now_or_never() {
+                places.push(place.unwrap());
+            }
+            places.len()
+        };
+        assert_eq!(width(), TRANSACTIONS_PER_DESTINATION_FIRST);
+        let place = lanes.enter(&there, id).await.unwrap();
+        place.answered();
+        drop(place);
+        assert_eq!(width(), TRANSACTIONS_PER_DESTINATION_FIRST + 1);
+        for _ in 0..2 * TRANSACTIONS_PER_DESTINATION_MAX {
+            lanes.enter(&there, id).await.unwrap().answered();
+        }
+        assert_eq!(width(), TRANSACTIONS_PER_DESTINATION_MAX);
+        let mut running = Vec::new();
+        for _ in 0..TRANSACTIONS_PER_DESTINATION_MAX {
+            running.push(lanes.enter(&there, id).await.unwrap());
+        }
+        running[0].unanswered();
+        running[1].unanswered();
+        drop(running.split_off(5));
+        assert_eq!(width(), 0, "5 of 5 run");
+        drop(running);
+        assert_eq!(width(), 5);
+        for _ in 0..10 {
+            lanes.enter(&there, id).await.unwrap().unanswered();
+        }
+        assert_eq!(width(), 1, "somebody has to find out whether it is there again");
+        lanes.enter(&there, id).await.unwrap().answered();
+        assert_eq!(width(), 2);
     }
 }

@@ -14,6 +14,7 @@ pub mod connect;
 mod dot;
 pub(crate) mod hosts;
 mod lanes;
+mod load;
 mod operate;
 mod pipe;
 pub(crate) mod plan;
@@ -37,8 +38,10 @@ use std::sync::Arc;
 
 use ppsw_spool::env::Clock;
 
+pub use load::LoadAverage;
 pub use schedule::Deliverer;
 pub use seams::ConfiguredRouter;
+pub use transmit::Sources;
 
 use crate::maillog::MailLog;
 
@@ -54,6 +57,9 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     pub log: MailLog,
     pub programs: Programs,
+    /// See [`Sources`].
+    pub sources: Sources,
+    pub load: LoadAverage,
 }
 
 /// What programs of this machine need to know of its node.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ppsw_control::{Verb, Wanted};
 use ppsw_spool::{
     group::{ProposeError, Reply},
-    queue::{Delivered, MessageId, MessageState, Outcome, QueuedMessage, Verdict},
+    queue::{Delivered, MessageId, MessageState, Outcome, QueuedMessage, Turn, Verdict},
 };
 use tokio::time::sleep;
 
@@ -45,7 +45,7 @@ impl Deliverer {
         // wait for one that runs.
         let _alone = match wanted.verb.is_about_recipients() {
             true => Some(self.alone(source, id).await?),
-            false => Token::take(&self.shared, source.id(), id),
+            false => Token::take(&self.shared, source.id(), Turn::First, id),
         };
         let message = source.get(id).ok_or("it has left the queue")?;
         let workshop = self.shared.workshop();
@@ -80,7 +80,7 @@ impl Deliverer {
         let clock = &self.shared.workshop().parts.clock;
         let until = clock.instant() + OPERATE_PATIENCE;
         loop {
-            if let Some(token) = Token::take(&self.shared, source.id(), id) {
+            if let Some(token) = Token::take(&self.shared, source.id(), Turn::First, id) {
                 return may_be_elsewhere(self, source, id).map(|()| token);
             }
             if clock.instant() >= until {

@@ -114,7 +114,22 @@ pub(crate) async fn plan(message: &QueuedMessage, routing: &dyn Routing, now: Un
         }
     }
     plan.legs = legs.divided();
+    let order = &routing.options().remote_sort_domains;
+    if !order.is_empty() {
+        plan.legs.sort_by_key(|leg| rank(order, leg));
+    }
     plan
+}
+
+/// The place of a leg's first domain in `remote_sort_domains`.
+fn rank(order: &[String], leg: &Leg) -> usize {
+    let address = leg.addresses.first().map_or("", |address| address.rcpt.address.as_str());
+    let domain = address.rsplit_once('@').map_or("", |(_, domain)| domain).to_ascii_lowercase();
+    let fits = |pattern: &String| match pattern.strip_prefix('*') {
+        Some(end) => domain.ends_with(end),
+        None => domain == *pattern,
+    };
+    order.iter().position(fits).unwrap_or(order.len())
 }
 
 /// Keys of all that is done for any recipient: nobody gets a message twice because a second alias leads there later.

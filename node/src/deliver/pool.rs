@@ -2,18 +2,14 @@
 
 use std::{
     collections::VecDeque,
-    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Instant,
 };
 
 use ppsw_spool::env::Clock;
 
-use super::session::Session;
-use crate::{
-    limits::{IDLE_CONNECTION_TIME, IDLE_CONNECTIONS_MAX, MESSAGES_PER_CONNECTION_MAX},
-    route::{Protocol, Tls},
-};
+use super::session::{Line, Session};
+use crate::limits::{IDLE_CONNECTION_TIME, IDLE_CONNECTIONS_MAX};
 
 pub(crate) struct Pool {
     clock: Arc<dyn Clock>,
@@ -26,24 +22,19 @@ impl Pool {
         Self { clock, idle: Mutex::default() }
     }
 
-    /// The youngest idle session with this address that is still good.
-    pub(crate) async fn take(
-        &self,
-        peer: SocketAddr,
-        protocol: Protocol,
-        tls: Tls,
-    ) -> Option<Session> {
+    /// The youngest idle session of this kind that is still good.
+    pub(crate) async fn take(&self, line: &Line) -> Option<Session> {
         loop {
-            let mut session = self.remove(peer, protocol, tls)?;
+            let mut session = self.remove(line)?;
             if session.is_quiet().await {
                 return Some(session);
             }
         }
     }
 
-    /// Keeps a session, or gives back one that is to be ended instead.
-    pub(crate) fn put(&self, session: Session) -> Option<Session> {
-        if session.transactions >= MESSAGES_PER_CONNECTION_MAX {
+    /// Keeps a session that may carry up to `messages_max` messages, or gives back one that is to be ended instead.
+    pub(crate) fn put(&self, session: Session, messages_max: u32) -> Option<Session> {
+        if session.transactions >= messages_max {
             return Some(session);
         }
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,10 +65,9 @@ impl Pool {
         idle.drain(..).map(|(_, session)| session).collect()
     }
 
-    fn remove(&self, peer: SocketAddr, protocol: Protocol, tls: Tls) -> Option<Session> {
+    fn remove(&self, line: &Line) -> Option<Session> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |s: &Session| s.peer == peer && s.protocol == protocol && s.tls == tls;
-        let found = idle.iter().rposition(|(_, session)| fits(session))?;
+        let found = idle.iter().rposition(|(_, session)| session.line == *line)?;
         idle.remove(found).map(|(_, session)| session)
     }
 }

@@ -118,7 +118,7 @@ impl Workshop {
         let (tried, running) = (!decided.is_empty(), plan.legs.len());
         let mut known = Known { results: decided, running, tried, ..Known::default() };
         let legs = plan.legs.iter().enumerate().map(|(number, leg)| {
-            let leg = self.leg(source, message, leg, fence);
+            let leg = self.leg(source, message, routing, leg, fence);
             leg.map(move |result| Step::Ended(number, result)).boxed()
         });
         let mut steps: FuturesUnordered<BoxFuture<'_, Step>> = legs.collect();

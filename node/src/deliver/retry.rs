@@ -56,6 +56,20 @@ pub(crate) enum Cause {
     Other,
 }
 
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Refused => "connection refused",
+            Self::TimeoutConnect => "connection timed out",
+            Self::Timeout => "no reply in time",
+            Self::LostConnection => "connection lost",
+            Self::Tls => "no TLS",
+            Self::Reply { .. } => "temporary refusal",
+            Self::Other => "not reachable",
+        })
+    }
+}
+
 /// What a reply answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {

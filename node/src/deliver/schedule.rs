@@ -12,26 +12,22 @@ use std::{
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use ppsw_spool::{
     PartitionId,
-    env::Clock,
-    queue::{MessageId, MessageState, Pulse},
+    queue::{MessageId, MessageState, Pulse, Turn},
 };
 use tokio::sync::{Notify, watch};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Parts, Programs,
+    Parts,
     attempt::{Ended, Workshop},
-    connect::TcpConnector,
     lanes::Lanes,
-    seams::{Forward, QueueSource, Queues, Router},
+    load::Load,
+    seams::QueueSource,
     transmit::{Transmitter, quit_all},
 };
-use crate::{
-    limits::{
-        DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, SCAN_COALESCE,
-        SCAN_INTERVAL, SCAN_PAUSE_FACTOR,
-    },
-    maillog::MailLog,
+use crate::limits::{
+    DESTINATION_FULL_DELAY, DUE_BATCH, MESSAGES_TAKEN_MAX, POSTPONED_MAX, RETRIES_TAKEN_MAX,
+    SCAN_COALESCE, SCAN_INTERVAL, SCAN_PAUSE_FACTOR,
 };
 
 /// Delivers the messages of the partitions that this node leads. Clones share it.
@@ -42,6 +38,7 @@ pub struct Deliverer {
 
 pub(super) struct Shared {
     workshop: Workshop,
+    load: Load,
     taken: Mutex<Taken>,
     /// An attempt ended, or delivery is to stop.
     changed: Notify,
@@ -55,25 +52,17 @@ pub(super) struct Shared {
 struct Taken {
     in_flight: BTreeMap<PartitionId, HashSet<MessageId>>,
     count: usize,
+    /// Of these, messages that had been tried before.
+    retries: usize,
     postponed: HashMap<MessageId, Instant>,
     /// When those that have waited for long were last looked for.
     swept: Option<Instant>,
 }
 
 impl Deliverer {
-    /// Starts to deliver over TCP; [`Self::finish`] ends it.
+    /// Starts to deliver; [`Self::finish`] ends it.
     #[must_use]
-    pub fn start(
-        name: String,
-        queues: Arc<dyn Queues>,
-        router: Arc<dyn Router>,
-        forward: Arc<dyn Forward>,
-        log: MailLog,
-        clock: Arc<dyn Clock>,
-        programs: Programs,
-    ) -> Self {
-        let connector = Arc::new(TcpConnector::default());
-        let parts = Parts { name, queues, router, connector, forward, clock, log, programs };
+    pub fn start(parts: Parts) -> Self {
         let deliverer = Self::new(parts);
         let running = deliverer.clone();
         tokio::spawn(async move { running.run().await });
@@ -87,12 +76,15 @@ impl Deliverer {
             Arc::clone(&parts.connector),
             Arc::clone(&parts.clock),
             parts.name.clone(),
+            parts.sources.clone(),
         );
         let stopped = AtomicBool::new(false);
         describe_metrics();
+        let load = Arc::clone(&parts.load);
         let workshop = Workshop { parts, transmitter, lanes: Lanes::new(), stopped };
         let shared = Shared {
             workshop,
+            load: Load::new(load),
             taken: Mutex::default(),
             changed: Notify::new(),
             attempts: TaskTracker::new(),
@@ -162,33 +154,42 @@ impl Shared {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts attempts for due messages.
+    /// Starts attempts for due messages, those first that have not been tried yet.
     fn take(self: &Arc<Self>, sources: &[Arc<dyn QueueSource>]) {
-        for source in sources.iter().filter(|source| source.may_deliver()) {
-            let room = {
-                let taken = self.lock();
-                let room =
-                    if taken.postponed.len() < POSTPONED_MAX { MESSAGES_TAKEN_MAX } else { 0 };
-                room.saturating_sub(taken.count).min(DUE_BATCH)
-            };
-            if room == 0 {
-                continue;
-            }
-            let id = source.id();
-            let skip = |message| self.lock().holds(id, message);
-            let due = source.due(self.workshop.parts.clock.now(), room, &skip);
-            if due.len() == room {
-                // There may be more.
-                self.changed.notify_one();
-            }
-            for message in due {
-                self.start(source, message.id);
+        let turns = self.turns();
+        for turn in turns {
+            for source in sources.iter().filter(|source| source.may_deliver()) {
+                let room = self.lock().room(turn);
+                if room == 0 {
+                    continue;
+                }
+                let id = source.id();
+                let skip = |message| self.lock().holds(id, message);
+                let due = source.due(self.workshop.parts.clock.now(), turn, room, &skip);
+                if due.len() == room {
+                    // There may be more.
+                    self.changed.notify_one();
+                }
+                for message in due {
+                    self.start(source, turn, message.id);
+                }
             }
         }
     }
 
-    fn start(self: &Arc<Self>, source: &Arc<dyn QueueSource>, id: MessageId) {
-        let Some(mut taken) = Token::take(self, source.id(), id) else { return };
+    /// What may be taken by the load of the machine (`queue_only_load`, `deliver_queue_load_max`).
+    fn turns(&self) -> Vec<Turn> {
+        let routing = self.workshop.parts.router.current();
+        let options = routing.options();
+        let limits =
+            [(Turn::First, options.queue_only_load), (Turn::Again, options.deliver_queue_load_max)];
+        let now = self.workshop.parts.clock.instant();
+        let below = |most: Option<u32>| most.is_none_or(|most| self.load.is_below(now, most));
+        limits.into_iter().filter(|(_, most)| below(*most)).map(|(turn, _)| turn).collect()
+    }
+
+    fn start(self: &Arc<Self>, source: &Arc<dyn QueueSource>, turn: Turn, id: MessageId) {
+        let Some(mut taken) = Token::take(self, source.id(), turn, id) else { return };
         // Asked anew under the token: an attempt that ended while the queue was looked at has changed it.
         let Some(message) = source.get(id) else { return };
         let now = self.workshop.parts.clock.now();
@@ -288,6 +289,19 @@ async fn changed(pulse: &mut watch::Receiver<Pulse>) {
 }
 
 impl Taken {
+    /// How many messages of a turn may be taken from one queue.
+    fn room(&self, turn: Turn) -> usize {
+        if self.postponed.len() >= POSTPONED_MAX {
+            return 0;
+        }
+        let room = MESSAGES_TAKEN_MAX.saturating_sub(self.count);
+        let room = match turn {
+            Turn::First => room,
+            Turn::Again => room.min(RETRIES_TAKEN_MAX.saturating_sub(self.retries)),
+        };
+        room.min(DUE_BATCH)
+    }
+
     fn holds(&self, partition: PartitionId, message: MessageId) -> bool {
         self.postponed.contains_key(&message)
             || self.in_flight.get(&partition).is_some_and(|ids| ids.contains(&message))
@@ -299,6 +313,7 @@ pub(super) struct Token {
     shared: Arc<Shared>,
     partition: PartitionId,
     message: MessageId,
+    turn: Turn,
     ended: Ended,
 }
 
@@ -306,6 +321,7 @@ impl Token {
     pub(super) fn take(
         shared: &Arc<Shared>,
         partition: PartitionId,
+        turn: Turn,
         message: MessageId,
     ) -> Option<Self> {
         let mut taken = shared.lock();
@@ -313,7 +329,8 @@ impl Token {
             return None;
         }
         taken.count += 1;
-        Some(Self { shared: Arc::clone(shared), partition, message, ended: Ended::Done })
+        taken.retries += usize::from(turn == Turn::Again);
+        Some(Self { shared: Arc::clone(shared), partition, message, turn, ended: Ended::Done })
     }
 }
 
@@ -328,6 +345,7 @@ impl Drop for Token {
             taken.in_flight.remove(&self.partition);
         }
         taken.count -= 1;
+        taken.retries -= usize::from(self.turn == Turn::Again);
         if self.ended == Ended::Postponed {
             let until = self.shared.workshop.parts.clock.instant() + DESTINATION_FULL_DELAY;
             taken.postponed.insert(self.message, until);

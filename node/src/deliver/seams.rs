@@ -9,7 +9,7 @@ use ppsw_spool::{
     env::UnixMs,
     group::{ProposeError, Reply},
     log::LogError,
-    queue::{BodyReader, Expand, MessageId, Outcome, Partition, Pulse, QueuedMessage, Spool},
+    queue::{BodyReader, Expand, MessageId, Outcome, Partition, Pulse, QueuedMessage, Spool, Turn},
 };
 use tokio::sync::watch;
 
@@ -38,6 +38,7 @@ pub trait QueueSource: Send + Sync + 'static {
     fn due(
         &self,
         now: UnixMs,
+        turn: Turn,
         limit: usize,
         skip: &dyn Fn(MessageId) -> bool,
     ) -> Vec<Arc<QueuedMessage>>;
@@ -145,10 +146,11 @@ impl QueueSource for Partition {
     fn due(
         &self,
         now: UnixMs,
+        turn: Turn,
         limit: usize,
         skip: &dyn Fn(MessageId) -> bool,
     ) -> Vec<Arc<QueuedMessage>> {
-        Self::due(self, now, limit, skip)
+        Self::due(self, now, turn, limit, skip)
     }
     fn next_due(&self) -> Option<UnixMs> {
         Self::next_due(self)

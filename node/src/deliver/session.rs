@@ -2,21 +2,33 @@
 //!
 //! Own code: the client crates know no pipelining, no LMTP, and hold a whole message in memory.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use metrics::counter;
 use tokio::{io::AsyncWriteExt, time::timeout};
 use tracing::info;
+use zeroize::Zeroizing;
 
 use super::{
     connect::{Connector, Stream},
+    hosts::Candidate,
     reply::{Reply, ReplyBuffer, ReplyError},
     retry::Cause,
     tls,
 };
 use crate::{
-    limits::{DATA_WRITE_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
-    route::{Protocol, Tls},
+    files,
+    limits::{
+        AUTH_MECHANISMS_MAX, DATA_WRITE_TIMEOUT, PASSWORD_FILE_BYTES_MAX, QUIT_TIMEOUT,
+        REMOTE_REPLY_TIMEOUT,
+    },
+    route::{Auth, Destination, Protocol, Tls},
 };
 
 /// What the server offers (RFC 5321 §4.1.1.1).
@@ -28,6 +40,7 @@ pub(crate) struct Extensions {
     pub(crate) eight_bit: bool,
     pub(crate) smtputf8: bool,
     pub(crate) dsn: bool,
+    pub(crate) chunking: bool,
 }
 
 /// Why a session cannot go on. The text says at which command.
@@ -46,6 +59,9 @@ pub(crate) enum SessionError {
     /// TLS was begun, or must be used, and did not come about.
     #[error("TLS with remote mail server: {0}")]
     Tls(String),
+    /// The server does not take us for who we are, or we cannot say it.
+    #[error("AUTH with remote mail server: {0}")]
+    Auth(String),
     /// The bytes of the message cannot be read here.
     #[error("message cannot be read from the spool: {0}")]
     Spool(String),
@@ -65,32 +81,55 @@ impl SessionError {
                 Cause::LostConnection
             }
             Self::Tls(_) => Cause::Tls,
-            Self::Broken { .. } | Self::Spool(_) | Self::Fenced => Cause::Other,
+            Self::Broken { .. } | Self::Auth(_) | Self::Spool(_) | Self::Fenced => Cause::Other,
         }
     }
+}
+
+/// What a session is for: those that are equal are as good as each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Line {
+    /// Our own address; the operating system's choice if not given.
+    pub(crate) from: Option<IpAddr>,
+    pub(crate) to: SocketAddr,
+    pub(crate) protocol: Protocol,
+    pub(crate) tls: Tls,
+    /// The name that the certificate must be for, and who answers for it: only with [`Tls::Verify`].
+    pub(crate) certificate: Option<(String, Option<PathBuf>)>,
+    pub(crate) auth: Option<Auth>,
 }
 
 /// Whom a session is with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Remote<'a> {
-    pub(crate) address: SocketAddr,
+    pub(crate) line: &'a Line,
     /// Its name, for the certificate that it chooses.
     pub(crate) name: &'a str,
-    pub(crate) protocol: Protocol,
-    pub(crate) tls: Tls,
+}
+
+impl Line {
+    /// To a host of a destination.
+    pub(crate) fn new(destination: &Destination, host: &Candidate, from: Option<IpAddr>) -> Self {
+        let Destination { protocol, tls, ref client, .. } = *destination;
+        let certificate =
+            (tls == Tls::Verify).then(|| (host.name.clone(), client.tls_ca_file.clone()));
+        let auth = client.auth.clone();
+        Self { from, to: host.address, protocol, tls, certificate, auth }
+    }
 }
 
 /// An open session, between transactions.
 pub(crate) struct Session {
     stream: Box<dyn Stream>,
     buffer: ReplyBuffer,
-    pub(crate) peer: SocketAddr,
     pub(crate) protocol: Protocol,
     /// What was wanted of it.
-    pub(crate) tls: Tls,
+    pub(crate) line: Line,
     /// Version and cipher; empty without TLS.
     pub(crate) cipher: String,
     pub(crate) extensions: Extensions,
+    /// Of AUTH, as offered.
+    mechanisms: Vec<String>,
     /// Transactions begun.
     pub(crate) transactions: u32,
 }
@@ -105,12 +144,13 @@ impl Session {
         limit: Duration,
     ) -> Result<Self, SessionError> {
         let result = match Self::connect(connector, remote, name, limit).await {
-            Err(SessionError::Tls(why)) if remote.tls == Tls::May => {
-                info!(peer = %remote.address, why, "no TLS although it was offered: without");
-                let plain = Remote { tls: Tls::Never, ..remote };
+            Err(SessionError::Tls(why)) if remote.line.tls == Tls::May => {
+                info!(peer = %remote.line.to, why, "no TLS although it was offered: without");
+                let line = Line { tls: Tls::Never, ..remote.line.clone() };
+                let plain = Remote { line: &line, ..remote };
                 let mut opened = Self::connect(connector, plain, name, limit).await;
                 if let Ok(session) = &mut opened {
-                    session.tls = Tls::May;
+                    session.line.tls = Tls::May;
                 }
                 counter!("ppsw_delivery_connections_total", "tls" => "failed").increment(1);
                 return opened;
@@ -130,22 +170,23 @@ impl Session {
         name: &str,
         limit: Duration,
     ) -> Result<Self, SessionError> {
-        let stream = connector.connect(remote.address, limit).await.map_err(|error| {
+        let line = remote.line;
+        let stream = connector.connect(line.from, line.to, limit).await.map_err(|error| {
             let cause = match error.kind() {
                 io::ErrorKind::ConnectionRefused => Cause::Refused,
                 io::ErrorKind::TimedOut => Cause::TimeoutConnect,
                 _ => Cause::Other,
             };
-            SessionError::Connect { text: format!("{}: {error}", remote.address), cause }
+            SessionError::Connect { text: format!("{}: {error}", line.to), cause }
         })?;
         let mut session = Self {
             stream,
             buffer: ReplyBuffer::default(),
-            peer: remote.address,
-            protocol: remote.protocol,
-            tls: remote.tls,
+            protocol: line.protocol,
+            line: line.clone(),
             cipher: String::new(),
             extensions: Extensions::default(),
+            mechanisms: Vec::new(),
             transactions: 0,
         };
         let stage = "initial connection";
@@ -154,13 +195,50 @@ impl Session {
             return Err(SessionError::Refused { stage, reply: greeting });
         }
         session.greet(name).await?;
-        match (remote.tls, session.extensions.starttls) {
-            (Tls::Never, _) | (Tls::May, false) => Ok(session),
-            (Tls::Must, false) => {
-                Err(SessionError::Tls("it is required here, and not offered there".to_owned()))
+        let mut session = match (line.tls, session.extensions.starttls) {
+            (Tls::Never, _) | (Tls::May, false) => session,
+            (Tls::Must | Tls::Verify, false) => {
+                let why = "it is required here, and not offered there";
+                return Err(SessionError::Tls(why.to_owned()));
             }
-            (Tls::May | Tls::Must, true) => session.encrypted(remote, name).await,
+            (Tls::May | Tls::Must | Tls::Verify, true) => session.encrypted(remote, name).await?,
+        };
+        if let Some(auth) = &line.auth {
+            session.authenticate(auth).await?;
         }
+        Ok(session)
+    }
+
+    /// RFC 4954 §4, with the initial response in the command.
+    async fn authenticate(&mut self, auth: &Auth) -> Result<(), SessionError> {
+        let refused = |why: String| SessionError::Auth(why);
+        let (mechanism, response) = match auth {
+            // RFC 4422 §A.2; RFC 4954 §4 writes an empty response as "=".
+            Auth::External { identity } if identity.is_empty() => {
+                ("EXTERNAL", Zeroizing::new("=".to_owned()))
+            }
+            Auth::External { identity } => {
+                ("EXTERNAL", Zeroizing::new(BASE64_STANDARD.encode(identity)))
+            }
+            Auth::Plain { .. } if self.cipher.is_empty() => {
+                return Err(refused("no password is sent without TLS".to_owned()));
+            }
+            Auth::Plain { user, password_file } => {
+                let password = password(password_file).map_err(refused)?;
+                let plain = Zeroizing::new(format!("\0{user}\0{}", *password));
+                ("PLAIN", Zeroizing::new(BASE64_STANDARD.encode(plain.as_bytes())))
+            }
+        };
+        if !self.mechanisms.iter().any(|offered| offered == mechanism) {
+            return Err(refused(format!("{mechanism} is not offered")));
+        }
+        let command = Zeroizing::new(format!("AUTH {mechanism} {}\r\n", *response));
+        let mut reply = self.command("AUTH", &command).await?;
+        if reply.code == 334 {
+            // It wants more than there is to say: RFC 4954 §4 cancels with "*".
+            reply = self.command("AUTH", "*\r\n").await?;
+        }
+        if reply.code == 235 { Ok(()) } else { Err(refused(reply.text())) }
     }
 
     /// RFC 3207: nothing that was said before the handshake counts behind it.
@@ -168,8 +246,10 @@ impl Session {
         let reply = self.command("STARTTLS", "STARTTLS\r\n").await?;
         if reply.code != 220 {
             // It has said what it wants, and goes on in plain.
-            return match remote.tls {
-                Tls::Must => Err(SessionError::Tls(format!("after STARTTLS: {}", reply.text()))),
+            return match remote.line.tls {
+                Tls::Must | Tls::Verify => {
+                    Err(SessionError::Tls(format!("after STARTTLS: {}", reply.text())))
+                }
                 Tls::Never | Tls::May => Ok(self),
             };
         }
@@ -177,10 +257,16 @@ impl Session {
             let why = "something came in plain behind the reply to STARTTLS";
             return Err(SessionError::Tls(why.to_owned()));
         }
-        let (stream, cipher) = tls::handshake(self.stream, remote.name, remote.address.ip())
-            .await
-            .map_err(SessionError::Tls)?;
-        let mut session = Self { stream, cipher, extensions: Extensions::default(), ..self };
+        let authorities = match &remote.line.certificate {
+            Some((_, file)) => tls::Trust::Authorities(file.as_deref()),
+            None => tls::Trust::Anybody,
+        };
+        let (stream, cipher) =
+            tls::handshake(self.stream, remote.name, remote.line.to.ip(), authorities)
+                .await
+                .map_err(SessionError::Tls)?;
+        let (extensions, mechanisms) = (Extensions::default(), Vec::new());
+        let mut session = Self { stream, cipher, extensions, mechanisms, ..self };
         session.greet(name).await?;
         Ok(session)
     }
@@ -192,7 +278,7 @@ impl Session {
         };
         let reply = self.command(stage, &format!("{verb} {name}\r\n")).await?;
         if reply.is_positive() {
-            self.extensions = extensions(&reply);
+            (self.extensions, self.mechanisms) = extensions(&reply);
             return Ok(());
         }
         // RFC 5321 §3.2: a server that knows no EHLO gets HELO. LMTP has no older form.
@@ -270,12 +356,26 @@ impl Session {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("peer", &self.peer).finish_non_exhaustive()
+        f.debug_struct("Session").field("peer", &self.line.to).finish_non_exhaustive()
     }
 }
 
-fn extensions(reply: &Reply) -> Extensions {
-    let mut out = Extensions::default();
+/// The first line of a file, which each node has for itself.
+fn password(file: &Path) -> Result<Zeroizing<String>, String> {
+    let error = |what: String| format!("cannot read the password in {}: {what}", file.display());
+    let bytes = files::read(file, PASSWORD_FILE_BYTES_MAX).map_err(|e| error(e.to_string()))?;
+    let bytes = Zeroizing::new(bytes);
+    let text = std::str::from_utf8(&bytes).map_err(|e| error(e.to_string()))?;
+    let line = text.lines().next().unwrap_or_default();
+    if line.is_empty() || line.contains('\0') {
+        return Err(error("expected it in the first line".to_owned()));
+    }
+    Ok(Zeroizing::new(line.to_owned()))
+}
+
+/// What is offered, and the mechanisms of AUTH.
+fn extensions(reply: &Reply) -> (Extensions, Vec<String>) {
+    let (mut out, mut mechanisms) = (Extensions::default(), Vec::new());
     for line in reply.lines.iter().skip(1) {
         let keyword = line.split([' ', '=']).next().unwrap_or_default();
         match keyword.to_ascii_uppercase().as_str() {
@@ -285,8 +385,14 @@ fn extensions(reply: &Reply) -> Extensions {
             "8BITMIME" => out.eight_bit = true,
             "SMTPUTF8" => out.smtputf8 = true,
             "DSN" => out.dsn = true,
+            "CHUNKING" => out.chunking = true,
+            // "AUTH=PLAIN" is how servers wrote it before there was a standard.
+            "AUTH" => {
+                let names = line.split([' ', '=']).skip(1).take(AUTH_MECHANISMS_MAX);
+                mechanisms = names.map(str::to_ascii_uppercase).collect();
+            }
             _ => {}
         }
     }
-    out
+    (out, mechanisms)
 }

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     limits::{DATA_REPLY_TIMEOUT, FINAL_REPLY_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
-    route::Protocol,
+    route::{ClientOptions, Protocol},
 };
 
 /// What is to be sent, without its bytes.
@@ -65,18 +65,30 @@ pub(crate) struct Outcome {
 /// Runs one transaction. Every recipient has an answer at the end, whatever happened.
 pub(crate) async fn send(
     session: &mut Session,
+    client: &ClientOptions,
     mail: &Mail,
     recipients: &[Rcpt],
     body: &mut dyn BodySource,
     fence: &dyn Fence,
 ) -> Outcome {
     session.transactions += 1;
-    let mut run =
-        Run { session, mail, recipients, answers: vec![None; recipients.len()], talked: false };
+    let offered = session.extensions;
+    let chunking = client.chunking && offered.chunking && offered.pipelining;
+    let answers = vec![None; recipients.len()];
+    let (talked, chunks) = (false, 0);
+    let mut run = Run { session, mail, recipients, answers, talked, chunking, chunks };
     if mail.smtputf8 && !run.session.extensions.smtputf8 {
         // RFC 6531 §3.5.
         run.settle(&Answer::Failed(
             "5.6.7 the message needs SMTPUTF8, which the remote mail server does not offer".into(),
+        ));
+        return run.outcome(true);
+    }
+    if mail.eight_bit && client.eight_bit_strict && !run.session.extensions.eight_bit {
+        // RFC 6152 §3. The other way that it allows, a conversion, is not ours: it breaks signatures.
+        run.settle(&Answer::Failed(
+            "5.6.3 the message has 8-bit content, which the remote mail server does not take"
+                .into(),
         ));
         return run.outcome(true);
     }
@@ -112,11 +124,23 @@ struct Run<'a> {
     answers: Vec<Option<Answer>>,
     /// The server answered something.
     talked: bool,
+    /// `BDAT` in place of `DATA`.
+    chunking: bool,
+    /// Those whose replies are still to come.
+    chunks: usize,
 }
 
 impl Run<'_> {
     /// Everything before the final dot. False: nothing (more) is to be sent, all answers are known.
     async fn prepare(&mut self, body: &mut dyn BodySource) -> Result<bool, SessionError> {
+        if self.chunking {
+            self.envelope_for_chunks().await?;
+            if self.answers.iter().all(Option::is_some) {
+                return Ok(false);
+            }
+            self.data(body).await?;
+            return Ok(true);
+        }
         let data = if self.session.extensions.pipelining {
             self.envelope_at_once().await?
         } else {
@@ -160,6 +184,24 @@ impl Run<'_> {
         })
     }
 
+    /// RFC 3030: no command says that data will come. Who offers `CHUNKING` and no pipelining gets `DATA`.
+    async fn envelope_for_chunks(&mut self) -> Result<(), SessionError> {
+        let mut commands = self.mail_command();
+        for recipient in self.recipients {
+            commands.push_str(&self.rcpt_command(recipient));
+        }
+        self.session.write("MAIL", commands.as_bytes()).await?;
+        let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
+        if !reply.is_positive() {
+            self.settle(&answer("MAIL", &reply));
+        }
+        for index in 0..self.recipients.len() {
+            let reply = self.reply("RCPT", REMOTE_REPLY_TIMEOUT).await?;
+            self.recipient_reply(index, &reply);
+        }
+        Ok(())
+    }
+
     async fn envelope_step_by_step(&mut self) -> Result<Option<Reply>, SessionError> {
         let command = self.mail_command();
         self.session.write("MAIL", command.as_bytes()).await?;
@@ -181,15 +223,25 @@ impl Run<'_> {
         self.reply("DATA", DATA_REPLY_TIMEOUT).await.map(Some)
     }
 
-    /// The message, without the final dot.
+    /// The message, without the final dot or last chunk.
     async fn data(&mut self, body: &mut dyn BodySource) -> Result<(), SessionError> {
-        let mut stuffer = DotStuffer::new(self.mail.strip_nul);
+        let strip_nul = self.mail.strip_nul;
+        let mut stuffer = if self.chunking {
+            DotStuffer::undotted(strip_nul)
+        } else {
+            DotStuffer::new(strip_nul)
+        };
         let mut wire = Vec::new();
         loop {
             let chunk = body.next().await.map_err(|e| SessionError::Spool(e.to_string()))?;
             match &chunk {
                 Some(chunk) => stuffer.encode(chunk, &mut wire),
                 None => stuffer.finish(&mut wire),
+            }
+            if self.chunking && !wire.is_empty() {
+                // In one write: they are one packet for a small message.
+                wire.splice(..0, format!("BDAT {}\r\n", wire.len()).into_bytes());
+                self.chunks += 1;
             }
             if let Err(error) = self.session.write("DATA", &wire).await {
                 // A server that refuses in the middle of the data may have said why.
@@ -209,11 +261,12 @@ impl Run<'_> {
     /// The final dot and the replies to it. From here on a lost connection leaves the result unknown.
     async fn finish(mut self, fence: &dyn Fence) -> Outcome {
         let stage = "end of data";
+        let end: &[u8] = if self.chunking { b"BDAT 0 LAST\r\n" } else { b".\r\n" };
         // A server that reads slowly has the data wait here, and the dot behind it, for longer than any lease. What
         // is not written in full when the fence breaks is no final dot.
         let dot = tokio::select! {
             biased;
-            written = self.session.write(stage, b".\r\n") => written,
+            written = self.session.write(stage, end) => written,
             () = fence.broken() => return self.broken(&SessionError::Fenced),
         };
         let result = match dot {
@@ -230,6 +283,21 @@ impl Run<'_> {
     }
 
     async fn final_replies(&mut self, stage: &'static str) -> Result<(), SessionError> {
+        // A chunk that was refused says why; what the server says of those behind it, and of the last, does not.
+        let mut refused = None;
+        for _ in 0..std::mem::take(&mut self.chunks) {
+            let reply = self.reply(stage, FINAL_REPLY_TIMEOUT).await?;
+            refused = refused.or_else(|| (!reply.is_positive()).then_some(reply));
+        }
+        if let Some(reply) = refused {
+            self.settle(&answer(stage, &reply));
+            // LMTP has one reply here for each recipient, or one for all: the session is of no more use.
+            return if self.session.protocol == Protocol::Lmtp {
+                Err(SessionError::Refused { stage, reply })
+            } else {
+                self.reply(stage, FINAL_REPLY_TIMEOUT).await.map(|_| ())
+            };
+        }
         match self.session.protocol {
             Protocol::Smtp | Protocol::Pipe => {
                 let reply = self.reply(stage, FINAL_REPLY_TIMEOUT).await?;

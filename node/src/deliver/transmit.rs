@@ -1,16 +1,21 @@
 //! Brings one message to one destination: host after host until each recipient has an answer.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use ppsw_spool::env::Clock;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     connect::Connector,
-    hosts::{Candidate, DownHosts, candidates},
+    hosts::{Candidate, DownHosts, HostPlaces, candidates},
     pool::Pool,
-    retry::Cause,
+    retry::{Cause, RetryRule, Trouble},
     seams::{BodySource, Fence},
-    session::{Remote, Session, SessionError},
+    session::{Line, Remote, Session, SessionError},
     transaction::{self, Answer, Mail, Rcpt},
 };
 use crate::{
@@ -53,11 +58,27 @@ pub(crate) struct Transmitter {
     name: String,
     pool: Pool,
     down: DownHosts,
+    places: HostPlaces,
+    sources: Sources,
+}
+
+/// Our own addresses for connections to other servers, by personality; `*` is any. Without one of the family of the
+/// host's, the operating system chooses.
+pub type Sources = Vec<(String, IpAddr)>;
+
+/// The hosts to try, in order; and a place at the first of them that may be asked now.
+pub(crate) struct Hosts {
+    candidates: Vec<Candidate>,
+    place: Option<(SocketAddr, OwnedSemaphorePermit)>,
 }
 
 /// One transmission: what, to whom, and whether we still may.
 pub(crate) struct Transmission<'a> {
     pub(crate) destination: &'a Destination,
+    /// Of the message.
+    pub(crate) personality: &'a str,
+    /// Says when a host is asked again that could not be reached, by what went wrong.
+    pub(crate) retry: &'a (dyn Fn(Trouble) -> RetryRule + Send + Sync),
     pub(crate) mail: &'a Mail,
     pub(crate) recipients: &'a [Rcpt],
     /// Opens the message's bytes, anew for each host.
@@ -66,9 +87,25 @@ pub(crate) struct Transmission<'a> {
 }
 
 impl Transmitter {
-    pub(crate) fn new(connector: Arc<dyn Connector>, clock: Arc<dyn Clock>, name: String) -> Self {
+    pub(crate) fn new(
+        connector: Arc<dyn Connector>,
+        clock: Arc<dyn Clock>,
+        name: String,
+        sources: Sources,
+    ) -> Self {
         let (pool, down) = (Pool::new(Arc::clone(&clock)), DownHosts::new(Arc::clone(&clock)));
-        Self { connector, clock, name, pool, down }
+        Self { connector, clock, name, pool, down, places: HostPlaces::default(), sources }
+    }
+
+    /// The hosts of a destination in an order for one transmission, when the first of them has a place for it.
+    pub(crate) async fn hosts(&self, destination: &Destination) -> Hosts {
+        let candidates = candidates(&destination.hosts);
+        let first = candidates.iter().find(|host| self.down.is_down(host.address).is_none());
+        let place = match first {
+            Some(host) => self.places.enter(host.address).await.map(|place| (host.address, place)),
+            None => None,
+        };
+        Hosts { candidates, place }
     }
 
     /// Hosts that could not be reached a moment ago may be asked again.
@@ -86,8 +123,8 @@ impl Transmitter {
         self.pool.drain()
     }
 
-    /// Tries the destination's hosts. One answer for each recipient, in their order.
-    pub(crate) async fn transmit(&self, what: &Transmission<'_>) -> Vec<Sent> {
+    /// Tries the hosts. One answer for each recipient, in their order.
+    pub(crate) async fn transmit(&self, what: &Transmission<'_>, hosts: Hosts) -> Vec<Sent> {
         let begin = self.clock.instant();
         let nobody = "no host to deliver to".to_owned();
         let untried = Sent {
@@ -100,15 +137,25 @@ impl Transmitter {
             output: String::new(),
         };
         let mut sent = vec![untried; what.recipients.len()];
-        let mut tried = 0;
-        for candidate in candidates(&what.destination.hosts) {
+        let (mut tried, mut place) = (0, hosts.place);
+        for candidate in hosts.candidates {
             let open: Vec<usize> = (0..sent.len()).filter(|i| sent[*i].is_open()).collect();
             if open.is_empty() || tried == HOSTS_TRIED_MAX {
                 break;
             }
-            if let Some(cause) = self.down.is_down(candidate.address) {
-                note_down(&mut sent, &candidate, cause);
+            if let Some((cause, left)) = self.down.is_down(candidate.address) {
+                note_down(&mut sent, &candidate, cause, left);
                 continue;
+            }
+            if place.as_ref().is_none_or(|(at, _)| *at != candidate.address) {
+                // That of the host before goes first.
+                drop(place.take());
+                place = tokio::select! {
+                    entered = self.places.enter(candidate.address) => {
+                        entered.map(|place| (candidate.address, place))
+                    }
+                    () = what.fence.broken() => None,
+                };
             }
             tried += 1;
             let Heard { answers, notifies, cipher } = self.try_host(what, &candidate, &open).await;
@@ -131,21 +178,21 @@ impl Transmitter {
         open: &[usize],
     ) -> Heard {
         let recipients: Vec<Rcpt> = open.iter().map(|i| what.recipients[*i].clone()).collect();
-        let Destination { protocol, tls, .. } = *what.destination;
-        if let Some(mut session) = self.pool.take(candidate.address, protocol, tls).await {
+        let line = Line::new(what.destination, candidate, self.source(what, candidate.address));
+        if let Some(mut session) = self.pool.take(&line).await {
             let outcome = self.run(what, &mut session, &recipients).await;
             if !outcome.stale {
-                return self.end(session, outcome).await;
+                return self.end(what, session, outcome).await;
             }
         }
         let opened = tokio::select! {
-            opened = self.open(what, candidate) => opened,
+            opened = self.open(what, candidate, &line) => opened,
             () = what.fence.broken() => Err(SessionError::Fenced),
         };
         let answer = match opened {
             Ok(mut session) => {
                 let outcome = self.run(what, &mut session, &recipients).await;
-                return self.end(session, outcome).await;
+                return self.end(what, session, outcome).await;
             }
             Err(SessionError::Fenced) => Answer::Fenced,
             Err(error) => {
@@ -157,9 +204,24 @@ impl Transmitter {
         Heard { answers, notifies: false, cipher: String::new() }
     }
 
-    async fn end(&self, session: Session, outcome: transaction::Outcome) -> Heard {
+    /// Our address for a connection.
+    fn source(&self, what: &Transmission<'_>, to: SocketAddr) -> Option<IpAddr> {
+        let fits = |(_, from): &&(String, IpAddr)| from.is_ipv4() == to.is_ipv4();
+        let of = |name: &str| self.sources.iter().filter(fits).find(|(of, _)| of == name);
+        of(what.personality).or_else(|| of("*")).map(|(_, from)| *from)
+    }
+
+    async fn end(
+        &self,
+        what: &Transmission<'_>,
+        session: Session,
+        outcome: transaction::Outcome,
+    ) -> Heard {
         let (notifies, cipher) = (session.extensions.dsn, session.cipher.clone());
-        self.keep(session, outcome.reusable).await;
+        let most = what.destination.client.connection_max_messages;
+        if let Some(surplus) = outcome.reusable.then(|| self.pool.put(session, most)).flatten() {
+            surplus.quit().await;
+        }
         Heard { answers: outcome.answers, notifies, cipher }
     }
 
@@ -170,34 +232,34 @@ impl Transmitter {
         recipients: &[Rcpt],
     ) -> transaction::Outcome {
         let mut body = (what.body)();
-        transaction::send(session, what.mail, recipients, body.as_mut(), what.fence).await
+        let client = &what.destination.client;
+        transaction::send(session, client, what.mail, recipients, body.as_mut(), what.fence).await
     }
 
     async fn open(
         &self,
         what: &Transmission<'_>,
         candidate: &Candidate,
+        line: &Line,
     ) -> Result<Session, SessionError> {
-        let remote = Remote {
-            address: candidate.address,
-            name: &candidate.name,
-            protocol: what.destination.protocol,
-            tls: what.destination.tls,
-        };
+        let remote = Remote { line, name: &candidate.name };
         let opened = Session::open(&*self.connector, remote, &self.name, CONNECT_TIMEOUT).await;
         match &opened {
             Ok(_) => self.down.mark_up(candidate.address),
             // Busy is not down, and who has no TLS may do for others: a host that answers is asked again.
-            Err(SessionError::Refused { .. } | SessionError::Tls(_) | SessionError::Fenced) => {}
-            Err(error) => self.down.mark_down(candidate.address, error.cause()),
+            Err(
+                SessionError::Refused { .. }
+                | SessionError::Tls(_)
+                | SessionError::Auth(_)
+                | SessionError::Fenced,
+            ) => {}
+            Err(error) => {
+                let cause = error.cause();
+                let rule = (what.retry)(Trouble { cause, mx: Some(candidate.mx) });
+                self.down.mark_down(candidate.address, cause, &rule);
+            }
         }
         opened
-    }
-
-    async fn keep(&self, session: Session, reusable: bool) {
-        if reusable && let Some(surplus) = self.pool.put(session) {
-            surplus.quit().await;
-        }
     }
 }
 
@@ -213,13 +275,23 @@ impl Sent {
     }
 }
 
-/// Says why a host was left out, where nothing better is known.
-fn note_down(sent: &mut [Sent], candidate: &Candidate, cause: Cause) {
+/// Whether nobody answered for the destination: it is down, or wants to be left alone. A `4xx` to a recipient is an answer.
+pub(crate) fn is_unanswered(sent: &[Sent]) -> bool {
+    let unanswered = |sent: &Sent| match &sent.answer {
+        Answer::Deferred { cause, elsewhere: true, .. } => !matches!(cause, Cause::Reply { .. }),
+        _ => false,
+    };
+    sent.iter().all(unanswered)
+}
+
+/// Says why a host was left out, and for how long it will be, where nothing better is known.
+fn note_down(sent: &mut [Sent], candidate: &Candidate, cause: Cause, left: Duration) {
     for slot in sent.iter_mut().filter(|slot| slot.is_open() && slot.host.is_none()) {
         let text = format!(
-            "host {} [{}] could not be reached a moment ago",
+            "retry time not reached for host {} [{}]: {cause}, asked again in {}",
             candidate.name,
-            candidate.address.ip()
+            candidate.address.ip(),
+            humantime::format_duration(Duration::from_secs(left.as_secs() + 1)),
         );
         slot.answer = Answer::Deferred { text, elsewhere: true, cause };
         slot.mx = Some(candidate.mx);

@@ -220,7 +220,7 @@ impl HttpsFetcher {
         let mut open = None;
         for address in addresses.into_iter().take(limits::FETCH_ADDRESSES_MAX) {
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.connector.connect(SocketAddr::new(address, port), left).await {
+            match self.connector.connect(None, SocketAddr::new(address, port), left).await {
                 Ok(stream) => {
                     open = Some(stream);
                     break;

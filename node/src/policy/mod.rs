@@ -421,6 +421,12 @@ pub struct Options {
     pub smtp_accept_max_per_relay_host: usize,
     /// Load average, times 100, above which only `smtp_reserve_hosts` get a session.
     pub smtp_load_reserve: Option<u32>,
+    /// Load average, times 100, above which new messages wait in the queue.
+    pub queue_only_load: Option<u32>,
+    /// Load average, times 100, above which nothing is tried again.
+    pub deliver_queue_load_max: Option<u32>,
+    /// The order in which the domains of one message are delivered to: patterns, `*` in front is anything. Others come last.
+    pub remote_sort_domains: Vec<String>,
     pub message_size_limit: u64,
     pub bounce_return_size_limit: u64,
     pub errors_reply_to: Option<String>,

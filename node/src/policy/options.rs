@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Names of all options.
-pub(crate) const NAMES: [&str; 18] = [
+pub(crate) const NAMES: [&str; 21] = [
     "qualify_domain",
     "smtp_accept_max",
     "smtp_accept_reserve",
@@ -18,6 +18,9 @@ pub(crate) const NAMES: [&str; 18] = [
     "smtp_accept_max_per_relay_host",
     "smtp_reserve_hosts",
     "smtp_load_reserve",
+    "queue_only_load",
+    "deliver_queue_load_max",
+    "remote_sort_domains",
     "tls_try_verify_hosts",
     "message_size_limit",
     "bounce_return_size_limit",
@@ -31,6 +34,9 @@ pub(crate) const NAMES: [&str; 18] = [
     "allow_domain_literals",
 ];
 
+/// Patterns of `remote_sort_domains`: each is compared with each destination of a message.
+const SORTED_DOMAINS_MAX: usize = 100;
+
 /// More connections than this do not fit into a process' file descriptors.
 const CONNECTIONS_MAX: u64 = 1_000_000;
 
@@ -43,6 +49,9 @@ impl Default for Options {
             smtp_accept_max_per_host: 10,
             smtp_accept_max_per_relay_host: 10,
             smtp_load_reserve: None,
+            queue_only_load: None,
+            deliver_queue_load_max: None,
+            remote_sort_domains: Vec::new(),
             message_size_limit: 100 << 20,
             bounce_return_size_limit: 10 << 10,
             errors_reply_to: None,
@@ -92,6 +101,8 @@ pub(super) fn compile(setting: &Setting<'_>, compiler: &mut Compiler<'_>) {
         "bounce_return_size_limit" => {
             set(&mut options.bounce_return_size_limit, size(entry, errors));
         }
+        "queue_only_load" => options.queue_only_load = load(entry, errors),
+        "deliver_queue_load_max" => options.deliver_queue_load_max = load(entry, errors),
         "smtp_load_reserve" => options.smtp_load_reserve = load(entry, errors),
         "check_spool_space" => set(&mut options.check_spool_space, size(entry, errors)),
         "check_spool_inodes" => {
@@ -105,6 +116,12 @@ pub(super) fn compile(setting: &Setting<'_>, compiler: &mut Compiler<'_>) {
         "allow_domain_literals" => options.allow_domain_literals = flag(entry, errors),
         "errors_reply_to" => {
             options.errors_reply_to = text(entry, "an address", errors).map(str::to_owned);
+        }
+        "remote_sort_domains" => {
+            let patterns = text(entry, "patterns like \"*.cam.ac.uk *.ac.uk\"", errors);
+            let patterns = patterns.map(str::to_ascii_lowercase).unwrap_or_default();
+            options.remote_sort_domains =
+                patterns.split_whitespace().map(str::to_owned).take(SORTED_DOMAINS_MAX).collect();
         }
         "qualify_domain" => {
             let domain = text(entry, "a domain", errors).map(str::to_ascii_lowercase);

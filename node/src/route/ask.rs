@@ -293,6 +293,7 @@ impl Walk<'_> {
             hosts,
             strip_nul: transport.is_some_and(|transport| transport.strip_nul),
             tls: transport.map_or_else(Tls::default, |transport| transport.tls),
+            client: transport.map(|transport| transport.client.clone()).unwrap_or_default(),
             program,
         })
     }

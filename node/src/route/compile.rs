@@ -1,5 +1,6 @@
 //! From the blocks `routers` and `transports` of `policy.kdl` to [`Routing`].
 
+mod client;
 mod command;
 
 use std::collections::HashMap;
@@ -8,7 +9,7 @@ use kdl::{KdlDocument, KdlNode};
 use miette::SourceSpan;
 
 use super::{
-    Protocol, Tls,
+    ClientOptions, Protocol, Tls,
     router::{
         Action, Affix, DnsLookup, NotFound, OwnHost, Precondition, Prefix, Router, Routing, Suffix,
         To, Transport,
@@ -60,7 +61,13 @@ const TRANSPORT: [&str; 5] = ["port", "strip-nul", "hosts", "randomize", "tls"];
 /// Every word of these blocks.
 #[cfg(test)]
 pub(crate) fn words() -> impl Iterator<Item = &'static str> {
-    let options = COMMON.into_iter().chain(REDIRECT).chain(MANUAL).chain(DNS).chain(TRANSPORT);
+    let options = COMMON
+        .into_iter()
+        .chain(REDIRECT)
+        .chain(MANUAL)
+        .chain(DNS)
+        .chain(TRANSPORT)
+        .chain(client::WORDS);
     KINDS.into_iter().chain(options).chain(command::WORDS)
 }
 
@@ -129,6 +136,7 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
         port,
         strip_nul: false,
         tls: Tls::default(),
+        client: ClientOptions::default(),
         randomize: false,
         hosts: None,
         command: None,
@@ -137,6 +145,7 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
         made.command = Some(command::compile(node, compiler)?);
         return Some(made);
     }
+    let mut said = client::Said::default();
     for setting in Setting::inner(node, &mut compiler.errors) {
         setting.only(&[], &mut compiler.errors);
         match setting.name {
@@ -148,13 +157,14 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
             "strip-nul" => made.strip_nul = setting.flag(&mut compiler.errors),
             "randomize" => made.randomize = setting.flag(&mut compiler.errors),
             "tls" => {
-                let text = setting.text("never, may or must", &mut compiler.errors)?;
+                let text = setting.text("never, may, must or verify", &mut compiler.errors)?;
                 match text {
                     "never" => made.tls = Tls::Never,
                     "may" => made.tls = Tls::May,
                     "must" => made.tls = Tls::Must,
+                    "verify" => made.tls = Tls::Verify,
                     other => {
-                        let known = ["never", "may", "must"];
+                        let known = ["never", "may", "must", "verify"];
                         compiler.errors.unknown(setting.span, "tls", other, known);
                     }
                 }
@@ -162,9 +172,14 @@ fn transport(node: &KdlNode, compiler: &mut Compiler<'_>) -> Option<Transport> {
             "hosts" => {
                 made.hosts = setting.text("hosts", &mut compiler.errors).map(str::to_owned);
             }
-            other => compiler.errors.unknown(setting.span, "option", other, TRANSPORT),
+            name if client::WORDS.contains(&name) => said.set(&setting, compiler)?,
+            other => {
+                let known = TRANSPORT.into_iter().chain(client::WORDS);
+                compiler.errors.unknown(setting.span, "option", other, known);
+            }
         }
     }
+    made.client = said.options(node, made.tls, compiler)?;
     Some(made)
 }
 

@@ -10,12 +10,13 @@ mod redirect;
 pub(crate) mod router;
 mod walk;
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use ppsw_spool::queue::{Expansion, MessageId};
 
 use crate::{
     dns::Dns,
+    limits::MESSAGES_PER_CONNECTION_MAX,
     policy::{Configuration, Place},
 };
 
@@ -70,6 +71,43 @@ pub enum Tls {
     May,
     /// Or not at all. Whose certificate it is does not count.
     Must,
+    /// Or not at all, with a certificate for the host's name that an authority answers for.
+    Verify,
+}
+
+/// How a transport talks to hosts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientOptions {
+    /// The authorities (PEM) of [`Tls::Verify`]; those of the web if not given.
+    pub tls_ca_file: Option<PathBuf>,
+    /// Messages that go over one connection.
+    pub connection_max_messages: u32,
+    /// 8-bit content fails where `8BITMIME` is not offered (RFC 6152 §3); else it is sent all the same.
+    pub eight_bit_strict: bool,
+    /// `BDAT` is used where it is offered (RFC 3030).
+    pub chunking: bool,
+    pub auth: Option<Auth>,
+}
+
+/// How a client says who it is (RFC 4954).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Auth {
+    /// The host knows already. Empty: whoever it takes us for.
+    External { identity: String },
+    /// The password is the first line of a file of each node: it is in no policy and no log.
+    Plain { user: String, password_file: PathBuf },
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            tls_ca_file: None,
+            connection_max_messages: MESSAGES_PER_CONNECTION_MAX,
+            eight_bit_strict: false,
+            chunking: false,
+            auth: None,
+        }
+    }
 }
 
 /// Where an address goes. Addresses with equal destinations share a transaction.
@@ -85,6 +123,7 @@ pub struct Destination {
     /// Leave NUL bytes out (Cyrus refuses them) if the message has any.
     pub strip_nul: bool,
     pub tls: Tls,
+    pub client: ClientOptions,
     /// If the protocol is `Pipe`.
     pub program: Option<Program>,
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Protocol, Tls};
+use super::{ClientOptions, Protocol, Tls};
 use crate::policy::{Place, list::List, template::Template};
 
 /// Routers in the order of the text, and the transports that they name.
@@ -191,6 +191,7 @@ pub(crate) struct Transport {
     pub(crate) port: u16,
     pub(crate) strip_nul: bool,
     pub(crate) tls: Tls,
+    pub(crate) client: ClientOptions,
     /// Hosts that do not come from MX records are tried at random.
     pub(crate) randomize: bool,
     /// For `accept` routers: like the route of a manual one.

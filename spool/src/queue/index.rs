@@ -30,7 +30,7 @@ pub(super) use view::View;
 use super::{
     entry::Tried,
     history::{History, Volume},
-    message::{Attempt, MessageId, QueuedMessage},
+    message::{Attempt, MessageId, QueuedMessage, Turn},
 };
 use crate::{NodeId, env::UnixMs, group::Position};
 
@@ -43,7 +43,7 @@ pub(super) struct Index {
     messages: BTreeMap<Key, Slot>,
     /// Uploads that no `Accept` has claimed.
     partials: BTreeMap<MessageId, Partial>,
-    /// Queued messages by when they are due, but those in `grace`.
+    /// Queued messages by turn and when they are due, but those in `grace`.
     due: BTreeSet<Due>,
     /// Messages with an attempt that has begun and has no outcome yet: those whose slots say so.
     begun: BTreeSet<Key>,
@@ -224,19 +224,20 @@ impl Index {
         slot.is_some_and(|slot| slot.are_open(addresses))
     }
 
-    /// Up to `limit` messages due at `now`, earliest first, behind `after`.
+    /// Up to `limit` messages of a turn due at `now`, earliest first, behind `after`.
     pub(super) fn due(
         &mut self,
         now: UnixMs,
+        turn: Turn,
         limit: usize,
         after: Option<(UnixMs, MessageId)>,
     ) -> Vec<(UnixMs, MessageId)> {
         if self.grace.until <= now {
             self.end_grace();
         }
-        let after = after.and_then(|(due, id)| Some(Due::new(due, Key::of(id)?)));
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let last = Due::last_at(now);
+        let after = after.and_then(|(due, id)| Some(Due::new(turn, due, Key::of(id)?)));
+        let from = after.map_or_else(|| Bound::Included(Due::first_of(turn)), Bound::Excluded);
+        let last = Due::last_at(turn, now);
         if after.is_some_and(|after| after >= last) {
             return Vec::new();
         }
@@ -248,7 +249,8 @@ impl Index {
     }
 
     pub(super) fn next_due(&self) -> Option<UnixMs> {
-        let first = self.due.first().map(|due| due.due());
+        let first_of = |turn| self.due.range(Due::first_of(turn)..).next().map(|due| due.due());
+        let first = [Turn::First, Turn::Again].into_iter().filter_map(first_of).min();
         let waiting = (!self.grace.waiting.is_empty()).then_some(self.grace.until);
         first.into_iter().chain(waiting).min()
     }
@@ -257,9 +259,8 @@ impl Index {
     pub(super) fn begin_grace(&mut self, until: UnixMs) -> usize {
         self.end_grace();
         let in_flight = self.begun.iter().filter_map(|key| Some((key, self.messages.get(key)?)));
-        let waiting: BTreeSet<_> = in_flight
-            .filter_map(|(key, slot)| slot.head()?.due().map(|due| Due::new(due, *key)))
-            .collect();
+        let waiting: BTreeSet<_> =
+            in_flight.filter_map(|(key, slot)| slot.head()?.due_entry(*key)).collect();
         waiting.iter().for_each(|due| _ = self.due.remove(due));
         self.grace = Grace { until, waiting };
         self.begun.len()
@@ -308,7 +309,7 @@ impl Index {
         self.bytes += head.size;
         self.live += slot.weight(head);
         self.held += usize::from(head.held);
-        self.due.extend(head.due().map(|due| Due::new(due, key)));
+        self.due.extend(head.due_entry(key));
         self.pins.add(head.pin);
         self.changed.note(key);
         if head.tried.begun {
@@ -352,7 +353,7 @@ impl Index {
     /// Takes a message out of what it is counted among.
     fn leave(&mut self, key: Key, head: &Head) {
         self.held -= usize::from(head.held);
-        if let Some(due) = head.due().map(|due| Due::new(due, key)) {
+        if let Some(due) = head.due_entry(key) {
             self.due.remove(&due);
             self.grace.waiting.remove(&due);
         }
@@ -360,14 +361,13 @@ impl Index {
 
     /// Whether a message waits because of an unplanned takeover.
     fn is_waiting(&self, id: MessageId, head: &Head) -> bool {
-        let due = Key::of(id).zip(head.due()).map(|(key, due)| Due::new(due, key));
+        let due = Key::of(id).and_then(|key| head.due_entry(key));
         due.is_some_and(|due| self.grace.waiting.contains(&due))
     }
 
     /// Lets a message wait as those that may be in flight do.
     fn wait(&mut self, id: MessageId) {
-        let due = self.head(id).and_then(|head| head.due());
-        let due = Key::of(id).zip(due).map(|(key, due)| Due::new(due, key));
+        let due = self.head(id).zip(Key::of(id)).and_then(|(head, key)| head.due_entry(key));
         if let Some(due) = due.filter(|due| self.due.remove(due)) {
             self.grace.waiting.insert(due);
         }
@@ -383,7 +383,7 @@ impl Index {
         self.leave(key, old);
         let head = Head::new(message, old.pin, old.record, tried);
         self.held += usize::from(head.held);
-        self.due.extend(head.due().map(|due| Due::new(due, key)));
+        self.due.extend(head.due_entry(key));
         self.changed.note(key);
         if !tried.begun {
             self.begun.remove(&key);
@@ -404,13 +404,13 @@ impl Index {
 
     /// The key of a message that waits for the end of the grace.
     fn waits(&self, id: MessageId) -> Option<Due> {
-        let due = Due::new(self.head(id)?.due()?, Key::of(id)?);
+        let due = self.head(id)?.due_entry(Key::of(id)?)?;
         self.grace.waiting.contains(&due).then_some(due)
     }
 
     /// The message with its grace, if it is in it.
     fn shown(&self, head: &Head, mut message: QueuedMessage) -> Arc<QueuedMessage> {
-        let due = head.due().and_then(|due| Some(Due::new(due, Key::of(message.id)?)));
+        let due = Key::of(message.id).and_then(|key| head.due_entry(key));
         if due.is_some_and(|due| self.grace.waiting.contains(&due)) {
             message.not_before = self.grace.until;
         }

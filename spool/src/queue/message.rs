@@ -174,6 +174,15 @@ pub enum Body {
     Chunks { indexes: Vec<u64> },
 }
 
+/// Whether an attempt would be the first: those come before others, so that a queue that waits for servers that are down
+/// does not delay new mail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// No outcome of an attempt is recorded.
+    First,
+    Again,
+}
+
 /// A message in the queue. Immutable: a change makes a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueuedMessage {

@@ -26,7 +26,7 @@ pub use checkpoint::Checkpoints;
 pub use index::Summary;
 pub use message::{
     Attempt, Body, Delivered, Envelope, Expand, Expansion, MessageId, MessageState, Origin,
-    Outcome, QueuedMessage, Recipient, RecipientState, Verdict,
+    Outcome, QueuedMessage, Recipient, RecipientState, Turn, Verdict,
 };
 pub use partition::Partition;
 pub use reader::BodyReader;

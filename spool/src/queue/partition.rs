@@ -8,7 +8,7 @@ use tracing::info;
 use super::{
     BodyReader, CarryError, MessageWriter, Pulse, Summary, carry, entry,
     index::Keeper,
-    message::{Expand, MessageId, Outcome, QueuedMessage},
+    message::{Expand, MessageId, Outcome, QueuedMessage, Turn},
     replica::Replica,
     upkeep,
 };
@@ -103,15 +103,16 @@ impl Partition {
         self.messages().collect()
     }
 
-    /// Up to `limit` messages whose next attempt is due at `now`, earliest first, leaving out those for which
+    /// Up to `limit` messages of a turn whose next attempt is due at `now`, earliest first, leaving out those for which
     /// `skip` is true (those in flight).
     pub fn due(
         &self,
         now: UnixMs,
+        turn: Turn,
         limit: usize,
         skip: &dyn Fn(MessageId) -> bool,
     ) -> Vec<Arc<QueuedMessage>> {
-        self.replica.due(now, limit, skip)
+        self.replica.due(now, turn, limit, skip)
     }
 
     /// When the next message becomes due.
@@ -303,13 +304,14 @@ impl Replica {
     pub(super) fn due(
         &self,
         now: UnixMs,
+        turn: Turn,
         limit: usize,
         skip: &dyn Fn(MessageId) -> bool,
     ) -> Vec<Arc<QueuedMessage>> {
         let (mut found, mut after) = (Vec::new(), None);
         while found.len() < limit {
             // Not under the lock: `skip` is foreign code.
-            let batch = self.machine.lock().index.due(now, limit, after);
+            let batch = self.machine.lock().index.due(now, turn, limit, after);
             let full = batch.len() == limit;
             after = batch.last().copied();
             let ids = batch.into_iter().map(|(_, id)| id);

@@ -18,7 +18,7 @@ use crate::{
         CALLBACKS_PER_HOST_MAX, CALLOUT_ADDRESS_NO_TIME, CALLOUT_ADDRESS_YES_TIME,
         CALLOUT_DOMAIN_YES_TIME,
     },
-    route::{Host, Protocol, Tls},
+    route::{ClientOptions, Host, Protocol, Tls},
 };
 
 struct Bench {
@@ -82,6 +82,7 @@ fn at(servers: &[&Server]) -> Destination {
         protocol: Protocol::Smtp,
         hosts: servers.iter().enumerate().map(host).collect(),
         strip_nul: false,
+        client: ClientOptions::default(),
         tls: Tls::May,
         program: None,
     }

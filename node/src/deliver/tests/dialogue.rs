@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -24,12 +24,12 @@ use super::server::{At, Script, Server};
 use crate::{
     deliver::{
         connect::{Connector, Stream, TcpConnector},
-        retry::{Cause, Stage},
+        retry::{Cause, RULE_OTHERS, Stage},
         seams::{BodySource, Fence},
         transaction::{Answer, Mail, Rcpt},
         transmit::{Sent, Transmission, Transmitter},
     },
-    route::{Destination, Host, Protocol, Tls},
+    route::{ClientOptions, Destination, Host, Protocol, Tls},
 };
 
 const BODY: &[u8] = b"Subject: x\r\n\r\n.dot\r\n..\r\n";
@@ -85,7 +85,12 @@ impl Fence for Silent {
 }
 
 pub(super) fn transmitter() -> Transmitter {
-    Transmitter::new(Arc::new(TcpConnector::default()), Arc::new(SystemClock), "us.example".into())
+    Transmitter::new(
+        Arc::new(TcpConnector::default()),
+        Arc::new(SystemClock),
+        "us.example".into(),
+        Vec::new(),
+    )
 }
 
 pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destination {
@@ -103,6 +108,7 @@ pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destinatio
         hosts: hosts.collect(),
         strip_nul: false,
         tls: Tls::May,
+        client: ClientOptions::default(),
         program: None,
     }
 }
@@ -122,8 +128,17 @@ async fn transmit(
         let cut = body.len() / 2;
         Box::new(Chunks(vec![body.slice(..cut), body.slice(cut..)]))
     };
-    let what = Transmission { destination, mail, recipients: &recipients, body: &open, fence };
-    let sent = transmitter.transmit(&what);
+    let retry = |_| RULE_OTHERS.parse().unwrap();
+    let what = Transmission {
+        destination,
+        personality: "mx",
+        retry: &retry,
+        mail,
+        recipients: &recipients,
+        body: &open,
+        fence,
+    };
+    let sent = async { transmitter.transmit(&what, transmitter.hosts(destination).await).await };
     tokio::time::timeout(Duration::from_secs(20), sent).await.unwrap()
 }
 
@@ -357,7 +372,12 @@ struct Pipe(usize, Arc<Notify>, Mutex<Option<JoinHandle<Vec<u8>>>>);
 
 #[async_trait]
 impl Connector for Pipe {
-    async fn connect(&self, _: SocketAddr, _: Duration) -> io::Result<Box<dyn Stream>> {
+    async fn connect(
+        &self,
+        _: Option<IpAddr>,
+        _: SocketAddr,
+        _: Duration,
+    ) -> io::Result<Box<dyn Stream>> {
         let (ours, theirs) = tokio::io::duplex(self.0);
         let read_on = Arc::clone(&self.1);
         *self.2.lock().unwrap() = Some(tokio::spawn(async move {
@@ -381,7 +401,7 @@ async fn a_dot_that_waits_for_a_slow_reader_is_not_sent_when_the_lease_is_over()
     let read_on = Arc::new(Notify::new());
     // The data fit, with the first byte of the final dot.
     let pipe = Arc::new(Pipe(BODY.len() + 2 + 1, Arc::clone(&read_on), Mutex::default()));
-    let us = Transmitter::new(Arc::clone(&pipe) as _, Arc::new(SystemClock), "us".into());
+    let us = Transmitter::new(Arc::clone(&pipe) as _, Arc::new(SystemClock), "us".into(), vec![]);
     let hosts = vec![Host {
         name: "slow".into(),
         addresses: vec![[192, 0, 2, 1].into()],
@@ -449,12 +469,15 @@ async fn a_body_that_cannot_be_read_is_neither_cut_short_nor_bounced() {
         };
         let what = Transmission {
             destination: &there,
+            personality: "mx",
+            retry: &|_| RULE_OTHERS.parse().unwrap(),
             mail: &Mail::default(),
             recipients: &[Rcpt { address: "a@y".into(), ..Rcpt::default() }],
             body: &body,
             fence: &Silent(Arc::clone(&lease)),
         };
-        let sent = transmitter().transmit(&what).await;
+        let us = transmitter();
+        let sent = us.transmit(&what, us.hosts(&there).await).await;
         assert!(is(&sent[0].answer, if lost { "fenced" } else { "unread rotten" }));
         assert!(server.complete().is_empty());
     }

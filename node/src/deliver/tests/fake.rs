@@ -18,7 +18,7 @@ use ppsw_spool::{
     log::LogError,
     queue::{
         Attempt, Body, Envelope, Expand, Expansion, MessageId, MessageState, Outcome, Pulse,
-        QueuedMessage, Recipient, RecipientState, Verdict,
+        QueuedMessage, Recipient, RecipientState, Turn, Verdict,
     },
 };
 use tokio::sync::{Semaphore, watch};
@@ -191,11 +191,17 @@ impl QueueSource for Queue {
     fn due(
         &self,
         now: UnixMs,
+        turn: Turn,
         limit: usize,
         skip: &dyn Fn(MessageId) -> bool,
     ) -> Vec<Arc<QueuedMessage>> {
         let due = self.due_times().into_iter().filter(|(due, _)| *due <= now);
-        due.map(|(_, message)| message).filter(|m| !skip(m.id)).take(limit).collect()
+        let of = |message: &Arc<QueuedMessage>| {
+            let tried = message.recipients.iter().any(|r| r.attempts > 0);
+            (if tried { Turn::Again } else { Turn::First }) == turn
+        };
+        let due = due.map(|(_, message)| message).filter(of);
+        due.filter(|m| !skip(m.id)).take(limit).collect()
     }
     fn next_due(&self) -> Option<UnixMs> {
         self.due_times().first().map(|(due, _)| *due)
@@ -377,6 +383,8 @@ impl Setting {
             queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
             router: Arc::new(Fixed(Arc::new(table))),
             connector: Arc::new(TcpConnector::default()),
+            sources: Vec::new(),
+            load: Arc::new(|| None),
             forward: Arc::clone(&forwarded) as _,
             clock: time,
             log,

@@ -12,7 +12,7 @@ use super::{
     fake::{Setting, Table, deliver_to, target},
     server::{Script, Server},
 };
-use crate::route::{Destination, Fate, Program, Protocol, Target, Tls};
+use crate::route::{ClientOptions, Destination, Fate, Program, Protocol, Target, Tls};
 
 fn table(routes: &[(&str, Vec<Target>)]) -> Table {
     let routes = routes.iter().map(|(a, targets)| ((*a).to_owned(), targets.clone())).collect();
@@ -132,6 +132,7 @@ fn program(script: &str) -> Destination {
         protocol: Protocol::Pipe,
         hosts: vec![],
         strip_nul: false,
+        client: ClientOptions::default(),
         tls: Tls::May,
         program: Some(Program {
             words: ["/bin/sh", "-c", script, "sh", "$HOME; x"].map(str::to_owned).into(),

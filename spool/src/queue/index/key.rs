@@ -1,6 +1,9 @@
 //! Message ids and due times in 16 bytes: with a million messages, three times as much is felt.
 
-use crate::{env::UnixMs, queue::message::MessageId};
+use crate::{
+    env::UnixMs,
+    queue::message::{MessageId, Turn},
+};
 
 /// Bits of a second and of a counter: both are below 62^6.
 const PART_BITS: u32 = 36;
@@ -11,14 +14,17 @@ const NODE_BITS: u32 = 12;
 /// Bits of an id.
 const ID_BITS: u32 = 2 * PART_BITS + NODE_BITS;
 
-/// The last time that can be told apart from later ones: in the year 2527.
-const DUE_MAX: u64 = (1 << (u128::BITS - ID_BITS)) - 1;
+/// Bits of a time; one more tells the turns apart.
+const DUE_BITS: u32 = u128::BITS - ID_BITS - 1;
+
+/// The last time that can be told apart from later ones: in the year 2248.
+const DUE_MAX: u64 = (1 << DUE_BITS) - 1;
 
 /// An id, in the order of ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(in crate::queue) struct Key(u128);
 
-/// An id with when it is due, in the order of that.
+/// An id with its turn and when it is due, in the order of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Due(u128);
 
@@ -62,17 +68,23 @@ impl Key {
 }
 
 impl Due {
-    pub(super) fn new(due: UnixMs, key: Key) -> Self {
-        Self(u128::from(due.0.min(DUE_MAX)) << ID_BITS | key.0)
+    pub(super) fn new(turn: Turn, due: UnixMs, key: Key) -> Self {
+        let turn = u128::from(turn == Turn::Again);
+        Self((turn << DUE_BITS | u128::from(due.0.min(DUE_MAX))) << ID_BITS | key.0)
     }
 
-    /// Behind all that are due at `now`.
-    pub(super) fn last_at(now: UnixMs) -> Self {
-        Self::new(now, Key::MAX)
+    /// Before all of a turn.
+    pub(super) fn first_of(turn: Turn) -> Self {
+        Self(Self::new(turn, UnixMs(0), Key::MAX).0 & !Key::MAX.0)
+    }
+
+    /// Behind all of a turn that are due at `now`.
+    pub(super) fn last_at(turn: Turn, now: UnixMs) -> Self {
+        Self::new(turn, now, Key::MAX)
     }
 
     pub(super) const fn due(self) -> UnixMs {
-        UnixMs((self.0 >> ID_BITS) as u64)
+        UnixMs((self.0 >> ID_BITS) as u64 & DUE_MAX)
     }
 
     pub(super) const fn key(self) -> Key {
@@ -113,12 +125,16 @@ mod tests {
     }
 
     #[test]
-    fn due_times_come_first() {
+    fn turns_and_due_times_come_first() {
         let key = Key::of(LAST).unwrap();
-        let due = Due::new(UnixMs(1_900_000_000_123), key);
-        assert_eq!((due.due(), due.key()), (UnixMs(1_900_000_000_123), key));
-        assert!(due < Due::last_at(UnixMs(1_900_000_000_123)));
-        assert!(due > Due::last_at(UnixMs(1_900_000_000_122)));
-        assert_eq!(Due::new(UnixMs(u64::MAX), key).due(), UnixMs(DUE_MAX));
+        for turn in [Turn::First, Turn::Again] {
+            let due = Due::new(turn, UnixMs(1_900_000_000_123), key);
+            assert_eq!((due.due(), due.key()), (UnixMs(1_900_000_000_123), key));
+            assert!(due < Due::last_at(turn, UnixMs(1_900_000_000_123)));
+            assert!(due > Due::last_at(turn, UnixMs(1_900_000_000_122)));
+            assert!(due > Due::first_of(turn));
+            assert_eq!(Due::new(turn, UnixMs(u64::MAX), key).due(), UnixMs(DUE_MAX));
+        }
+        assert!(Due::last_at(Turn::First, UnixMs(u64::MAX)) < Due::first_of(Turn::Again));
     }
 }

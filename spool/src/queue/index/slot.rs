@@ -15,6 +15,7 @@ use prost::{
     },
 };
 
+use super::key::{Due, Key};
 use crate::{
     env::UnixMs,
     limits::ENTRY_OVERHEAD_BYTES,
@@ -23,7 +24,7 @@ use crate::{
             Tried, read_attempts, read_envelope, read_expansion, write_attempt, write_envelope,
             write_expansion,
         },
-        message::{Attempt, Body, MessageId, MessageState, QueuedMessage},
+        message::{Attempt, Body, MessageId, MessageState, QueuedMessage, Turn},
     },
 };
 
@@ -65,8 +66,14 @@ pub(super) struct Head {
 
 impl Head {
     /// When an attempt is to be made; `None` while it is held.
-    pub(super) fn due(&self) -> Option<UnixMs> {
+    fn due(&self) -> Option<UnixMs> {
         self.next.filter(|_| !self.held)
+    }
+
+    /// Its place among those that wait for an attempt.
+    pub(super) fn due_entry(&self, key: Key) -> Option<Due> {
+        let turn = if self.tried.recorded { Turn::Again } else { Turn::First };
+        self.due().map(|due| Due::new(turn, due, key))
     }
 
     /// That of a message whose oldest record is at `pin`, and its envelope at `record`.

@@ -174,7 +174,7 @@ async fn a_restart_finds_the_queue_as_it_was() {
     assert!(waits.not_before > SystemClock.now(), "it may have been in flight");
     let new = node.accept(1, b"new").await;
     assert!(new > large_id);
-    let due = node.partition.due(SystemClock.now(), 10, &|_| false);
+    let due = node.partition.due(SystemClock.now(), Turn::First, 10, &|_| false);
     assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [untouched, new]);
     wait(|| node.partition.summary().uploads == 0).await;
     node.stop().await;
@@ -232,7 +232,7 @@ async fn three_nodes_hand_over_without_delay_and_take_over_with_it() {
     assert!(!nodes[0].partition.may_deliver());
     nodes[0].partition.hand_over(2, PATIENCE).await.unwrap();
     nodes[1].leads().await;
-    let due = nodes[1].partition.due(SystemClock.now(), 10, &|_| false);
+    let due = nodes[1].partition.due(SystemClock.now(), Turn::First, 10, &|_| false);
     assert_eq!(due.len(), 1, "a planned takeover has no delay");
     assert_eq!(nodes[1].body(id).await[16..], large[..]);
     let moved = nodes[0].partition.record(outcome(id, 0, Verdict::Delivered, true), PATIENCE).await;
@@ -245,7 +245,7 @@ async fn three_nodes_hand_over_without_delay_and_take_over_with_it() {
     nodes.remove(1).stop().await;
     wait(|| nodes.iter().any(|node| node.partition.may_deliver())).await;
     let leader = nodes.iter().find(|node| node.partition.may_deliver()).unwrap();
-    let due = leader.partition.due(SystemClock.now(), 10, &|_| false);
+    let due = leader.partition.due(SystemClock.now(), Turn::First, 10, &|_| false);
     assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [untouched], "the other one waits");
     assert!(leader.partition.get(id).unwrap().not_before > now);
     let kept: Vec<_> = leader.queue().into_iter().filter(|m| m.id != untouched).collect();
@@ -282,7 +282,7 @@ async fn what_is_committed_after_the_451_is_not_delivered() {
         let mut seen = false;
         while leader.group().status().applied_index <= index || leader.get(late).is_some() {
             seen |= leader.get(late).is_some();
-            let due = leader.due(SystemClock.now(), 10, &|_| false);
+            let due = leader.due(SystemClock.now(), Turn::First, 10, &|_| false);
             assert!(due.iter().all(|message| message.id == first));
             tokio::time::sleep(Duration::from_micros(200)).await;
         }

@@ -218,7 +218,12 @@ impl World {
     }
 
     pub(super) fn due(&self) -> Vec<MessageId> {
-        let due = self.replica.due(self.clock.now(), 100, &|_| false);
+        let of = |turn| self.replica.due(self.clock.now(), turn, 100, &|_| false);
+        let mut due: Vec<_> = [Turn::First, Turn::Again].into_iter().flat_map(of).collect();
+        let when = |message: &QueuedMessage| {
+            message.recipients.iter().filter(|r| r.is_open()).map(|r| r.next_due).min()
+        };
+        due.sort_by_key(|message| (when(message), message.id));
         due.iter().map(|message| message.id).collect()
     }
 

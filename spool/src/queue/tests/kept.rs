@@ -97,7 +97,8 @@ impl Stopped {
         let body = node.body(self.large).await;
         assert_eq!(&body[..16], b"Received: here\r\n", "{what}");
         assert_eq!(body.len(), 16 + crate::limits::CHUNK_BYTES_MAX + 9, "{what}");
-        let due = node.partition.due(UnixMs(u64::MAX), 100, &|_| false);
+        let of = |turn| node.partition.due(UnixMs(u64::MAX), turn, 100, &|_| false);
+        let due: Vec<_> = [Turn::First, Turn::Again].into_iter().flat_map(of).collect();
         assert_eq!(due.len(), 22, "{what}");
         node.stop().await;
         recalled

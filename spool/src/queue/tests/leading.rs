@@ -244,8 +244,8 @@ async fn what_is_due_leaves_out_what_is_in_flight() {
     world.fake.elect();
     let all: Vec<_> = (0..50).map(|n| accept(&world, n, 1_000_000 + n)).collect();
     let skip = |id: MessageId| !id.counter.is_multiple_of(10);
-    let due = world.replica.due(world.clock.now(), 3, &skip);
+    let due = world.replica.due(world.clock.now(), Turn::First, 3, &skip);
     assert_eq!(due.iter().map(|m| m.id).collect::<Vec<_>>(), [all[0], all[10], all[20]]);
-    assert_eq!(world.replica.due(world.clock.now(), 100, &skip).len(), 5);
-    assert_eq!(world.replica.due(UnixMs(999_999), 100, &|_| false).len(), 0);
+    assert_eq!(world.replica.due(world.clock.now(), Turn::First, 100, &skip).len(), 5);
+    assert_eq!(world.replica.due(UnixMs(999_999), Turn::First, 100, &|_| false).len(), 0);
 }
