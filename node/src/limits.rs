@@ -384,6 +384,9 @@ pub const MESSAGES_TAKEN_MAX: usize = 2_000;
 /// Transactions with other servers at once on a node: bounds sockets.
 pub const TRANSACTIONS_MAX: usize = 200;
 
+/// Of these, transactions for messages that had been tried before: servers that do not answer hold no more places than these.
+pub const RETRY_TRANSACTIONS_MAX: usize = TRANSACTIONS_MAX / 2;
+
 /// Transactions at once with one destination: enough to be fast, few enough to be polite.
 pub const TRANSACTIONS_PER_DESTINATION_MAX: usize = 20;
 

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use metrics::{counter, gauge};
 use ppsw_spool::{
     group::{ProposeError, Reply},
-    queue::{Envelope, MessageId, Outcome, QueuedMessage, Verdict},
+    queue::{Envelope, MessageId, Outcome, QueuedMessage, Turn, Verdict},
 };
 use tokio::sync::OnceCell;
 use tracing::{info, warn};
@@ -191,6 +191,8 @@ impl Workshop {
             };
             LegResult::Sent(vec![sent; leg.addresses.len()])
         };
+        let tried = message.recipients.iter().any(|attempt| attempt.attempts > 0);
+        let turn = if tried { Turn::Again } else { Turn::First };
         let enter = async {
             // First the destination, then its host, then the node: who waits for a slow one holds nothing that others need.
             let place = self.lanes.enter(&leg.destination, message.id).await?;
@@ -198,7 +200,7 @@ impl Workshop {
                 Some(_) => None,
                 None => Some(self.transmitter.hosts(&leg.destination).await),
             };
-            Ok::<_, Full>((place, hosts, self.lanes.node().await?))
+            Ok::<_, Full>((place, hosts, self.lanes.node(turn).await?))
         };
         let entered = tokio::select! {
             entered = enter => entered,

@@ -11,13 +11,14 @@ use std::{
     },
 };
 
-use ppsw_spool::queue::MessageId;
+use ppsw_spool::queue::{MessageId, Turn};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     limits::{
-        DESTINATIONS_MAX, PIPES_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_DESTINATION_FIRST,
-        TRANSACTIONS_PER_DESTINATION_MAX, WAITING_PER_DESTINATION_MAX,
+        DESTINATIONS_MAX, PIPES_MAX, RETRY_TRANSACTIONS_MAX, TRANSACTIONS_MAX,
+        TRANSACTIONS_PER_DESTINATION_FIRST, TRANSACTIONS_PER_DESTINATION_MAX,
+        WAITING_PER_DESTINATION_MAX,
     },
     route::{Destination, Protocol},
 };
@@ -27,6 +28,8 @@ type Key = (Protocol, Vec<(String, u16)>);
 
 pub(crate) struct Lanes {
     transactions: Arc<Semaphore>,
+    /// Places for messages that have been tried before.
+    retries: Arc<Semaphore>,
     lanes: Mutex<HashMap<Key, Arc<Lane>>>,
     /// Messages that were turned away and may come again.
     released: Arc<Mutex<Vec<MessageId>>>,
@@ -61,6 +64,12 @@ pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
 }
 
+/// A place of the node; given back when dropped.
+pub(crate) struct NodePlace {
+    _retry: Option<OwnedSemaphorePermit>,
+    _place: OwnedSemaphorePermit,
+}
+
 /// So many wait for this destination that one more had better stay in the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Full;
@@ -69,6 +78,7 @@ impl Lanes {
     pub(crate) fn new() -> Self {
         Self {
             transactions: Arc::new(Semaphore::new(TRANSACTIONS_MAX)),
+            retries: Arc::new(Semaphore::new(RETRY_TRANSACTIONS_MAX)),
             lanes: Mutex::default(),
             released: Arc::default(),
         }
@@ -93,8 +103,14 @@ impl Lanes {
     }
 
     /// Waits for a place of the node. To be asked for last: who waits for a slow destination or host holds nothing that others need.
-    pub(crate) async fn node(&self) -> Result<OwnedSemaphorePermit, Full> {
-        Arc::clone(&self.transactions).acquire_owned().await.map_err(|_| Full)
+    pub(crate) async fn node(&self, turn: Turn) -> Result<NodePlace, Full> {
+        let of = |places: &Arc<Semaphore>| Arc::clone(places).acquire_owned();
+        let retry = match turn {
+            Turn::First => None,
+            Turn::Again => Some(of(&self.retries).await.map_err(|_| Full)?),
+        };
+        let place = of(&self.transactions).await.map_err(|_| Full)?;
+        Ok(NodePlace { _retry: retry, _place: place })
     }
 
     /// Messages that were turned away and for which there is room now.

@@ -233,10 +233,12 @@ impl Session {
             return Err(refused(format!("{mechanism} is not offered")));
         }
         let command = Zeroizing::new(format!("AUTH {mechanism} {}\r\n", *response));
-        let mut reply = self.command("AUTH", &command).await?;
+        let reply = self.command("AUTH", &command).await?;
         if reply.code == 334 {
             // It wants more than there is to say: RFC 4954 §4 cancels with "*".
-            reply = self.command("AUTH", "*\r\n").await?;
+            let reply = self.command("AUTH", "*\r\n").await?;
+            let why = format!("it wants more than it was told, then {}", reply.text());
+            return Err(refused(why));
         }
         if reply.code == 235 { Ok(()) } else { Err(refused(reply.text())) }
     }

@@ -49,7 +49,8 @@ const SPECIAL_ROUTES: &str = include_str!("../../../deploy/cambridge/tables/spec
 const DNS_LIST: &str = "bl.example";
 /// Connections that a relay host may have; tests need more than the paper's 10.
 const CONNECTIONS_PER_RELAY_HOST: i128 = 200;
-/// `smtp_load_reserve` of `dev`: never reached.
+/// Load averages of `dev`: never reached.
+const LOAD_LIMITS: [&str; 3] = ["smtp_load_reserve", "queue_only_load", "deliver_queue_load_max"];
 const LOAD_RESERVE: i128 = 10_000;
 
 /// Writes `policy.kdl` and its tables below `dir/config`.
@@ -140,7 +141,7 @@ fn policy(smtp_port: u16, program: &str) -> io::Result<String> {
                 replace(entry, KdlValue::Integer(CONNECTIONS_PER_RELAY_HOST));
             });
         }
-        if name == "smtp_load_reserve" && first {
+        if LOAD_LIMITS.contains(&name.as_str()) && first {
             // All nodes, their clients and a compiler share this machine.
             node.entries_mut().iter_mut().for_each(|entry| {
                 replace(entry, KdlValue::Integer(LOAD_RESERVE));

@@ -25,7 +25,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     deliver::{
-        Deliverer, Parts, Programs,
+        Deliverer, LoadAverage, Parts, Programs, Sources,
         connect::TcpConnector,
         retry::{RULE_OTHERS, RetryRule, Trouble},
         seams::{BodySource, Forward, QueueSource, Queues, Router, Routing},
@@ -35,7 +35,7 @@ use crate::{
     route::{Destination, Fate, Target},
 };
 
-/// A wall clock that tests move; the monotonic one is real.
+/// A clock that tests move, and that goes on by itself.
 pub(crate) struct TestClock(pub(crate) AtomicU64);
 
 impl Clock for TestClock {
@@ -44,7 +44,7 @@ impl Clock for TestClock {
     }
     #[allow(clippy::disallowed_methods, reason = "time-outs of a test are real")]
     fn instant(&self) -> Instant {
-        Instant::now()
+        Instant::now() + Duration::from_millis(self.0.load(Ordering::SeqCst).saturating_sub(START))
     }
 }
 
@@ -309,6 +309,9 @@ impl Queues for Node {
 #[derive(Clone, Default)]
 pub(super) struct Table {
     pub(super) routes: BTreeMap<String, Vec<Target>>,
+    /// In place of those, once it is set.
+    pub(super) moved: Arc<AtomicBool>,
+    pub(super) moved_routes: BTreeMap<String, Vec<Target>>,
     pub(super) options: Options,
 }
 
@@ -317,7 +320,9 @@ impl Routing for Table {
     async fn route(&self, message: &QueuedMessage, numbers: &[u32]) -> Vec<Vec<Target>> {
         let routed = |number: &u32| {
             let address = &message.recipients[*number as usize].recipient.address;
-            self.routes.get(address).cloned().unwrap_or_else(|| {
+            let moved = self.moved.load(Ordering::SeqCst);
+            let moved = moved.then(|| self.moved_routes.get(address)).flatten();
+            moved.or_else(|| self.routes.get(address)).cloned().unwrap_or_else(|| {
                 vec![target(address, Fate::Fail(format!("5.1.1 no route to {address}")))]
             })
         };
@@ -373,6 +378,10 @@ pub(crate) const START: u64 = 1_795_464_000_000;
 
 impl Setting {
     pub(super) fn new(table: Table) -> Self {
+        Self::with(table, Arc::new(|| None), Vec::new())
+    }
+
+    pub(super) fn with(table: Table, load: LoadAverage, sources: Sources) -> Self {
         let clock = Arc::new(TestClock(AtomicU64::new(START)));
         let (queue, forwarded) = (Arc::new(Queue::new()), Arc::new(Forwarded::default()));
         let dir = tempfile::tempdir().unwrap();
@@ -383,8 +392,8 @@ impl Setting {
             queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
             router: Arc::new(Fixed(Arc::new(table))),
             connector: Arc::new(TcpConnector::default()),
-            sources: Vec::new(),
-            load: Arc::new(|| None),
+            sources,
+            load,
             forward: Arc::clone(&forwarded) as _,
             clock: time,
             log,
@@ -437,6 +446,10 @@ impl Setting {
 
     pub(super) fn outcomes(&self) -> Vec<Outcome> {
         self.queue.outcomes.lock().unwrap().clone()
+    }
+
+    pub(super) fn outcomes_of(&self, id: MessageId) -> usize {
+        self.outcomes().iter().filter(|outcome| outcome.message == id).count()
     }
 
     #[allow(clippy::disallowed_methods, reason = "tests look at the files")]

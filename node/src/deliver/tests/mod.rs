@@ -1,7 +1,9 @@
 //! Delivery against scripted servers on loopback and a queue in memory.
 
+mod client;
 mod dialogue;
 pub(crate) mod fake;
+mod hints;
 #[allow(clippy::disallowed_methods, reason = "tests use the machine as it is")]
 mod lists;
 mod operate;

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods, reason = "a test server on loopback")]
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -72,6 +72,9 @@ pub(crate) struct Script {
     pub(crate) greets: Option<Arc<Notify>>,
     /// Offered, before a handshake.
     pub(crate) starttls: Option<StartTls>,
+    pub(crate) auth: &'static str,
+    /// Reply to a chunk that is not the last.
+    pub(crate) chunk: &'static str,
 }
 
 impl Default for Script {
@@ -90,6 +93,8 @@ impl Default for Script {
             at_rcpt: None,
             greets: None,
             starttls: None,
+            auth: "235 2.7.0 welcome",
+            chunk: "250 2.0.0 go on",
         }
     }
 }
@@ -109,6 +114,8 @@ pub(crate) struct Seen {
     pub(crate) taken: Mutex<Vec<Taken>>,
     pub(crate) commands: Mutex<Vec<String>>,
     pub(crate) connections: AtomicUsize,
+    /// Where they came from.
+    pub(crate) peers: Mutex<Vec<IpAddr>>,
 }
 
 pub(crate) struct Server {
@@ -119,13 +126,18 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(script: Script) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        Self::start_at("127.0.0.1:0".parse().unwrap(), script).await
+    }
+
+    pub(crate) async fn start_at(address: SocketAddr, script: Script) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Seen::default());
         let seeing = Arc::clone(&seen);
         let task = tokio::spawn(async move {
             loop {
-                let (stream, _) = listener.accept().await.unwrap();
+                let (stream, peer) = listener.accept().await.unwrap();
+                seeing.peers.lock().unwrap().push(peer.ip());
                 seeing.connections.fetch_add(1, Ordering::SeqCst);
                 let (script, seen) = (script.clone(), Arc::clone(&seeing));
                 tokio::spawn(async move { talk(stream, &script, &seen).await });
@@ -230,6 +242,25 @@ async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
                 }
                 continue;
             }
+            "AUTH" => {
+                say(&mut stream, script.auth).await?;
+                continue;
+            }
+            "BDAT" => {
+                let mut words = line.split(' ').skip(1);
+                let mut bytes = vec![0; words.next()?.parse().ok()?];
+                stream.read_exact(&mut bytes).await.ok()?;
+                taken.data.extend_from_slice(&bytes);
+                if words.next() != Some("LAST") {
+                    say(&mut stream, script.chunk).await?;
+                } else if script.chunk.starts_with('2') {
+                    taken.complete = true;
+                    answer_dot(&mut stream, script, seen, std::mem::take(&mut taken)).await?;
+                } else {
+                    say(&mut stream, "503 5.5.1 no transaction").await?;
+                }
+                continue;
+            }
             "QUIT" => {
                 say(&mut stream, "221 bye").await?;
                 return None;
@@ -271,6 +302,11 @@ async fn data(stream: &mut Wire, script: &Script, seen: &Seen, mut taken: Taken)
         taken.data.extend_from_slice(line);
     }
     taken.complete = true;
+    answer_dot(stream, script, seen, taken).await
+}
+
+/// A whole message has come.
+async fn answer_dot(stream: &mut Wire, script: &Script, seen: &Seen, taken: Taken) -> Option<()> {
     seen.taken.lock().unwrap().push(taken.clone());
     if script.close == Some(At::Dot) {
         return None;
