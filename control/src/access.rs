@@ -24,11 +24,12 @@ use crate::{
 const REMOVED: &str = "ppsw-removed";
 
 /// What a viewer may call: nothing that changes anything, and nothing that shows what tables hold (passwords' hashes).
-const VIEWERS: [&str; 10] = [
+const VIEWERS: [&str; 11] = [
     "Status",
     "Queue",
     "Summarise",
     "Log",
+    "ListStanding",
     "Route",
     "Session",
     "ListVersions",

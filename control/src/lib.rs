@@ -36,6 +36,7 @@ pub mod placement;
 mod plane;
 mod rejoin;
 mod serve;
+mod standing;
 pub mod state;
 mod tend;
 pub mod token;
@@ -45,6 +46,7 @@ pub use enrol::{init, join};
 pub use operate::{Verb, Wanted};
 pub use plane::Plane;
 pub use rejoin::{Aside, finish_rejoin, rejoin, set_aside};
+pub use standing::{Order, Orders, Suspension};
 
 /// What the control plane asks of the node that it runs in.
 #[async_trait]

@@ -44,6 +44,18 @@ pub const MEMBERSHIP_CHECK: Duration = Duration::from_secs(3);
 /// Members of a cluster: the node's number has two base-62 digits in a message id.
 pub const NODE_ID_MAX: u64 = 62 * 62 - 1;
 
+/// Rules that operators leave: each is compared with each message that comes to delivery.
+pub const STANDING_MAX: usize = 100;
+
+/// Bytes of one: an operator's reason (500), and a filter.
+pub const STANDING_BYTES_MAX: usize = 4_096;
+
+/// The longest life of one: nobody remembers it after a month.
+pub const STANDING_LIFETIME_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// Bytes of a message in one piece of `ppswctl queue cat`.
+pub const CAT_CHUNK_BYTES: usize = 256 << 10;
+
 /// Tokens that are valid at one time; a bound on the control state.
 pub const TOKENS_MAX: usize = 1000;
 

@@ -33,6 +33,7 @@ use crate::{
     dial::Dialer,
     identity::{AddressBook, Identity},
     limits, serve,
+    standing::{Compiled, Orders},
     state::{ControlMachine, State},
     versions::{self as tables, Shelf},
 };
@@ -78,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) has_run_version: bool,
     /// Why this node is no member any more.
     pub(crate) removed: watch::Sender<Option<String>>,
+    /// The standing rules of the state, ready for use.
+    pub(crate) orders: Compiled,
     /// The agent and drains end.
     pub(crate) stop: CancellationToken,
     /// The server ends.
@@ -149,6 +152,7 @@ impl Plane {
             machine,
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
+            orders: Compiled::default(),
             progress: watch::Sender::default(),
             shelf,
             has_run_version: ran.is_some(),
@@ -172,6 +176,12 @@ impl Plane {
     #[must_use]
     pub fn node(&self) -> NodeId {
         self.shared.node
+    }
+
+    /// The rules that operators have left for messages that come to delivery.
+    #[must_use]
+    pub fn orders(&self) -> Arc<Orders> {
+        self.shared.orders.of(&self.shared.state().standing)
     }
 
     /// The partitions that this node carries.

@@ -130,9 +130,11 @@ impl Posting {
         match outcome.answers.into_iter().next() {
             Some(Answer::Delivered(_)) => Ended::new(0, ""),
             Some(Answer::Failed(text)) => Ended::new(EX_UNAVAILABLE, text),
-            Some(Answer::Deferred { text, .. } | Answer::Unread(text)) => {
-                Ended::new(EX_TEMPFAIL, text)
-            }
+            Some(
+                Answer::Deferred { text, .. }
+                | Answer::Unread(text)
+                | Answer::Suspended { text, .. },
+            ) => Ended::new(EX_TEMPFAIL, text),
             Some(Answer::Fenced) | None => Ended::new(EX_TEMPFAIL, "no answer"),
         }
     }

@@ -526,6 +526,12 @@ pub const CALLOUT_HOST_DOWN_TIME: Duration = Duration::from_secs(10);
 /// Addresses of our own in `ppswd.toml` for connections to other servers: each is compared for each connection.
 pub const SOURCES_MAX: usize = 100;
 
+/// How often a node looks whether a suspension has ended: as soon as it hears of it, as people see it.
+pub const STANDING_POLL: Duration = Duration::from_secs(1);
+
+/// What is suspended is looked at again after this time: a node that was away when the suspension ended does not know.
+pub const SUSPENDED_RETRY: Duration = Duration::from_secs(15 * 60);
+
 /// Mechanisms of AUTH that are noted of a server's offer: there are not so many.
 pub const AUTH_MECHANISMS_MAX: usize = 30;
 

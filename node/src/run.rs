@@ -123,6 +123,10 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         programs: Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
         sources: config.sources(),
         load: Arc::new(files::load_average),
+        orders: {
+            let plane = plane.clone();
+            Arc::new(move || plane.orders())
+        },
     });
     let answers = config.data.join(CALLOUTS_FILE);
     let connector = Arc::new(TcpConnector::default());

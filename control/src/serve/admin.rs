@@ -6,7 +6,7 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{domains, explain, log, operate, pages, queue, tables};
+use super::{domains, explain, filter::Filter, log, operate, pages, queue, standing, tables};
 use crate::{
     NodeId, Wanted, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -56,7 +56,7 @@ impl Admin for Service {
     ) -> Result<Response<Self::QueueStream>, Status> {
         let request = request.into_inner();
         // Checked here, so that a mistake is one error and not one for each node.
-        queue::Filter::new(request.filter.clone(), self.0.now())?;
+        Filter::new(request.filter.clone(), self.0.now())?;
         let nodes = self.asked(request.filter.as_ref())?;
         let shared = Arc::clone(&self.0);
         let streams =
@@ -70,7 +70,7 @@ impl Admin for Service {
         request: Request<pb::QueueRequest>,
     ) -> Result<Response<pb::QueueSummary>, Status> {
         let request = request.into_inner();
-        let filter = queue::Filter::new(request.filter.clone(), self.0.now())?;
+        let filter = Filter::new(request.filter.clone(), self.0.now())?;
         let nodes = self.asked(request.filter.as_ref())?;
         let parts = nodes.into_iter().map(|node| summary(&self.0, node, &filter, &request));
         Ok(Response::new(queue::merge(join_all(parts).await)))
@@ -85,11 +85,47 @@ impl Admin for Service {
         let by = caller(&request);
         let request = pb::OperateRequest { by, ..request.into_inner() };
         // Checked here, so that a mistake is one error and not one for each node.
-        queue::Filter::new(request.filter.clone(), self.0.now())?;
+        Filter::new(request.filter.clone(), self.0.now())?;
         Wanted::new(&request)?;
         let nodes = self.asked(request.filter.as_ref())?;
         let pages = operate::everywhere(&self.0, nodes, request);
         Ok(Response::new(pages.map(Ok).boxed()))
+    }
+
+    type CatStream = BoxStream<'static, Result<pb::CatChunk, Status>>;
+
+    async fn cat(
+        &self,
+        request: Request<pb::CatRequest>,
+    ) -> Result<Response<Self::CatStream>, Status> {
+        let (by, id) = (caller(&request), request.into_inner().id);
+        // Somebody reads others' mail.
+        tracing::info!(by, id, "the content of a message is shown");
+        standing::cat_anywhere(&self.0, &id).await.map(Response::new)
+    }
+
+    async fn add_standing(
+        &self,
+        request: Request<pb::AddStandingRequest>,
+    ) -> Result<Response<pb::StandingRule>, Status> {
+        let by = caller(&request);
+        standing::add(&self.0, by, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn list_standing(
+        &self,
+        _: Request<pb::ListStandingRequest>,
+    ) -> Result<Response<pb::ListStandingReply>, Status> {
+        Ok(Response::new(pb::ListStandingReply { rules: standing::list(&self.0) }))
+    }
+
+    async fn cancel_standing(
+        &self,
+        request: Request<pb::CancelStandingRequest>,
+    ) -> Result<Response<pb::CancelStandingReply>, Status> {
+        let by = caller(&request);
+        let rules = standing::cancel(&self.0, &by, request.into_inner()).await?;
+        Ok(Response::new(pb::CancelStandingReply { rules }))
     }
 
     async fn drain(
@@ -368,7 +404,7 @@ fn queue_of(
 ) -> BoxStream<'static, pb::QueuePage> {
     let silent = pb::QueuePage { silent: vec![node], ..pb::QueuePage::default() };
     if node == shared.node {
-        return match queue::Filter::new(request.filter, shared.now()) {
+        return match Filter::new(request.filter, shared.now()) {
             Ok(filter) => queue::pages_here(shared, filter).boxed(),
             Err(_) => stream::once(async move { silent }).boxed(),
         };
@@ -380,7 +416,7 @@ fn queue_of(
 async fn summary(
     shared: &Shared,
     node: NodeId,
-    filter: &queue::Filter,
+    filter: &Filter,
     request: &pb::QueueRequest,
 ) -> pb::QueueSummary {
     if node == shared.node {

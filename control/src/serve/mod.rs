@@ -3,12 +3,14 @@
 mod admin;
 mod domains;
 mod explain;
+pub(crate) mod filter;
 mod join;
 mod log;
 mod node;
 mod operate;
 mod pages;
 mod queue;
+mod standing;
 mod tables;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};

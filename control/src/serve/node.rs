@@ -7,7 +7,7 @@ use ppsw_proto::control::{self as pb, node_server::Node};
 use ppsw_spool::{group::ProposeError, queue::Outcome};
 use tonic::{Request, Response, Status};
 
-use super::{join, log, operate, queue};
+use super::{filter::Filter, join, log, operate, queue, standing};
 use crate::{
     Wanted, limits,
     pki::Peer,
@@ -64,7 +64,7 @@ impl Node for Service {
         &self,
         request: Request<pb::QueueRequest>,
     ) -> Result<Response<Self::QueueStream>, Status> {
-        let filter = queue::Filter::new(request.into_inner().filter, self.0.now())?;
+        let filter = Filter::new(request.into_inner().filter, self.0.now())?;
         let pages = queue::pages_here(Arc::clone(&self.0), filter);
         Ok(Response::new(pages.map(Ok).boxed()))
     }
@@ -73,7 +73,7 @@ impl Node for Service {
         &self,
         request: Request<pb::QueueRequest>,
     ) -> Result<Response<pb::QueueSummary>, Status> {
-        let filter = queue::Filter::new(request.into_inner().filter, self.0.now())?;
+        let filter = Filter::new(request.into_inner().filter, self.0.now())?;
         Ok(Response::new(queue::summary_here(&self.0, &filter)))
     }
 
@@ -84,9 +84,18 @@ impl Node for Service {
         request: Request<pb::OperateRequest>,
     ) -> Result<Response<Self::OperateStream>, Status> {
         let request = request.into_inner();
-        let filter = queue::Filter::new(request.filter.clone(), self.0.now())?;
+        let filter = Filter::new(request.filter.clone(), self.0.now())?;
         let pages = operate::here(Arc::clone(&self.0), filter, Wanted::new(&request)?);
         Ok(Response::new(pages.map(Ok).boxed()))
+    }
+
+    type CatStream = BoxStream<'static, Result<pb::CatChunk, Status>>;
+
+    async fn cat(
+        &self,
+        request: Request<pb::CatRequest>,
+    ) -> Result<Response<Self::CatStream>, Status> {
+        standing::cat_here(&self.0, &request.get_ref().id).map(Response::new)
     }
 
     async fn sign(

@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt, stream, stream::BoxStream};
 use ppsw_proto::control as pb;
 use ppsw_spool::queue::{Partition, QueuedMessage};
 
-use super::{pages, queue::Filter};
+use super::{filter::Filter, pages};
 use crate::{NodeId, Wanted, limits, operate::Verb, plane::Shared};
 
 /// Asks the nodes, one after the other; a node that does not answer, or stops answering, is named in its last page.

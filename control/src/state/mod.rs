@@ -4,6 +4,7 @@
 mod https;
 mod machine;
 mod members;
+mod standing;
 pub(crate) mod versions;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -45,6 +46,9 @@ pub struct State {
     pub https_domains: BTreeMap<String, Arc<pb::HttpsDomain>>,
     /// Policy and tables. Shared by states that do not differ in it: every command copies the state.
     pub versions: Arc<Versions>,
+    /// Rules that operators have left, by number. Shared by states that do not differ in them.
+    pub standing: Arc<BTreeMap<u64, pb::StandingRule>>,
+    last_standing: u64,
     /// Counts the changes: of two states, the one with more is newer.
     pub revision: u64,
     /// The next number for a node. Never goes back, so no number is used twice.
@@ -155,6 +159,8 @@ impl State {
             Some(Change::UnsetHttpsDomain(unset)) => self.unset_https_domain(&unset),
             Some(Change::RecordFetch(record)) => self.record_fetch(record),
             Some(Change::RecordLetter(record)) => self.record_letter(record),
+            Some(Change::AddStanding(add)) => return self.add_standing(add),
+            Some(Change::CancelStanding(cancel)) => self.cancel_standing(&cancel),
             None => {
                 Err("a control command of an unknown kind: update ppswd on all nodes".to_owned())
             }
@@ -185,6 +191,8 @@ impl State {
             away: self.away.values().copied().collect(),
             https_domains: self.https_domains.values().map(|d| pb::HttpsDomain::clone(d)).collect(),
             versions: Some(self.versions.to_proto()),
+            standing: self.standing.values().cloned().collect(),
+            last_standing: self.last_standing,
         }
     }
 
@@ -214,6 +222,8 @@ impl State {
                 .map(|d| (d.domain.clone(), Arc::new(d)))
                 .collect(),
             versions: Arc::new(Versions::from_proto(state.versions.unwrap_or_default())),
+            standing: Arc::new(state.standing.into_iter().map(|r| (r.id, r)).collect()),
+            last_standing: state.last_standing,
             revision: state.revision,
         })
     }

@@ -104,6 +104,9 @@ impl Workshop {
         source: &dyn QueueSource,
         message: &Arc<QueuedMessage>,
     ) -> Ended {
+        if let Some(ended) = self.obey(source, message).await {
+            return ended;
+        }
         let routing = self.parts.router.current();
         let begun = OnceCell::new();
         let fence = Lease {
@@ -143,8 +146,9 @@ impl Workshop {
         let mut message = Arc::clone(message);
         // A list of lists: each round goes one level down, and routing bounds how many there are.
         for _ in 0..=ROUTE_DEPTH_MAX {
-            let planned = plan(&message, routing, self.parts.clock.now()).await;
+            let mut planned = plan(&message, routing, self.parts.clock.now()).await;
             if planned.expansions.is_empty() {
+                self.suspend(&mut planned);
                 return Ok((message, planned));
             }
             for expand in planned.expansions {

@@ -27,6 +27,7 @@ pub mod retry;
 mod schedule;
 pub mod seams;
 pub(crate) mod session;
+mod standing;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;
@@ -41,6 +42,7 @@ use ppsw_spool::env::Clock;
 pub use load::LoadAverage;
 pub use schedule::Deliverer;
 pub use seams::ConfiguredRouter;
+pub use standing::StandingOrders;
 pub use transmit::Sources;
 
 use crate::maillog::MailLog;
@@ -60,6 +62,7 @@ pub struct Parts {
     /// See [`Sources`].
     pub sources: Sources,
     pub load: LoadAverage,
+    pub orders: StandingOrders,
 }
 
 /// What programs of this machine need to know of its node.

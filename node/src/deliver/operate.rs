@@ -109,7 +109,7 @@ fn may_be_elsewhere(
 
 impl Workshop {
     /// Gives recipients another address. What was done is logged, also if something goes wrong in the middle.
-    async fn redirect(
+    pub(super) async fn redirect(
         &self,
         source: &dyn QueueSource,
         message: &QueuedMessage,
@@ -143,7 +143,7 @@ impl Workshop {
     }
 
     /// Ends recipients. The report for the sender is in the same entry of the log.
-    async fn give_up(
+    pub(super) async fn give_up(
         &self,
         source: &dyn QueueSource,
         message: &Arc<QueuedMessage>,
@@ -194,7 +194,12 @@ impl Workshop {
         Ok(())
     }
 
-    fn log_operator(&self, message: &QueuedMessage, recipients: &[u32], wanted: &Wanted) {
+    pub(super) fn log_operator(
+        &self,
+        message: &QueuedMessage,
+        recipients: &[u32],
+        wanted: &Wanted,
+    ) {
         let about = wanted.verb.is_about_recipients();
         let addresses: Vec<&str> = chosen(message, recipients)
             .filter(|_| about)
@@ -243,7 +248,7 @@ fn judged(message: &QueuedMessage, number: u32, text: &str) -> Judged {
     Judged::without_host(address, Verdict::Failed, text.to_owned())
 }
 
-fn done(answer: Result<Reply, ProposeError>) -> Result<(), String> {
+pub(super) fn done(answer: Result<Reply, ProposeError>) -> Result<(), String> {
     match answer {
         Ok(Reply::Refused(why)) => Err(why),
         Ok(_) => Ok(()),

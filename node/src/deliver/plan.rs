@@ -57,8 +57,18 @@ pub(crate) struct Address {
 pub(crate) struct Decided {
     pub(crate) address: Address,
     pub(crate) text: String,
-    /// Failed; otherwise deferred.
-    pub(crate) failed: bool,
+    pub(crate) ruling: Ruling,
+}
+
+/// What becomes of an address that goes nowhere now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ruling {
+    Failed,
+    Deferred,
+    /// An operator lets its destination wait.
+    Suspended {
+        until: UnixMs,
+    },
 }
 
 /// Routes the recipients that are due at `now`.
@@ -98,19 +108,19 @@ pub(crate) async fn plan(message: &QueuedMessage, routing: &dyn Routing, now: Un
                 target => target,
             };
             let (address, fate) = address(message, number, target, key, return_path);
-            let (text, failed) = match fate {
+            let (text, ruling) = match fate {
                 _ if !is_sendable(&address.rcpt.address) || !is_sendable(&address.return_path) => {
-                    ("5.1.3 the address cannot be written in SMTP".to_owned(), true)
+                    ("5.1.3 the address cannot be written in SMTP".to_owned(), Ruling::Failed)
                 }
                 Fate::Deliver(destination) => {
                     legs.add(*destination, address);
                     continue;
                 }
-                Fate::Fail(text) => (text, true),
-                Fate::Defer(text) => (text, false),
+                Fate::Fail(text) => (text, Ruling::Failed),
+                Fate::Defer(text) => (text, Ruling::Deferred),
                 Fate::Expand(_) => continue,
             };
-            plan.decided.push(Decided { address, text, failed });
+            plan.decided.push(Decided { address, text, ruling });
         }
     }
     plan.legs = legs.divided();

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::{
     attempt::{Lease, LegResult, Workshop},
-    plan::{Leg, Plan},
+    plan::{Leg, Plan, Ruling},
     record::record,
     result::{Attempted, Early, Result, label},
     retry::Cause,
@@ -196,10 +196,10 @@ fn decided_results(attempted: &Attempted<'_>, plan: &Plan) -> Vec<Result> {
     let mut out = Vec::new();
     for decided in &plan.decided {
         let text = decided.text.clone();
-        let answer = if decided.failed {
-            Answer::Failed(text)
-        } else {
-            Answer::Deferred { text, elsewhere: false, cause: Cause::Other }
+        let answer = match decided.ruling {
+            Ruling::Failed => Answer::Failed(text),
+            Ruling::Deferred => Answer::Deferred { text, elsewhere: false, cause: Cause::Other },
+            Ruling::Suspended { until } => Answer::Suspended { text, until },
         };
         let Some((verdict, text)) = attempted.judge(&decided.address.rcpt.address, answer, None)
         else {

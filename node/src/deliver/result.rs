@@ -20,7 +20,7 @@ use super::{
     transaction::Answer,
 };
 use crate::{
-    limits::UNREAD_RETRY,
+    limits::{SUSPENDED_RETRY, UNREAD_RETRY},
     message::bounce::{Excerpt, Kind, Report, Reported, divide, wants_warning},
 };
 
@@ -118,6 +118,10 @@ impl Attempted<'_> {
             Answer::Unread(text) => {
                 let wait = next.unwrap_or(UNREAD_RETRY);
                 (Verdict::Deferred { next_due: self.now.plus(wait) }, text)
+            }
+            Answer::Suspended { text, until } => {
+                let next_due = until.min(self.now.plus(SUSPENDED_RETRY));
+                (Verdict::Deferred { next_due }, text)
             }
             Answer::Deferred { text, .. } => match next {
                 Some(wait) => (Verdict::Deferred { next_due: self.now.plus(wait) }, text),

@@ -65,8 +65,16 @@ impl Deliverer {
     pub fn start(parts: Parts) -> Self {
         let deliverer = Self::new(parts);
         let running = deliverer.clone();
-        tokio::spawn(async move { running.run().await });
+        tokio::spawn(async move { running.run_all().await });
         deliverer
+    }
+
+    /// Everything that it does, until [`Self::stop`]. To be called once.
+    pub(super) async fn run_all(&self) {
+        tokio::select! {
+            () = self.run() => {}
+            () = self.follow_suspensions() => {}
+        }
     }
 
     /// A deliverer that does nothing until it runs.

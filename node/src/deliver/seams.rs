@@ -9,7 +9,10 @@ use ppsw_spool::{
     env::UnixMs,
     group::{ProposeError, Reply},
     log::LogError,
-    queue::{BodyReader, Expand, MessageId, Outcome, Partition, Pulse, QueuedMessage, Spool, Turn},
+    queue::{
+        BodyReader, Expand, MessageId, MessageState, Outcome, Partition, Pulse, QueuedMessage,
+        Spool, Turn,
+    },
 };
 use tokio::sync::watch;
 
@@ -62,6 +65,22 @@ pub trait QueueSource: Send + Sync + 'static {
         due: UnixMs,
         deadline: Duration,
     ) -> Result<Reply, ProposeError>;
+    /// Like [`Self::release`], for messages that are not held.
+    async fn release_queued(
+        &self,
+        id: MessageId,
+        due: UnixMs,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        match self.get(id) {
+            Some(message) if message.state == MessageState::Queued => {
+                self.release(id, due, deadline).await
+            }
+            _ => Ok(Reply::Refused("it is held, or gone".to_owned())),
+        }
+    }
+    /// Messages that `wanted` is true for. Looks at the whole queue.
+    fn find(&self, wanted: &dyn Fn(&QueuedMessage) -> bool) -> Vec<MessageId>;
     /// See [`Partition::redirect`].
     async fn redirect(
         &self,
@@ -190,6 +209,9 @@ impl QueueSource for Partition {
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
         Self::redirect(self, id, recipient, address, due, deadline).await
+    }
+    fn find(&self, wanted: &dyn Fn(&QueuedMessage) -> bool) -> Vec<MessageId> {
+        self.messages().filter(|message| wanted(message)).map(|message| message.id).collect()
     }
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
         Box::new(Self::body(self, message))

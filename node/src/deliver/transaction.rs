@@ -1,5 +1,7 @@
 //! One mail transaction: MAIL, RCPT, DATA, the message, the final dot, and what each recipient got for an answer.
 
+use ppsw_spool::env::UnixMs;
+
 use super::{
     dot::DotStuffer,
     reply::Reply,
@@ -47,6 +49,11 @@ pub(crate) enum Answer {
     },
     /// This node cannot read the message now. Nobody is at fault but us: never a reason to give up.
     Unread(String),
+    /// An operator lets the destination wait: never a reason to give up.
+    Suspended {
+        text: String,
+        until: UnixMs,
+    },
     /// Not known and not recorded: the partition moved before the final dot.
     Fenced,
 }

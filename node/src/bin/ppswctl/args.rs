@@ -79,6 +79,18 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: QueueVerb,
     },
+    /// Send nothing to a domain, or to hosts of a name; `*` is any characters. Mail for it waits, and does not expire.
+    Suspend {
+        destination: String,
+        /// It ends after this time.
+        #[arg(long = "for", value_name = "TIME", value_parser = age::duration, default_value = "1d")]
+        lasts: Duration,
+        /// Why; it is shown and logged.
+        #[arg(long)]
+        reason: String,
+    },
+    /// Send to a suspended destination again; what waits is due at once.
+    Resume { destination: String },
     /// Managed mail domains, and those that are fetched from a web server.
     Domains {
         #[command(subcommand)]
@@ -360,6 +372,15 @@ pub(crate) enum QueueVerb {
     List(Filter),
     /// Everything about one message.
     Show { id: String },
+    /// The content of one message, as it goes to other servers.
+    Cat { id: String },
+    /// Rules that stand: made by `hold`, `bounce`, `drop` and `redirect` with --standing, and by `suspend`.
+    Rules,
+    /// End rules that stand. What they have done stays done.
+    Cancel {
+        #[arg(required = true)]
+        rules: Vec<u64>,
+    },
     /// Let attempts begin at once. Messages on hold stay there.
     Retry(Chosen),
     /// Begin no attempts for these messages until they are released. One that runs goes on.
@@ -392,6 +413,9 @@ pub(crate) struct Chosen {
     /// Why; it is logged. Needed for `bounce`, `drop` and `redirect`.
     #[arg(long)]
     pub(crate) reason: Option<String>,
+    /// Not with the messages that are there, but for this long with all that come to delivery: `hold`, `bounce`, `drop`, `redirect`.
+    #[arg(long, value_name = "TIME", value_parser = age::duration)]
+    pub(crate) standing: Option<Duration>,
 }
 
 /// Which messages. All conditions must hold.

@@ -19,6 +19,7 @@ mod operate;
 mod policy;
 mod queue;
 mod route;
+mod standing;
 mod status;
 mod tables;
 mod token;
@@ -168,6 +169,9 @@ async fn operate(args: Args) -> Result<(), Failure> {
             QueueVerb::Summary(filter) => queue::summary(&mut admin, filter, json).await,
             QueueVerb::List(filter) => queue::list(&mut admin, filter, json).await,
             QueueVerb::Show { id } => queue::show(&mut admin, &id, json).await,
+            QueueVerb::Cat { id } => queue::cat(&mut admin, id).await,
+            QueueVerb::Rules => standing::list(&mut admin, json).await,
+            QueueVerb::Cancel { rules } => standing::cancel(&mut admin, rules, "", json).await,
             // Done in `run`.
             _ => Ok(()),
         },
@@ -197,6 +201,12 @@ async fn operate(args: Args) -> Result<(), Failure> {
                 tables::reset(&mut admin, &format!("lists/{list}"), &names, reason, json).await
             }
         },
+        Verb::Suspend { destination, lasts, reason } => {
+            standing::suspend(&mut admin, destination, lasts, reason, json).await
+        }
+        Verb::Resume { destination } => {
+            standing::cancel(&mut admin, Vec::new(), &destination, json).await
+        }
         Verb::Domains { verb } => operate_domains(&mut admin, verb, json).await,
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.

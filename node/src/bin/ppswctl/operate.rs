@@ -10,7 +10,7 @@ use crate::{
     Failure,
     address::Admin,
     args::{Chosen, QueueVerb},
-    queue,
+    queue, standing,
 };
 
 /// One of these verbs, with what it is about.
@@ -29,7 +29,12 @@ impl<'a> Asked<'a> {
             QueueVerb::Bounce(chosen) => (Verb::Bounce, chosen),
             QueueVerb::Drop(chosen) => (Verb::Drop, chosen),
             QueueVerb::Redirect { chosen, to } => (Verb::Redirect { to: to.clone() }, chosen),
-            QueueVerb::Summary(_) | QueueVerb::List(_) | QueueVerb::Show { .. } => return None,
+            QueueVerb::Summary(_)
+            | QueueVerb::List(_)
+            | QueueVerb::Show { .. }
+            | QueueVerb::Cat { .. }
+            | QueueVerb::Rules
+            | QueueVerb::Cancel { .. } => return None,
         };
         Some(Self { verb, chosen })
     }
@@ -53,6 +58,10 @@ pub(crate) async fn operate(
         by: String::new(),
         all: asked.chosen.all,
     };
+    if let Some(lasts) = asked.chosen.standing {
+        standing::add(admin, request, lasts, as_json).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let past = asked.verb.past();
     let mut pages = admin.operate(request).await?.into_inner();
     let (mut items, mut silent): (Vec<Operated>, Vec<u64>) = Default::default();

@@ -1,7 +1,9 @@
-//! `queue summary|list|show`.
+//! `queue summary|list|show|cat`.
+
+use std::io::{self, Write as _};
 
 use comfy_table::{Table, presets};
-use ppsw_proto::control::{QueueFilter, QueueItem, QueueRequest, QueueSummary};
+use ppsw_proto::control::{CatRequest, QueueFilter, QueueItem, QueueRequest, QueueSummary};
 use serde_json::{Value, json};
 
 use crate::{
@@ -99,6 +101,20 @@ pub(crate) async fn show(admin: &mut Admin, id: &str, as_json: bool) -> Result<(
             say!("      {}", recipient.last_error);
         }
     }
+    Ok(())
+}
+
+/// Bytes as they are, also with `--json`: they are in no character set.
+pub(crate) async fn cat(admin: &mut Admin, id: String) -> Result<(), Failure> {
+    let mut chunks = admin.cat(CatRequest { id }).await?.into_inner();
+    let mut out = io::stdout().lock();
+    while let Some(chunk) = chunks.message().await? {
+        if out.write_all(&chunk.content).is_err() {
+            // Nobody reads any more.
+            return Ok(());
+        }
+    }
+    let _ = out.flush();
     Ok(())
 }
 

@@ -164,6 +164,7 @@ fn is(answer: &Answer, kind: &str) -> bool {
         Answer::Failed(text) => ("failed", text.as_str()),
         Answer::Deferred { text, .. } => ("deferred", text.as_str()),
         Answer::Unread(text) => ("unread", text.as_str()),
+        Answer::Suspended { text, .. } => ("suspended", text.as_str()),
         Answer::Fenced => ("fenced", ""),
     };
     let (wanted, words) = kind.split_once(' ').unwrap_or((kind, ""));

@@ -11,6 +11,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use ppsw_control::Orders;
 use ppsw_spool::{
     PartitionId,
     env::{Clock, UnixMs},
@@ -124,6 +125,7 @@ impl Queue {
         for result in &outcome.results {
             let attempt = &mut message.recipients[result.recipient as usize];
             attempt.attempts += 1;
+            attempt.last_error.clone_from(&result.text);
             attempt.state = RecipientState::Deferred;
             match result.verdict {
                 Verdict::Deferred { next_due } => attempt.next_due = next_due,
@@ -284,6 +286,10 @@ impl QueueSource for Queue {
             (attempt.state, attempt.next_due) = (RecipientState::New, due);
         }))
     }
+    fn find(&self, wanted: &dyn Fn(&QueuedMessage) -> bool) -> Vec<MessageId> {
+        let messages = self.messages.lock().unwrap();
+        messages.values().filter(|message| wanted(message)).map(|message| message.id).collect()
+    }
     fn body(&self, message: &QueuedMessage) -> Box<dyn BodySource> {
         let readable = !self.unreadable.load(Ordering::SeqCst);
         let body = || self.bodies.lock().unwrap().get(&message.id).cloned();
@@ -370,6 +376,8 @@ pub(super) struct Setting {
     pub(super) clock: Arc<TestClock>,
     pub(super) forwarded: Arc<Forwarded>,
     pub(super) deliverer: Deliverer,
+    /// Rules that stand.
+    pub(super) orders: Arc<Mutex<Arc<Orders>>>,
     dir: tempfile::TempDir,
     _thread: LogThread,
 }
@@ -387,6 +395,8 @@ impl Setting {
         let dir = tempfile::tempdir().unwrap();
         let time: Arc<dyn Clock> = Arc::clone(&clock) as _;
         let (log, thread) = MailLog::open(dir.path(), 1, Arc::clone(&time)).unwrap();
+        let orders: Arc<Mutex<Arc<Orders>>> = Arc::default();
+        let given = Arc::clone(&orders);
         let deliverer = Deliverer::new(Parts {
             name: "us.example".into(),
             queues: Arc::new(Node { queue: Arc::clone(&queue), next: AtomicU64::new(1_000) }),
@@ -394,14 +404,15 @@ impl Setting {
             connector: Arc::new(TcpConnector::default()),
             sources,
             load,
+            orders: Arc::new(move || Arc::clone(&given.lock().unwrap())),
             forward: Arc::clone(&forwarded) as _,
             clock: time,
             log,
             programs: Programs { dir: dir.path().join("programs"), smtp: None },
         });
         let running = deliverer.clone();
-        tokio::spawn(async move { running.run().await });
-        Self { queue, clock, forwarded, deliverer, dir, _thread: thread }
+        tokio::spawn(async move { running.run_all().await });
+        Self { queue, clock, forwarded, deliverer, orders, dir, _thread: thread }
     }
 
     /// Stops delivery, soon.
@@ -425,6 +436,10 @@ impl Setting {
         let body = Bytes::from_static(b"Subject: hello\r\n\r\nbody\r\n");
         self.queue.put(id(number), envelope, body);
         id(number)
+    }
+
+    pub(super) fn clock_now(&self) -> UnixMs {
+        self.clock.now()
     }
 
     /// Moves the clock.

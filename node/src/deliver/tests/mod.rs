@@ -9,4 +9,5 @@ mod lists;
 mod operate;
 mod queue;
 pub(crate) mod server;
+mod standing;
 mod tls;
