@@ -131,9 +131,10 @@ impl Attempted<'_> {
         let text = printable(&text);
         let patience = self.routing.options().ignore_bounce_errors_after;
         if verdict == Verdict::Failed && self.is_bounce() && self.age() < patience {
-            // A bounce that fails may yet be delivered: by a mended table, or to a mended server.
+            // A bounce that fails may yet be delivered, by a mended table, or to a mended server: Exim freezes it until
+            // `auto_thaw`, and drops it when it is too old.
             let left = patience.saturating_sub(self.age());
-            let wait = next.map_or(left, |wait| wait.min(left)).max(Duration::from_secs(1));
+            let wait = self.routing.options().auto_thaw.min(left).max(Duration::from_secs(1));
             return Some((Verdict::Deferred { next_due: self.now.plus(wait) }, text));
         }
         Some((verdict, text))

@@ -139,9 +139,15 @@ async fn nobody_is_told_who_did_not_want_to_be() {
 async fn a_failed_bounce_is_tried_for_a_day_and_then_dropped() {
     let setting = Setting::new(table(&[]));
     let id = setting.put(1, "", &["nowhere@z"]);
-    setting.until("deferred", || setting.outcomes().len() == 1).await;
-    assert_eq!(setting.queue.message(id).unwrap().recipients[0].state, RecipientState::Deferred);
-    setting.later(25 * HOUR);
+    for round in 1..=3 {
+        setting.until("put off", || setting.outcomes().len() == round).await;
+        let bounce = &setting.queue.message(id).unwrap().recipients[0];
+        assert_eq!(bounce.state, RecipientState::Deferred);
+        // Kept for `auto_thaw`, and for no longer than a day in all.
+        let wait = bounce.next_due.since(setting.clock_now());
+        assert_eq!(wait, 8 * HOUR);
+        setting.later(wait);
+    }
     setting.until("dropped", || setting.queue.len() == 0).await;
     assert!(setting.outcomes().iter().all(|outcome| outcome.creates.is_empty()));
     setting.until("logged", || setting.mainlog().contains("error message ignored")).await;
