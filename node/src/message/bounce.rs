@@ -158,12 +158,23 @@ impl Report<'_> {
              Content-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\n"
         );
         self.explain(&mut out);
+        let status = self.status();
+        // RFC 6533 §3, §4: what has addresses beyond ASCII has types of its own.
+        let (report, encoding) = match status.is_ascii() {
+            true => ("message/delivery-status", "7bit"),
+            false => ("message/global-delivery-status", "8bit"),
+        };
         let _ = write!(
             out,
-            "\r\n--{boundary}\r\nContent-Type: message/delivery-status\r\n\r\n{}",
-            self.status()
+            "\r\n--{boundary}\r\nContent-Type: {report}\r\n\
+             Content-Transfer-Encoding: {encoding}\r\n\r\n{status}"
         );
-        let part = if self.excerpt.headers_only { "text/rfc822-headers" } else { "message/rfc822" };
+        let part = match (self.envelope.smtputf8, self.excerpt.headers_only) {
+            (false, false) => "message/rfc822",
+            (false, true) => "text/rfc822-headers",
+            (true, false) => "message/global",
+            (true, true) => "message/global-headers",
+        };
         let encoding = if original.is_ascii() { "7bit" } else { "8bit" };
         let _ = write!(
             out,
@@ -200,7 +211,9 @@ impl Report<'_> {
         }
         out.push_str("Auto-Submitted: auto-replied\r\n");
         if self.kind == Kind::Failed {
-            for reported in self.recipients.iter().take(50) {
+            // A header beyond ASCII is only for somebody whose address is.
+            let fits = |reported: &&Reported| reported.recipient.is_ascii() || !self.to.is_ascii();
+            for reported in self.recipients.iter().filter(fits).take(50) {
                 let _ = write!(out, "X-Failed-Recipients: {}\r\n", plain(&reported.recipient));
             }
         }
@@ -470,6 +483,30 @@ mod tests {
         assert!(text.contains("Action: delayed\r\nStatus: 4.1.1"));
         assert!(text.contains("Will-Retry-Until: "));
         assert!(text.contains("Content-Type: text/rfc822-headers"));
+    }
+
+    #[test]
+    fn what_is_beyond_ascii_has_its_own_types() {
+        let far = "gr\u{e5}@exempel.example";
+        let recipients = [Reported { recipient: far.into(), address: far.into(), ..reported() }];
+        for (sender, smtputf8) in [("sender@example.org", false), ("s\u{e4}nder@example.org", true)]
+        {
+            let envelope = Envelope { sender: sender.into(), smtputf8: true, ..envelope() };
+            for (headers_only, part) in [(false, "global"), (true, "global-headers")] {
+                let excerpt = Excerpt { headers_only, ..Excerpt::default() };
+                let (made, bytes) = report(&envelope, &recipients, &excerpt).to_message();
+                assert_eq!(made.smtputf8, smtputf8);
+                let text = String::from_utf8(bytes.to_vec()).unwrap();
+                let (header, body) = text.split_once("\r\n\r\n").unwrap();
+                assert_eq!(header.is_ascii(), !smtputf8, "{header}");
+                assert!(
+                    body.contains("Content-Type: message/global-delivery-status\r\n"),
+                    "{body}"
+                );
+                assert!(body.contains(&format!("Content-Type: message/{part}\r\n")), "{body}");
+                assert!(body.contains(&format!("Final-Recipient: utf-8; {far}\r\n")), "{body}");
+            }
+        }
     }
 
     #[test]

@@ -12,7 +12,10 @@ use super::{
     fake::{Setting, Table, deliver_to},
     server::{Script, Server, StartTls},
 };
-use crate::route::{Auth, ClientOptions, Destination, Protocol, Tls};
+use crate::{
+    deliver::plan::plan,
+    route::{Auth, ClientOptions, Destination, Protocol, Tls},
+};
 
 const EHLO: &str =
     "250-here\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-CHUNKING\r\n250 AUTH PLAIN EXTERNAL";
@@ -211,4 +214,26 @@ async fn who_must_say_who_we_are_says_it_and_no_more() {
         assert!(!log.contains("pass word") && !log.contains("AHVz"), "{log}");
         assert!(server.complete().is_empty());
     }
+}
+
+#[tokio::test]
+async fn the_domains_of_a_message_get_their_turn_in_order() {
+    let server = Server::start(Script::default()).await;
+    let mut table = Table::default();
+    let order = ["x@b.cam.ac.uk", "x@CAM.ac.uk", "x@ed.ac.uk", "x@a.example"];
+    for (number, address) in order.iter().enumerate() {
+        let mut there = destination(&[&server], Protocol::Smtp);
+        there.hosts[0].name = format!("host{number}");
+        table.routes.insert((*address).to_owned(), vec![deliver_to(address, &there)]);
+    }
+    table.options.remote_sort_domains =
+        ["*.cam.ac.uk", "cam.ac.uk", "*.ac.uk"].map(str::to_owned).to_vec();
+    let setting = Setting::new(Table::default());
+    let recipients = [order[3], order[1], order[2], order[0]];
+    let id = setting.put(1, "s@x", &recipients);
+    let message = setting.queue.message(id).unwrap();
+    let planned = plan(&message, &table, setting.clock_now()).await;
+    let legs: Vec<&str> =
+        planned.legs.iter().map(|leg| leg.addresses[0].rcpt.address.as_str()).collect();
+    assert_eq!(legs, order);
 }
