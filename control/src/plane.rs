@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) has_run_version: bool,
     /// Why this node is no member any more.
     pub(crate) removed: watch::Sender<Option<String>>,
+    /// When this process started.
+    pub(crate) started: UnixMs,
     /// The standing rules of the state, ready for use.
     pub(crate) orders: Compiled,
     /// The agent and drains end.
@@ -139,6 +141,7 @@ impl Plane {
         if book.drained {
             hooks.set_draining(true);
         }
+        let started = clock.now();
         let shared = Arc::new(Shared {
             node,
             identity,
@@ -153,6 +156,7 @@ impl Plane {
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
             orders: Compiled::default(),
+            started,
             progress: watch::Sender::default(),
             shelf,
             has_run_version: ran.is_some(),
@@ -344,6 +348,7 @@ impl Shared {
             not_ready: self.not_ready(),
             drain: Some(self.progress.borrow().clone()),
             groups,
+            started_ms: self.started.0,
             tables: Some(self.tables_report()),
         }
     }

@@ -25,5 +25,6 @@ pub mod policy;
 pub mod rate;
 pub mod route;
 pub mod run;
+pub mod service;
 pub mod smtp;
 pub mod tables;

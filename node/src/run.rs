@@ -32,6 +32,7 @@ use crate::{
     maillog::MailLog,
     policy::{Configuration, NodeFacts, Surroundings},
     rate::Rates,
+    service,
     smtp::{Activity, Certificates, FrontEnd, Listener, Policy, Rules},
 };
 
@@ -200,8 +201,13 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         Ok(())
     });
     tracing::info!(node = plane.node(), name = config.name, "ready to serve");
+    service::ready();
 
-    let ended = serve(&config, &hooks.live, &front, &plane, &log, &mut tasks).await;
+    let ended = tokio::select! {
+        ended = serve(&config, &hooks.live, &front, &plane, &log, &mut tasks) => ended,
+        () = service::watchdog() => Ok(()),
+    };
+    service::stopping();
     stop(&front, &deliverer, &plane).await;
     log.close().await;
     // The last lines; a disk that hangs must not keep the process.

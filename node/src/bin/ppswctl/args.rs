@@ -69,6 +69,18 @@ pub(crate) enum Verb {
         #[arg(long, value_parser = age::duration, default_value = "2m")]
         timeout: Duration,
     },
+    /// Restart all nodes, one after the other: drains a node, runs a command, waits for it to come back, goes on if all is well.
+    RollingRestart {
+        /// Run by `sh` for each node; `{host}` is its control address without the port, `{name}` its name, `{id}` its number.
+        #[arg(long, value_name = "COMMAND")]
+        exec: String,
+        /// Only these, in this order.
+        #[arg(long, value_name = "NODE", value_delimiter = ',')]
+        nodes: Vec<String>,
+        /// For each step of each node: the drain, the command, the return.
+        #[arg(long, value_parser = age::duration, default_value = "5m")]
+        timeout: Duration,
+    },
     /// What a machine needs to join.
     Token {
         #[command(subcommand)]
@@ -114,6 +126,10 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: ListsVerb,
     },
+    /// Completions for a shell, on standard output.
+    Completions { shell: clap_complete::Shell },
+    /// Man pages, one for each verb, into a directory.
+    Man { dir: PathBuf },
     /// The policy's files.
     Policy {
         #[command(subcommand)]

@@ -26,14 +26,37 @@ pub(crate) async fn drain(
 ) -> Result<(), Failure> {
     let mut admin = address::connect(cluster).await?;
     let node = status::find_node(&status::ask(&mut admin).await?, given)?;
+    let mut tell = |text: &str| {
+        if !as_json {
+            say!("node {node}: {text}");
+        }
+    };
+    quietly(cluster, node, patience, force, &mut tell).await?;
+    if as_json {
+        say!("{}", json!({ "node": node, "state": "drained", "safe_to_stop": true }));
+    } else {
+        say!("node {node}: drained, safe to stop");
+    }
+    Ok(())
+}
+
+/// Drains, and tells each step.
+pub(crate) async fn quietly(
+    cluster: &Cluster,
+    node: u64,
+    patience: Duration,
+    force: bool,
+    tell: &mut dyn FnMut(&str),
+) -> Result<(), Failure> {
+    let mut admin = address::connect(cluster).await?;
     admin.drain(DrainRequest { node, force }).await?;
     let mut shown = String::new();
     let waited = timeout(patience, async {
         loop {
             if let Some(status) = fresh_status(cluster).await {
                 let (safe, text) = stand(&status, node);
-                if text != shown && !as_json {
-                    say!("node {node}: {text}");
+                if text != shown {
+                    tell(&text);
                 }
                 shown = text;
                 if safe {
@@ -48,11 +71,6 @@ pub(crate) async fn drain(
             "node {node} is not drained after {patience:?} ({shown}); the drain goes on, run this again to watch it"
         )));
     }
-    if as_json {
-        say!("{}", json!({ "node": node, "state": "drained", "safe_to_stop": true }));
-    } else {
-        say!("node {node}: drained, safe to stop");
-    }
     Ok(())
 }
 
@@ -64,6 +82,22 @@ pub(crate) async fn undrain(
 ) -> Result<(), Failure> {
     let mut admin = address::connect(cluster).await?;
     let node = status::find_node(&status::ask(&mut admin).await?, given)?;
+    take_back(cluster, node, patience).await?;
+    if as_json {
+        say!("{}", json!({ "node": node, "state": "up" }));
+    } else {
+        say!("node {node}: back in service, leads its own partition");
+    }
+    Ok(())
+}
+
+/// Undrains, until it leads its own partition.
+pub(crate) async fn take_back(
+    cluster: &Cluster,
+    node: u64,
+    patience: Duration,
+) -> Result<(), Failure> {
+    let mut admin = address::connect(cluster).await?;
     admin.undrain(UndrainRequest { node }).await?;
     let waited = timeout(patience, async {
         while !is_home(cluster, node).await {
@@ -74,11 +108,6 @@ pub(crate) async fn undrain(
         return Err(Failure::TimedOut(format!(
             "node {node} takes mail again, and does not lead its own partition after {patience:?}; see `ppswctl status`"
         )));
-    }
-    if as_json {
-        say!("{}", json!({ "node": node, "state": "up" }));
-    } else {
-        say!("node {node}: back in service, leads its own partition");
     }
     Ok(())
 }

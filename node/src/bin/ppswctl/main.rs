@@ -16,8 +16,10 @@ mod explain;
 mod log;
 mod node;
 mod operate;
+mod pages;
 mod policy;
 mod queue;
+mod rolling;
 mod route;
 mod standing;
 mod status;
@@ -115,6 +117,13 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
     if let Verb::Policy { verb: PolicyVerb::Check { dir } } = &args.verb {
         return Ok(policy::check(dir, args.json).await);
     }
+    if let Verb::Completions { shell } = &args.verb {
+        pages::completions(*shell);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Verb::Man { dir } = &args.verb {
+        return pages::man(dir).map(|()| ExitCode::SUCCESS);
+    }
     if let Verb::Route(asked) = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return route::route(&mut admin, asked, args.json).await;
@@ -160,6 +169,10 @@ async fn operate(args: Args) -> Result<(), Failure> {
             drain::drain(&cluster, &node, timeout, force, json).await
         }
         Verb::Undrain { node, timeout } => drain::undrain(&cluster, &node, timeout, json).await,
+        Verb::RollingRestart { exec, nodes, timeout } => {
+            let asked = rolling::Asked { exec, nodes, patience: timeout };
+            rolling::restart(&cluster, &asked, json).await
+        }
         Verb::Token { verb } => match verb {
             TokenVerb::Create { expires } => token::create(&mut admin, expires, json).await,
             TokenVerb::List => token::list(&mut admin, json).await,
@@ -210,7 +223,9 @@ async fn operate(args: Args) -> Result<(), Failure> {
         Verb::Domains { verb } => operate_domains(&mut admin, verb, json).await,
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.
-        Verb::Route { .. } | Verb::Policy { .. } => Ok(()),
+        Verb::Route { .. } | Verb::Policy { .. } | Verb::Completions { .. } | Verb::Man { .. } => {
+            Ok(())
+        }
     }
 }
 
