@@ -145,7 +145,8 @@ fn rules_stand(cluster: &mut Cluster) {
         let all = cluster.ctl_json(&["queue", "list"]);
         (moved == 3 && held.as_array()?.len() == 3 && all.as_array()?.len() == 3).then_some(())
     });
-    let mut to = |address: &str| maildir.messages().any(|m| m.recipients.iter().any(|r| r == address));
+    let mut to =
+        |address: &str| maildir.messages().any(|m| m.recipients.iter().any(|r| r == address));
     assert!(!to("old@example.org") && !to("gone@example.org") && !to("held@example.org"));
     let logs: String = (1..=3)
         .map(|node| std::fs::read_to_string(cluster.node_dir(node).join("log/mainlog")).unwrap())

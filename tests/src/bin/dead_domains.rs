@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ppsw_tests::{client::Client, cluster::Cluster, process::Process, wait_for};
+use ppsw_tests::{client::Client, cluster::Cluster, process::Guard, wait_for};
 
 const MESSAGES: usize = 100_000;
 const RUNS: usize = 3;
