@@ -71,7 +71,7 @@ fn destinations_wait_and_rules_stand() {
         (maildir.messages().count() == before + waiting).then_some(())
     });
 
-    rules_stand(&mut cluster);
+    rules_stand(&cluster);
 }
 
 fn refusals(cluster: &Cluster) {
@@ -117,7 +117,7 @@ fn shown_whole(cluster: &Cluster) {
     }
 }
 
-fn rules_stand(cluster: &mut Cluster) {
+fn rules_stand(cluster: &Cluster) {
     let add = |arguments: &[&str]| {
         let rest = ["--standing", "2h", "--reason", "a test"];
         cluster.ctl_json(&[&["queue"], arguments, &rest].concat())[0]["id"].as_u64().unwrap()
