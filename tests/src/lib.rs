@@ -17,6 +17,7 @@ pub mod corpus;
 pub mod dialogue;
 pub mod golden;
 pub mod hops;
+pub mod imap;
 pub mod ledger;
 pub mod load;
 pub mod process;

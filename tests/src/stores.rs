@@ -1,4 +1,4 @@
-//! Real peers from Debian: Cyrus' lmtpd, and Postfix' smtp-sink.
+//! Real peers from Debian: Cyrus, and Postfix' smtp-sink.
 
 use std::{
     collections::HashMap,
@@ -14,12 +14,14 @@ use tempfile::TempDir;
 use crate::{
     client::Client,
     corpus::without_field,
+    imap::Imap,
     process::{GroupGuard, Guard},
     sink::{ID_FIELD, field},
     wait_for,
 };
 
 const CYRUS: &str = "/usr/lib/cyrus/bin/master";
+const IMAP_PORT: u16 = 1_143;
 const SMTP_SINK: &str = "/usr/sbin/smtp-sink";
 /// `spqr1` to `spqr9`.
 const USERS: std::ops::RangeInclusive<u8> = 1..=9;
@@ -35,12 +37,14 @@ pub fn exim() -> PathBuf {
 /// A private Cyrus that takes mail by LMTP for the users of `ppswd dev`.
 pub struct Cyrus {
     dir: TempDir,
+    imap: SocketAddr,
     _master: GroupGuard,
 }
 
 impl Cyrus {
-    /// Starts a lmtpd on `address`.
+    /// Starts a lmtpd on `address`, and an imapd for a look into the mailboxes.
     pub fn start(address: SocketAddr) -> Self {
+        let imap = SocketAddr::new(address.ip(), IMAP_PORT);
         assert!(Path::new(CYRUS).exists(), "{CYRUS} is missing: tests/run installs cyrus-imapd");
         let dir = tempfile::Builder::new().prefix("ppswitch-cyrus-").tempdir().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -58,12 +62,14 @@ impl Cyrus {
              sievedir: {path}/sieve\ncyrus_user: cyrus\ncyrus_group: mail\nadmins: cyrus\n\
              virtdomains: userid\ndefaultdomain: hermes.cam.ac.uk\nunixhierarchysep: yes\naltnamespace: yes\n\
              lmtp_downcase_rcpt: yes\nduplicatesuppression: no\nmunge8bit: no\nreject8bit: no\n\
-             autocreate_post: yes\nautocreate_quota: 0\nservername: store.example.org\n"
+             autocreate_post: yes\nautocreate_quota: 0\nservername: store.example.org\n\
+             allowplaintext: yes\n"
         );
         std::fs::write(dir.path().join("imapd.conf"), imapd).unwrap();
         let services = format!(
             "START {{\n  recover cmd=\"ctl_cyrusdb -C {path}/imapd.conf -r\"\n}}\n\
-             SERVICES {{\n  lmtp cmd=\"lmtpd -C {path}/imapd.conf -a\" listen=\"{address}\" prefork=1 maxchild=20\n}}\n\
+             SERVICES {{\n  lmtp cmd=\"lmtpd -C {path}/imapd.conf -a\" listen=\"{address}\" prefork=1 maxchild=20\n  \
+             imap cmd=\"imapd -C {path}/imapd.conf -N\" listen=\"{imap}\" prefork=0 maxchild=5\n}}\n\
              EVENTS {{\n}}\n"
         );
         std::fs::write(dir.path().join("cyrus.conf"), services).unwrap();
@@ -81,7 +87,7 @@ impl Cyrus {
             TcpStream::connect(address).ok()
         });
         make_mailboxes(address);
-        Self { dir, _master: master }
+        Self { dir, imap, _master: master }
     }
 
     /// What Cyrus keeps of a message: it writes `Return-Path` itself (RFC 5321 §4.4) and drops one that is there, and
@@ -90,6 +96,16 @@ impl Cyrus {
         let mut kept = without_field(content, "Return-Path");
         kept.retain(|byte| *byte != 0);
         kept
+    }
+
+    /// Runs an administrator's IMAP command.
+    pub fn administer(&self, command: &str) {
+        Imap::login(self.imap, "cyrus").command(command);
+    }
+
+    /// All messages in a folder of a user; the inbox is `INBOX`.
+    pub fn mail(&self, user: &str, folder: &str) -> Vec<Vec<u8>> {
+        Imap::login(self.imap, user).messages(folder)
     }
 
     /// All stored messages that have a test id, by it.

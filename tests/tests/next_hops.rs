@@ -10,15 +10,64 @@
 
 #[path = "next_hops/servers.rs"]
 mod servers;
+#[path = "next_hops/stores.rs"]
+mod stores;
 
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
+    corpus::{self, Likeness},
     hops::SENDER,
     report,
-    sink::ID_FIELD,
+    sink::{ID_FIELD, field},
     wait_for,
 };
+
+/// Odd messages that every server has to keep as they are.
+const ODD: [&str; 11] = [
+    "empty body",
+    "lines of 998",
+    "every byte",
+    "eight bits",
+    "dots",
+    "dot at the end",
+    "empty lines",
+    "spaces at line ends",
+    "From at line start",
+    "commands",
+    "around one chunk",
+];
+
+/// Odd messages and their ids.
+fn odd_messages() -> Vec<(String, Vec<u8>)> {
+    let specimens = corpus::generated(0);
+    let odd = specimens.iter().filter(|specimen| ODD.contains(&specimen.name.as_str()));
+    let odd: Vec<_> = odd
+        .enumerate()
+        .map(|(number, specimen)| {
+            let id = format!("odd-{number}");
+            (id.clone(), corpus::with_id(specimen, &id))
+        })
+        .collect();
+    assert_eq!(odd.len(), ODD.len());
+    odd
+}
+
+/// Waits for a message in a mailbox: it is there once, and as it was sent. Gives its text, without folding.
+#[track_caller]
+fn expect(what: &str, mailbox: impl Fn() -> Vec<Vec<u8>>, id: &str, sent: &[u8]) -> String {
+    let kept = wait_for(&format!("{id} in {what}"), PATIENCE, || one(&mailbox(), id));
+    assert_eq!(corpus::compare(sent, &kept), Ok(Likeness::Same), "{what}");
+    String::from_utf8_lossy(&kept).replace("\r\n\t", " ").replace("\r\n ", " ")
+}
+
+/// A message with this id that a mailbox has; not one that is there twice.
+fn one(mail: &[Vec<u8>], id: &str) -> Option<Vec<u8>> {
+    let mut found = mail.iter().filter(|text| field(text, ID_FIELD).as_deref() == Some(id));
+    let first = found.next().cloned();
+    assert!(found.next().is_none(), "{id} is there twice");
+    first
+}
 
 /// A message that is known by `id`, with a body of that many lines.
 fn message(id: &str, lines: usize) -> Vec<u8> {

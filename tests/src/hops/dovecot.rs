@@ -47,7 +47,7 @@ impl Dovecot {
         let mut text = String::new();
         for (user, bytes) in users {
             let home = self.dir.path().join("mail").join(user);
-            write!(text, "{user}::{OWNER}:{OWNER}::{}::", home.display()).unwrap();
+            write!(text, "{user}:{{PLAIN}}any:{OWNER}:{OWNER}::{}::", home.display()).unwrap();
             writeln!(text, "userdb_quota_rule=*:bytes={bytes}").unwrap();
         }
         // Whole or not at all: it reads the file when it has changed.
@@ -88,6 +88,7 @@ fn configuration(dir: &Path, address: SocketAddr, strict: IpAddr) -> String {
          mail_location = maildir:~/Maildir\n\
          auth_username_format = %Ln\n\
          recipient_delimiter = +\n\
+         passdb {{\n  driver = passwd-file\n  args = {here}/users\n}}\n\
          userdb {{\n  driver = passwd-file\n  args = {here}/users\n}}\n\
          mail_plugins = quota\n\
          plugin {{\n  quota = maildir:User quota\n  quota_grace = 0\n}}\n\

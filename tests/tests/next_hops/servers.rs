@@ -5,32 +5,16 @@ use std::net::SocketAddr;
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
-    corpus::{self, Likeness},
     hops::{
         self, Exim, OpenSmtpd, Postfix, Service, Tap, Turn, address, lead, mainlog, retry,
         wait_for_queue,
     },
-    sink::{ID_FIELD, field},
     stores::PostfixSink,
     wait_for,
 };
 
-use crate::{client, expect_failure, message, send};
+use crate::{client, expect, expect_failure, message, odd_messages, one, send};
 
-/// Odd messages that every server has to keep as they are.
-const ODD: [&str; 11] = [
-    "empty body",
-    "lines of 998",
-    "every byte",
-    "eight bits",
-    "dots",
-    "dot at the end",
-    "empty lines",
-    "spaces at line ends",
-    "From at line start",
-    "commands",
-    "around one chunk",
-];
 /// Bytes that Postfix takes in one message where it takes little.
 const TINY: &str = "message_size_limit=5000";
 
@@ -143,22 +127,6 @@ fn start() -> (Cluster, Hops) {
     (cluster, Hops::start(port))
 }
 
-/// A message with this id that a mailbox has; not one that is there twice.
-fn one(mail: &[Vec<u8>], id: &str) -> Option<Vec<u8>> {
-    let mut found = mail.iter().filter(|text| field(text, ID_FIELD).as_deref() == Some(id));
-    let first = found.next().cloned();
-    assert!(found.next().is_none(), "{id} is there twice");
-    first
-}
-
-/// Waits for a message in a mailbox; it is as it was sent.
-#[track_caller]
-fn expect(what: &str, mailbox: impl Fn() -> Vec<Vec<u8>>, id: &str, sent: &[u8]) -> String {
-    let kept = wait_for(&format!("{id} in {what}"), PATIENCE, || one(&mailbox(), id));
-    assert_eq!(corpus::compare(sent, &kept), Ok(Likeness::Same), "{what}");
-    String::from_utf8_lossy(&kept).replace("\r\n\t", " ").replace("\r\n ", " ")
-}
-
 #[test]
 fn mail_servers_take_what_they_can() {
     let (cluster, hops) = start();
@@ -173,16 +141,7 @@ fn mail_servers_take_what_they_can() {
 
 /// Byte by byte, and once.
 fn odd_messages_arrive(client: &mut Client, hops: &Hops) {
-    let odd: Vec<(String, Vec<u8>)> = corpus::generated(0)
-        .into_iter()
-        .filter(|specimen| ODD.contains(&specimen.name.as_str()))
-        .enumerate()
-        .map(|(number, specimen)| {
-            let id = format!("odd-{number}");
-            (id.clone(), corpus::with_id(&specimen, &id))
-        })
-        .collect();
-    assert_eq!(odd.len(), ODD.len());
+    let odd = odd_messages();
     for domain in ["postfix", "exim", "opensmtpd"] {
         let recipients = [format!("a@{domain}.example.org"), format!("b@{domain}.example.org")];
         for (_, content) in &odd {
