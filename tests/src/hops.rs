@@ -8,7 +8,7 @@ mod tap;
 
 use std::{
     fmt::Write as _,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -51,6 +51,25 @@ pub fn lead(cluster: &Cluster, domains: &[(String, Vec<IpAddr>)]) {
         }
     }
     std::fs::write(&path, zone).unwrap();
+    // The name server looks at its files now and then; nodes must not learn before that there is no such domain.
+    let last = format!("{}.example.org", domains.last().unwrap().0);
+    wait_for(&last, PATIENCE, || has_mx(cluster.file.dns, &last).then_some(()));
+}
+
+/// Asks a name server (RFC 1035 §4) whether a domain has MX records.
+fn has_mx(server: SocketAddr, domain: &str) -> bool {
+    let mut question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
+    for label in domain.split('.') {
+        question.push(u8::try_from(label.len()).unwrap());
+        question.extend_from_slice(label.as_bytes());
+    }
+    question.extend_from_slice(b"\x00\x00\x0f\x00\x01");
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    socket.send_to(&question, server).unwrap();
+    let mut answer = [0; 512];
+    // The number of answers.
+    socket.recv(&mut answer).is_ok() && answer[6..8] != [0, 0]
 }
 
 /// Changes the cluster's policy: each text is there once, and becomes the other.
@@ -113,7 +132,14 @@ pub fn wait_for_queue(cluster: &Cluster, expected: &[String]) -> Vec<Waiting> {
         if tried && addresses == expected {
             return waiting;
         }
-        assert!(start.elapsed() < PATIENCE, "{expected:?} should wait, these do: {waiting:#?}");
+        if start.elapsed() > PATIENCE {
+            let missing = expected.iter().filter(|one| !addresses.contains(&one.as_str()));
+            let strange = waiting.iter().filter(|one| !expected.contains(&one.address));
+            let untried = waiting.iter().filter(|one| one.last_error.is_empty());
+            let (missing, strange): (Vec<_>, Vec<_>) = (missing.collect(), strange.collect());
+            let untried: Vec<_> = untried.collect();
+            panic!("not there: {missing:?}, wait: {strange:#?}, were not tried: {untried:#?}");
+        }
         std::thread::sleep(Duration::from_millis(200));
     }
 }

@@ -8,6 +8,8 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "next_hops/faults.rs"]
+mod faults;
 #[path = "next_hops/servers.rs"]
 mod servers;
 #[path = "next_hops/stores.rs"]
