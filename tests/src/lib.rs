@@ -16,6 +16,8 @@ pub mod cluster;
 pub mod corpus;
 pub mod dialogue;
 pub mod golden;
+pub mod hops;
+pub mod imap;
 pub mod ledger;
 pub mod load;
 pub mod process;
