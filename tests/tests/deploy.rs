@@ -529,8 +529,10 @@ fn haproxy_leads_mail_around_a_node_that_drains_and_restarts() {
         tally.in_doubt.len(),
         tally.refused
     );
+    // 421 only between a drain and the balancer's next look: clients come again.
     for heard in greetings.keys() {
-        assert!(["220 ppsw.", "421 4.3.2"].contains(&heard.as_str()), "{greetings:?}");
+        let known = ["220 ", "421 4.3.2"].iter().any(|code| heard.starts_with(code));
+        assert!(known, "{greetings:?}");
     }
     let mut maildir = cluster.maildir();
     let mut arrived = BTreeMap::new();
