@@ -208,6 +208,29 @@ fn the_packaged_settings_are_good() {
 }
 
 #[test]
+fn what_the_package_takes_is_there() {
+    let manifest = text("node/Cargo.toml");
+    let Some((_, package)) = manifest.split_once("[package.metadata.deb]") else {
+        panic!("node/Cargo.toml has no [package.metadata.deb]")
+    };
+    let source = Regex::new(r#"(?m)^    \["\.\./([^"*]+)"#).unwrap();
+    let sources: Vec<_> = source.captures_iter(package).map(|found| found[1].to_owned()).collect();
+    assert!(sources.len() > 5, "{sources:?}");
+    for path in sources {
+        assert!(root().join(&path).exists(), "node/Cargo.toml: {path} does not exist");
+    }
+    // What the scripts and units call is where the package puts it.
+    for (file, wanted) in [
+        ("deploy/systemd/ppswd.service", "/usr/lib/ppswitch/ppswd-drain"),
+        ("deploy/anycast/ppsw-anycast.service", "/usr/lib/ppswitch/ppsw-anycast"),
+    ] {
+        assert!(text(file).contains(wanted), "{file}: {wanted}");
+        let name = wanted.rsplit('/').next().unwrap();
+        assert!(package.contains(&format!("/{name}\", \"usr/lib/ppswitch/\"")), "{name}");
+    }
+}
+
+#[test]
 fn the_service_is_hardened_and_knows_the_exit_codes() {
     let answer = good(
         "systemd-analyze",
