@@ -256,10 +256,11 @@ fn the_service_is_hardened_and_knows_the_exit_codes() {
 #[test]
 fn every_alert_is_tested_and_has_an_entry_in_the_runbook() {
     println!("{}", good("promtool", &["check", "rules", "deploy/prometheus/rules.yml"]));
-    println!("{}", good("promtool", &["test", "rules", "deploy/prometheus/rules_test.yml"]));
+    let files = ["deploy/prometheus/rules_test.yml", "deploy/prometheus/rules_slow_test.yml"];
+    println!("{}", good("promtool", &["test", "rules", files[0], files[1]]));
 
     let alerts = alerts();
-    let tests = text("deploy/prometheus/rules_test.yml");
+    let tests = files.map(text).concat();
     let runbook = text("docs/runbook.md");
     let entries: BTreeSet<&str> =
         runbook.lines().filter_map(|line| line.strip_prefix("### ")).collect();
@@ -291,6 +292,51 @@ fn every_alert_is_tested_and_has_an_entry_in_the_runbook() {
         let known = alerts.keys().any(|alert| alert.to_lowercase() == found[1]);
         assert!(known, "docs/runbook.md: #{} leads nowhere", &found[1]);
     }
+}
+
+/// What a page shows as a command: verbs and options.
+fn commands(page: &str) -> Vec<(Vec<String>, Vec<String>)> {
+    let code = Regex::new("`ppswctl ([^`]+)`").unwrap();
+    let text = Regex::new("\"[^\"]*\"|'[^']*'").unwrap();
+    let verb = Regex::new("^[a-z][a-z-]*$").unwrap();
+    let command = |line: &str| {
+        let line = text.replace_all(line, "X").into_owned();
+        let words: Vec<&str> = line.split([' ', '=']).collect();
+        let options = words.iter().filter(|word| word.starts_with("--")).map(|&o| o.to_owned());
+        let verbs = words.iter().skip_while(|word| ["--json", "--viewer"].contains(word));
+        let verbs = verbs.take_while(|word| verb.is_match(word)).take(2).map(|&v| v.to_owned());
+        (verbs.collect(), options.collect())
+    };
+    code.captures_iter(page).map(|found| command(&found[1])).collect()
+}
+
+#[test]
+fn commands_of_the_pages_exist() {
+    let ppswctl = program("ppswctl").display().to_string();
+    let mut helps: HashMap<Vec<String>, Option<String>> = HashMap::new();
+    let mut help = |verbs: &[String]| {
+        let known = helps.entry(verbs.to_vec()).or_insert_with(|| {
+            let words: Vec<&str> = verbs.iter().map(String::as_str).chain(["--help"]).collect();
+            let output = run(&ppswctl, &words);
+            output.status.success().then(|| said(&output))
+        });
+        known.clone()
+    };
+    let mut checked = 0;
+    for page in ["operations", "runbook", "security", "sizing", "queue", "tables", "metrics"] {
+        for (verbs, options) in commands(&text(&format!("docs/{page}.md"))) {
+            // The second word may be an argument.
+            let known = help(&verbs).or_else(|| help(verbs.get(..1)?));
+            let known = known.unwrap_or_else(|| panic!("docs/{page}.md: ppswctl {verbs:?}"));
+            for option in &options {
+                let there = known.contains(option.as_str());
+                assert!(there, "docs/{page}.md: ppswctl {verbs:?} has no {option}");
+            }
+            checked += 1;
+        }
+    }
+    println!("{checked} commands");
+    assert!(checked > 80, "{checked} commands");
 }
 
 #[test]
@@ -527,10 +573,8 @@ fn haproxy_leads_mail_around_a_node_that_drains_and_restarts() {
         wait_for("the balancer to see the drain", PATIENCE, || {
             let name = format!("Server smtp/ppsw-{id} ");
             let log = std::fs::read_to_string(&log).unwrap();
-            let seen = log.lines().filter(|line| line.contains(&name));
-            seen.last()
-                .is_some_and(|l| l.contains("drain state") || l.contains("DOWN"))
-                .then_some(())
+            let last = log.lines().rfind(|line| line.contains(&name));
+            last.is_some_and(|l| l.contains("drain state") || l.contains("DOWN")).then_some(())
         });
         more(50);
         cluster.kill(id);
@@ -560,7 +604,7 @@ fn haproxy_leads_mail_around_a_node_that_drains_and_restarts() {
     let mut maildir = cluster.maildir();
     let mut arrived = BTreeMap::new();
     wait_for("all mail that was taken", PATIENCE, || {
-        arrived.extend(maildir.messages().filter_map(|filed| Some((Filed::id(&filed)?, ()))));
+        arrived.extend(maildir.messages().filter_map(|filed| Some((Filed::id(filed)?, ()))));
         tally.taken.keys().all(|id| arrived.contains_key(id)).then_some(())
     });
 }
