@@ -163,12 +163,15 @@ impl Agent {
 
     fn follow_drain(&mut self, state: &State) {
         let drained = state.drained(self.shared.node);
-        if drained != self.told {
-            self.shared.hooks.set_draining(drained);
-            self.told = drained;
+        // One that was drained when it started has had no sessions: nobody needs notice.
+        let notice =
+            if self.told { std::time::Duration::ZERO } else { self.shared.options.drain_notice };
+        if !drained && self.told {
+            self.shared.hooks.set_draining(false);
         }
+        self.told = drained;
         if drained && self.drain.is_none() {
-            self.drain = Some(tokio::spawn(drain::run(Arc::clone(&self.shared))));
+            self.drain = Some(tokio::spawn(drain::run(Arc::clone(&self.shared), notice)));
         } else if !drained && let Some(task) = self.drain.take() {
             task.abort();
             self.shared.progress.send_replace(pb::DrainProgress::default());

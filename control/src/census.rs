@@ -30,6 +30,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         }
         if !shared.control.leads() {
             census = Census::default();
+            // Who leads says it now.
+            count(&State::default());
             continue;
         }
         let state = shared.state();
@@ -52,9 +54,13 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 tracing::warn!(%error, "a change of the members was not made");
             }
         }
-        metrics::gauge!("ppsw_away_nodes").set(state.away.len() as f64);
-        metrics::gauge!("ppsw_leaving_nodes").set(state.removals.len() as f64);
+        count(&state);
     }
+}
+
+fn count(state: &State) {
+    metrics::gauge!("ppsw_away_nodes").set(state.away.len() as f64);
+    metrics::gauge!("ppsw_leaving_nodes").set(state.removals.len() as f64);
 }
 
 /// Who answered when, since this node leads the control group.

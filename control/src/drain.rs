@@ -24,8 +24,12 @@ const POLL: Duration = Duration::from_millis(20);
 /// How often a drained node makes sure that it still leads nothing.
 const WATCH: Duration = Duration::from_millis(200);
 
-/// Drains this node and keeps it drained, until the task is aborted.
-pub(crate) async fn run(shared: Arc<Shared>) {
+/// Drains this node and keeps it drained, until the task is aborted. New sessions are turned away after `notice`: balancers
+/// are told at once that this node is not ready, and look when they look.
+pub(crate) async fn run(shared: Arc<Shared>, notice: Duration) {
+    shared.progress.send_replace(progress(Phase::Sessions));
+    sleep(notice).await;
+    shared.hooks.set_draining(true);
     tracing::info!("drain: waiting for SMTP transactions");
     end_transactions(&shared).await;
     let mut safe = false;

@@ -25,6 +25,7 @@ pub mod client;
 mod dial;
 mod drain;
 mod enrol;
+mod figures;
 mod files;
 pub mod https;
 pub mod identity;
@@ -167,6 +168,8 @@ pub struct PlaneOptions {
     pub timing: Timing,
     /// After an unplanned takeover, messages that may have been in flight wait this long.
     pub takeover_grace: Duration,
+    /// A node that is to be drained goes on taking sessions for this long, while balancers hear of it.
+    pub drain_notice: Duration,
     pub segment_bytes: u64,
     pub cache_bytes: usize,
 }

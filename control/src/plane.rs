@@ -31,6 +31,7 @@ use crate::{
     agent::Agent,
     census,
     dial::Dialer,
+    figures,
     identity::{AddressBook, Identity},
     limits, serve,
     standing::{Compiled, Orders},
@@ -142,6 +143,7 @@ impl Plane {
             hooks.set_draining(true);
         }
         let started = clock.now();
+        figures::describe();
         let shared = Arc::new(Shared {
             node,
             identity,

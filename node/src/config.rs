@@ -62,6 +62,10 @@ pub struct NodeConfig {
     /// After an unplanned takeover, messages that may have been in flight wait this long.
     #[serde(default = "default_takeover_grace", deserialize_with = "period")]
     pub takeover_grace: Duration,
+    /// A node that is to be drained goes on taking sessions for this long: balancers look at `/readyz` and the agent check now and
+    /// then, and nobody is to be turned away before they have.
+    #[serde(default = "default_drain_notice", deserialize_with = "period")]
+    pub drain_notice: Duration,
     /// A retry rule for all addresses, as `F,2h,15m; F,5d,8h`; without it, those of the paper.
     #[serde(default, deserialize_with = "retry_rule")]
     pub retry: Option<RetryRule>,
@@ -182,6 +186,13 @@ impl NodeConfig {
         if self.sources.len() > limits::SOURCES_MAX {
             return Err(format!("source: expected at most {}", limits::SOURCES_MAX));
         }
+        if self.drain_notice > limits::DRAIN_NOTICE_MAX {
+            return Err(format!(
+                "drain_notice = \"{}\": expected at most \"{}\"",
+                humantime::format_duration(self.drain_notice),
+                humantime::format_duration(limits::DRAIN_NOTICE_MAX)
+            ));
+        }
         const SEGMENT_BYTES_MIN: u64 = 8 * 1024 * 1024;
         if self.segment_bytes < SEGMENT_BYTES_MIN {
             return Err(format!(
@@ -245,6 +256,10 @@ const fn default_log_floor() -> u64 {
 
 const fn default_cache_bytes() -> usize {
     64 * 1024 * 1024
+}
+
+const fn default_drain_notice() -> Duration {
+    limits::DRAIN_NOTICE
 }
 
 const fn default_takeover_grace() -> Duration {
@@ -347,6 +362,7 @@ address = "127.10.1.1:2525"
         let config = with("F,1h,2s").unwrap();
         let wait = config.retry.unwrap().next(Duration::ZERO);
         assert_eq!(wait, Some(Duration::from_secs(2)));
+        assert_eq!(config.drain_notice, Duration::from_secs(3));
         assert_eq!(config.takeover_grace, ppsw_spool::limits::TAKEOVER_GRACE);
         assert!(with("F,1h").is_err());
     }

@@ -15,6 +15,7 @@ pub mod dns;
 pub mod domains;
 pub mod explain;
 pub mod explode;
+mod figures;
 pub mod files;
 pub mod http;
 pub mod limits;

@@ -28,7 +28,7 @@ use crate::{
     deliver::{Deliverer, Parts, Programs, connect::TcpConnector, seams::ConfiguredRouter},
     dns::Resolver,
     domains::{self, Domains},
-    files, http, limits,
+    figures, files, http, limits,
     maillog::MailLog,
     policy::{Configuration, NodeFacts, Surroundings},
     rate::Rates,
@@ -96,6 +96,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
     let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
     let metrics = http::install_metrics()?;
+    figures::describe();
     let dns = Arc::new(match config.dns.as_slice() {
         [] => Resolver::system()?,
         servers => Resolver::new(servers)?,
@@ -285,6 +286,7 @@ async fn start_plane(config: &NodeConfig, hooks: Arc<Hooks>) -> Result<Plane, Pl
         http: Some(config.http),
         timing: Timing::default(),
         takeover_grace: config.takeover_grace,
+        drain_notice: config.drain_notice,
         segment_bytes: config.segment_bytes,
         cache_bytes: config.cache_bytes,
     };

@@ -12,6 +12,7 @@
 
 pub mod env;
 mod faults;
+mod figures;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing {

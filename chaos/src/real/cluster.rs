@@ -382,7 +382,7 @@ fn configuration(number: u16, dir: &Path) -> String {
         "name = \"node-{number}\"\ndata = \"data\"\nlog = \"log\"\nconfig = \"{dir}/config\"\n\
          certificates = \"{dir}/certs\"\ncontrol = \"{}\"\nhttp = \"{}\"\ndns = [\"{names}\"]\n\
          segment_bytes = 8388608\ncache_bytes = 16777216\nlog_floor = 134217728\n\
-         check_spool_space = \"64M\"\ntakeover_grace = \"3s\"\nretry = \"F,4h,2s\"\n\
+         check_spool_space = \"64M\"\ndrain_notice = \"0s\"\ntakeover_grace = \"3s\"\nretry = \"F,4h,2s\"\n\
          [[listener]]\nservice = \"smtp\"\naddress = \"{}\"\n",
         network::node(number, CONTROL),
         network::node(number, HTTP),

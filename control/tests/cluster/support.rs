@@ -188,6 +188,7 @@ pub(crate) async fn try_start(data: &Path, listen: SocketAddr) -> Result<Node, P
         http: Some(SocketAddr::from(([127, 0, 0, 1], 2580))),
         timing: Timing::default(),
         takeover_grace: ppsw_spool::limits::TAKEOVER_GRACE,
+        drain_notice: Duration::ZERO,
         segment_bytes: 8 << 20,
         cache_bytes: 4 << 20,
     };

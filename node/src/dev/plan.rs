@@ -188,6 +188,8 @@ impl Plan {
             agent: entry.agent,
             dns: vec![self.dns()],
             local_smtp: entry.local,
+            // No balancer looks, unless a test has one.
+            drain_notice: "0s",
             listener: vec![
                 listener("smtp", entry.mx),
                 listener("smtp", entry.smart),
@@ -266,6 +268,7 @@ struct NodeFile<'a> {
     agent: SocketAddr,
     dns: Vec<SocketAddr>,
     local_smtp: SocketAddr,
+    drain_notice: &'a str,
     listener: Vec<Listener>,
 }
 

@@ -23,6 +23,7 @@ use super::{
 use crate::{
     NodeId, PartitionId,
     env::Clock,
+    figures,
     group::{Group, Groups, Machine},
     limits::{LEASE_POLL, LOG_FLOOR_BYTES, TAKEOVER_GRACE},
     log::LogError,
@@ -86,6 +87,7 @@ impl Spool {
         options: SpoolOptions,
     ) -> Self {
         describe_metrics();
+        figures::describe();
         let SpoolOptions { takeover_grace, checkpoints } = options;
         Self {
             inner: Arc::new(Inner {

@@ -1,9 +1,11 @@
 //! Completions and man pages, made from the command line itself.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use clap::{Command, CommandFactory};
 use clap_complete::Shell;
+
+use ppsw_node::files;
 
 use crate::{Failure, args::Args};
 
@@ -14,10 +16,9 @@ pub(crate) fn completions(shell: Shell) {
     clap_complete::generate(shell, &mut command, NAME, &mut io::stdout());
 }
 
-/// `ppswctl.1`, `ppswctl-queue.1`, `ppswctl-queue-hold.1`, ...
+/// `DIR/ppswctl.1`, `ppswctl-queue.1`, `ppswctl-queue-hold.1`, ...
 pub(crate) fn man(dir: &Path) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::Usage(format!("{}: {error}", dir.display()));
-    fs::create_dir_all(dir).map_err(failed)?;
     let mut command = Args::command().name(NAME);
     command.build();
     page(&command, NAME, dir).map_err(failed)
@@ -31,5 +32,5 @@ fn page(command: &Command, name: &str, dir: &Path) -> io::Result<()> {
     let titled = command.clone().name(name.to_owned());
     let mut page = Vec::new();
     clap_mangen::Man::new(titled).section("1").render(&mut page)?;
-    fs::write(dir.join(format!("{name}.1")), page)
+    files::write(&dir.join(format!("{name}.1")), &page)
 }

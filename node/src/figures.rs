@@ -1,0 +1,40 @@
+//! What the metrics of the SMTP side mean (docs/metrics.md).
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+
+pub(crate) fn describe() {
+    describe_counter!(
+        "ppsw_smtp_connections_total",
+        "Connections: accepted, or why they were turned away: draining, full, host_full, load, bad_proxy"
+    );
+    describe_gauge!("ppsw_smtp_sessions", "Sessions that are open");
+    describe_counter!("ppsw_smtp_commands_total", "Replies to SMTP commands, by command and class");
+    describe_counter!("ppsw_smtp_rejects_total", "What the policy refused, for now or for good");
+    describe_histogram!(
+        "ppsw_smtp_message_seconds",
+        Unit::Seconds,
+        "From the end of a message to its reply: content rules and the commit"
+    );
+    describe_counter!("ppsw_smtp_auth_failures_total", "Wrong passwords");
+    describe_counter!(
+        "ppsw_smtp_auth_blocked_total",
+        "AUTH commands that were not heard, of hosts that guess"
+    );
+    describe_counter!(
+        "ppsw_smtp_accept_errors_total",
+        "Connections that could not be accepted: no file descriptors, most likely"
+    );
+    describe_counter!(
+        "ppsw_callouts_total",
+        "Answers to callouts, by result and whether they were known"
+    );
+    describe_counter!(
+        "ppsw_rates_not_counted_total",
+        "Questions of rate-over that passed uncounted, because too many others are counted"
+    );
+    describe_counter!(
+        "ppsw_maillog_lost_total",
+        "Events that did not fit into the mail log's queue"
+    );
+    describe_counter!("ppsw_maillog_errors_total", "Writes of the mail log that failed");
+}
