@@ -127,5 +127,11 @@ fn expect_failure(cluster: &Cluster, address: &str, status: &str, diagnostic: &s
     let (said, why) = (of("status"), of("diagnostic-code"));
     assert_eq!(said, status, "{address}: {why}");
     assert!(why.contains(diagnostic), "{address}: {diagnostic:?} is not in {why:?}");
+    // RFC 3461 §9.2: of the type smtp is what the server said, code first.
+    let code = why.strip_prefix("smtp; ").and_then(|text| text.get(..3));
+    assert!(
+        code.is_some_and(|code| code.parse().is_ok_and(|code| (500..600).contains(&code))),
+        "{why}"
+    );
     println!("{address} fails: {said}, {why}");
 }

@@ -10,10 +10,14 @@ use std::{
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use super::{directory_of, maildir, open_directory, wait_for_listener};
-use crate::process::{Guard, signal};
+use super::{START, directory_of, maildir, open_directory, wait_for_listener};
+use crate::{
+    process::{Guard, signal},
+    wait_for,
+};
 
 const PROGRAM: &str = "/usr/sbin/dovecot";
+const ADMINISTRATOR: &str = "/usr/bin/doveadm";
 /// Without privileges that matter.
 const OWNER: u32 = 65_534;
 
@@ -54,6 +58,16 @@ impl Dovecot {
         let new = self.dir.path().join("users.new");
         std::fs::write(&new, text).unwrap();
         std::fs::rename(new, self.dir.path().join("users")).unwrap();
+        // It looks at the file once a second at most.
+        for (user, bytes) in users {
+            let rule = format!("*:bytes={bytes}");
+            wait_for(&format!("{rule} of {user}"), START, || {
+                let mut command = Command::new(ADMINISTRATOR);
+                command.arg("-c").arg(self.dir.path().join("dovecot.conf"));
+                let output = command.args(["user", "-f", "quota_rule", user]).output().unwrap();
+                (String::from_utf8_lossy(&output.stdout).trim() == rule).then_some(())
+            });
+        }
     }
 
     /// What a folder of a user has got, with CRLF line ends; the inbox is ``.

@@ -258,3 +258,25 @@ fn mended(cluster: &Cluster, cases: Vec<Case>, other: &PostfixSink) {
     assert_eq!(counts([other].into_iter()), before);
     println!("{} messages arrived when the servers were mended, each once", expected.len());
 }
+
+/// The 5xx counts, however much of the message was under way when it came.
+#[test]
+fn a_refusal_in_the_data_is_heard() {
+    let cluster = Cluster::start(5_400);
+    let at = address(1, 100, cluster.file.sink.smtp.port());
+    lead(&cluster, &[("refusing".to_owned(), vec![at.ip()])]);
+    let sink = PostfixSink::start_with(at, &["-A", "0"]);
+    let mut client = client(&cluster);
+    // From what every buffer takes to what none does.
+    let recipients: Vec<String> =
+        (1..=40).map(|number| format!("user{number}@refusing.example.org")).collect();
+    for (recipient, number) in recipients.iter().zip(1..) {
+        send(&mut client, &[recipient], &message(recipient, number * 500));
+    }
+    client.quit();
+    wait_for_queue(&cluster, &[]);
+    for recipient in &recipients {
+        expect_failure(&cluster, recipient, "5.0.0", "550 This violates SMTP");
+    }
+    drop(sink);
+}
