@@ -278,7 +278,14 @@ impl Run<'_> {
         };
         let result = match dot {
             Ok(()) => self.final_replies(stage).await,
-            Err(error) => Err(error),
+            // It has not got all of it, and may have said why before it closed the connection.
+            Err(error) => match self.session.reply(stage, QUIT_TIMEOUT).await {
+                Ok(reply) if !reply.is_positive() => {
+                    self.settle(&answer(stage, &reply));
+                    return self.outcome(false);
+                }
+                _ => Err(error),
+            },
         };
         if let Err(error) = result {
             let text = error.to_string();

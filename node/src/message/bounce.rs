@@ -320,8 +320,11 @@ impl Report<'_> {
         if let Some(remote) = &reported.remote {
             let _ = write!(out, "Remote-MTA: dns; {}\r\n", plain(remote));
         }
-        let kind = if reported.remote.is_some() { "smtp" } else { "x-ppswitch" };
-        let text = format!("{kind}; {}", plain(&reported.text));
+        // RFC 3461 §9.2: of the type smtp is what the server said, and nothing else.
+        let text = match reported.remote.as_ref().and_then(|_| reply_in(&reported.text)) {
+            Some(reply) => format!("smtp; {}", plain(reply)),
+            None => format!("x-ppswitch; {}", plain(&reported.text)),
+        };
         let _ = write!(out, "Diagnostic-Code: {}", wrap(&text, "", "    "));
         if let Kind::Delayed { until } = self.kind {
             let _ = write!(out, "Will-Retry-Until: {}\r\n", rfc5322_date(until));
@@ -341,6 +344,18 @@ fn find_status(text: &str) -> Option<&str> {
         matches!(parts.as_slice(), [class, subject, detail]
             if matches!(*class, "2" | "4" | "5") && number(subject) && number(detail))
     })
+}
+
+/// A server's reply in a text of ours, which says in front of it what it answered.
+fn reply_in(text: &str) -> Option<&str> {
+    let is_reply = |rest: &str| {
+        let mut bytes = rest.bytes();
+        matches!(bytes.next(), Some(b'2'..=b'5'))
+            && bytes.by_ref().take(2).filter(u8::is_ascii_digit).count() == 2
+            && matches!(bytes.next(), None | Some(b' '))
+    };
+    let behind = text.match_indices(": ").map(|(at, colon)| &text[at + colon.len()..]);
+    std::iter::once(text).chain(behind).find(|rest| is_reply(rest))
 }
 
 /// Text on one line.
@@ -466,7 +481,7 @@ mod tests {
             "Action: failed",
             "Status: 5.1.1",
             "Remote-MTA: dns; mx.theirs.example",
-            "Diagnostic-Code: smtp; SMTP error",
+            "Diagnostic-Code: smtp; 550 ",
         ] {
             assert!(status.contains(field), "{field} in {status}");
         }
@@ -506,6 +521,25 @@ mod tests {
                 assert!(body.contains(&format!("Content-Type: message/{part}\r\n")), "{body}");
                 assert!(body.contains(&format!("Final-Recipient: utf-8; {far}\r\n")), "{body}");
             }
+        }
+    }
+
+    #[test]
+    fn a_reply_is_found_behind_what_we_say_of_it() {
+        for (text, reply) in [
+            (
+                "SMTP error from remote mail server after RCPT TO:<a@b>: 550 5.1.1 who: you",
+                Some("550 5.1.1 who: you"),
+            ),
+            (
+                "retry timeout exceeded; last: SMTP error from remote mail server after DATA: 451",
+                Some("451"),
+            ),
+            ("552 5.2.2 full", Some("552 5.2.2 full")),
+            ("192.0.2.1:25: connection timed out", None),
+            ("no answer after MAIL: 5500 x", None),
+        ] {
+            assert_eq!(reply_in(text), reply);
         }
     }
 
