@@ -72,6 +72,8 @@ pub trait NodeHooks: Send + Sync + 'static {
     ) -> Result<(), String>;
     /// An operator wants mail to be tried again: what is remembered of hosts that could not be reached is forgotten.
     fn forget_hosts(&self);
+    /// Names of the personalities that the policy knows.
+    fn personalities(&self) -> Vec<String>;
     /// Where mail for an address would go, and why.
     ///
     /// # Errors

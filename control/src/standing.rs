@@ -30,6 +30,7 @@ struct Rule {
 enum Kind {
     Order { filter: Filter, wanted: Wanted },
     Suspend { destination: Pattern, text: String },
+    Shed { personality: String, percent: u8 },
 }
 
 /// What is to be done with a message.
@@ -89,6 +90,17 @@ impl Orders {
         })
     }
 
+    /// How many of a hundred sessions of a personality are to be turned away: the most that a rule says.
+    #[must_use]
+    pub fn shed_percent(&self, personality: &str, now: UnixMs) -> u8 {
+        let stands = self.rules.iter().filter(|rule| now < rule.until);
+        let of = stands.filter_map(|rule| match &rule.kind {
+            Kind::Shed { personality: shed, percent } if shed == personality => Some(*percent),
+            _ => None,
+        });
+        of.max().unwrap_or(0)
+    }
+
     /// Whether mail for this domain, or to hosts of these names and addresses, is to wait.
     #[must_use]
     pub fn suspended<'a>(
@@ -108,7 +120,12 @@ impl Orders {
 
 impl Rule {
     fn new(rule: pb::StandingRule) -> Option<Self> {
+        let shed = rule.shed.and_then(|shed| {
+            let percent = u8::try_from(shed.percent).ok().filter(|percent| *percent <= 100)?;
+            Some(Kind::Shed { personality: shed.personality, percent })
+        });
         let kind = match rule.order {
+            _ if shed.is_some() => shed?,
             Some(order) => Kind::Order {
                 wanted: Wanted::new(&order).ok()?,
                 // The time counts only for ages, which no rule has.
@@ -204,6 +221,25 @@ mod tests {
         assert_eq!(about(&[("Anna@there.example", New)]), Some((4, vec![0])));
         assert_eq!(about(&[("bo@a.test", Delivered)]), None);
         assert!(orders.suspending(NOW).is_empty());
+    }
+
+    #[test]
+    fn the_largest_share_that_stands_is_shed() {
+        let shed = |id, until_ms, personality: &str, percent| pb::StandingRule {
+            id,
+            until_ms,
+            shed: Some(pb::Shed { personality: personality.to_owned(), percent }),
+            ..Default::default()
+        };
+        let rules = [
+            shed(1, 10, "mx", 90),
+            shed(2, 11, "mx", 20),
+            shed(3, 11, "mx", 40),
+            shed(4, 11, "smart", 101),
+        ];
+        let orders = Orders::new(rules.into_iter());
+        let percent = |personality| orders.shed_percent(personality, NOW);
+        assert_eq!((percent("mx"), percent("smart"), percent("submit")), (40, 0, 0));
     }
 
     #[test]

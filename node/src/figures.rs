@@ -5,7 +5,7 @@ use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 pub(crate) fn describe() {
     describe_counter!(
         "ppsw_smtp_connections_total",
-        "Connections: accepted, or why they were turned away: draining, full, host_full, load, bad_proxy"
+        "Connections: accepted, or why they were turned away: draining, full, host_full, load, shed, bad_proxy"
     );
     describe_gauge!("ppsw_smtp_sessions", "Sessions that are open");
     describe_counter!("ppsw_smtp_commands_total", "Replies to SMTP commands, by command and class");

@@ -10,7 +10,7 @@ use std::{
 use ppsw_control::{Plane, PlaneError, PlaneOptions};
 use ppsw_spool::{
     NodeId,
-    env::{SystemClock, SystemDisk},
+    env::{Clock as _, SystemClock, SystemDisk},
     group::Timing,
     log::SpaceLimits,
     queue::Spool,
@@ -141,7 +141,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         rules: Arc::new(CurrentRules(current.clone())),
         around: Surroundings {
             dns,
-            facts: Arc::new(Facts(spool.clone())),
+            facts: Arc::new(Facts(spool.clone(), plane.clone())),
             callouts: callouts.clone(),
             rates: Rates::default(),
         },
@@ -425,7 +425,7 @@ impl Rules for CurrentRules {
     }
 }
 
-struct Facts(Spool);
+struct Facts(Spool, Plane);
 
 impl NodeFacts for Facts {
     fn queue_length(&self) -> u64 {
@@ -436,6 +436,10 @@ impl NodeFacts for Facts {
     fn load(&self) -> Option<u32> {
         // Saturates; a load is never negative.
         files::load_average().map(|load| (load * 100.0).round() as u32)
+    }
+
+    fn shed_percent(&self, personality: &str) -> u8 {
+        self.1.orders().shed_percent(personality, SystemClock.now())
     }
 }
 

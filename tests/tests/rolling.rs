@@ -28,13 +28,13 @@ fn all_nodes_are_restarted_one_after_the_other_and_no_mail_is_lost() {
         assert!(code == 1 && text.contains(expected), "{arguments:?}: {code} {text}");
     };
     refused(&cluster, &["--exec", "true", "--nodes", "7"], "no node \"7\"");
+    refused(&cluster, &["--viewer", "--exec", "true"], "viewer");
     // What goes wrong stops it, and says how to go on.
     refused(
         &cluster,
         &["--exec", "exit 3", "--nodes", "2,3"],
         "the command failed: exit status: 3",
     );
-    refused(&cluster, &["--viewer", "--exec", "true"], "viewer");
     // Node 2 is drained still: an operator looks first.
     let (code, text) = cluster.ctl(&["rolling-restart", "--exec", "true", "--timeout", "2s"]);
     assert!(code == 4 && text.contains("node 2 is"), "{code} {text}");
@@ -105,8 +105,11 @@ fn pages_and_completions_are_what_their_readers_take() {
     let mut names = Vec::new();
     for entry in fs::read_dir(&pages).unwrap() {
         let path = entry.unwrap().path();
-        let output =
-            Command::new("groff").args(["-man", "-Tutf8", "-ww"]).arg(&path).output().unwrap();
+        let output = Command::new("groff")
+            .args(["-man", "-Tascii", "-P-cbou", "-ww"])
+            .arg(&path)
+            .output()
+            .unwrap();
         let warnings = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && warnings.is_empty(), "{path:?}: {warnings}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("NAME"), "{path:?}");

@@ -72,6 +72,7 @@ fn destinations_wait_and_rules_stand() {
     });
 
     rules_stand(&cluster);
+    sessions_are_shed(&cluster);
 }
 
 fn refusals(cluster: &Cluster) {
@@ -115,6 +116,39 @@ fn shown_whole(cluster: &Cluster) {
         assert!(text.ends_with("\r\nSubject: all of it\r\n\r\n.all of it\r\n"), "{text:?}");
         assert_eq!(text.len() as u64, list[0]["size"].as_u64().unwrap());
     }
+}
+
+/// Foreigners' sessions of one personality, on all nodes, and nobody else's.
+fn sessions_are_shed(cluster: &Cluster) {
+    let (code, text) = cluster.ctl(&["shed", "set", "mix", "50%", "--reason", "x"]);
+    assert!(code == 1 && text.contains("no personality `mix`; there are"), "{code} {text}");
+    let (code, text) = cluster.ctl(&["--viewer", "shed", "clear"]);
+    assert!(code == 1 && text.contains("viewer"), "{code} {text}");
+    let (code, text) = cluster.ctl(&["shed", "set", "mx", "101%", "--reason", "x"]);
+    assert!(code == 2 && text.contains("1% to 100%"), "{code} {text}");
+    cluster.ctl_json(&["shed", "set", "mx", "100%", "--for", "10m", "--reason", "too much"]);
+    let shed = cluster.ctl_json(&["--viewer", "shed", "list"]);
+    assert_eq!((&shed[0]["personality"], &shed[0]["percent"]), (&"mx".into(), &100.into()));
+    let greeted = |node: u64| Client::connect_from([127, 200, 0, 1].into(), cluster.node(node).mx);
+    wait_for("all nodes to shed", PATIENCE, || {
+        (1..=3)
+            .all(|node| {
+                let refused = greeted(node).err().map(|error| error.to_string());
+                refused
+                    .is_some_and(|text| text.contains("421 4.7.0 This service takes only a part"))
+            })
+            .then_some(())
+    });
+    for node in 1..=3 {
+        Client::connect(cluster.node(node).mx).unwrap();
+        let figure = cluster.figure(node, "ppsw_smtp_connections_total", "result=\"shed\"");
+        assert!(figure.is_some_and(|count| count >= 1.0), "{figure:?}");
+    }
+    cluster.ctl_json(&["shed", "clear", "mx"]);
+    assert_eq!(cluster.ctl(&["shed", "clear"]).0, 1);
+    wait_for("all nodes to take all", PATIENCE, || {
+        (1..=3).all(|node| greeted(node).is_ok()).then_some(())
+    });
 }
 
 fn rules_stand(cluster: &Cluster) {

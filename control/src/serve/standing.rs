@@ -18,7 +18,7 @@ pub(super) async fn add(
     by: String,
     request: pb::AddStandingRequest,
 ) -> Result<pb::StandingRule, Status> {
-    let pb::AddStandingRequest { order, destination, reason, duration_ms } = request;
+    let pb::AddStandingRequest { order, destination, reason, duration_ms, shed } = request;
     let destination = destination.trim().to_lowercase();
     let longest = u64::try_from(limits::STANDING_LIFETIME_MAX.as_millis()).unwrap_or(u64::MAX);
     if duration_ms == 0 || duration_ms > longest {
@@ -29,11 +29,23 @@ pub(super) async fn add(
     }
     let order = match order {
         Some(order) => Some(checked(pb::OperateRequest { by: by.clone(), ..order }, shared)?),
-        None if destination.is_empty() => {
+        None if destination.is_empty() && shed.is_none() => {
             return Err(Status::invalid_argument("expected a domain or a host to suspend"));
         }
         None => None,
     };
+    if let Some(pb::Shed { personality, percent }) = &shed {
+        if !(1..=100).contains(percent) {
+            return Err(Status::invalid_argument("expected a share from 1% to 100%"));
+        }
+        let known = shared.hooks.personalities();
+        if !known.contains(personality) {
+            return Err(Status::invalid_argument(format!(
+                "no personality `{personality}`; there are {}",
+                known.join(", ")
+            )));
+        }
+    }
     let reason = order.as_ref().map_or(reason, |order| order.reason.clone()).trim().to_owned();
     if reason.is_empty() || reason.len() > limits::REASON_BYTES_MAX {
         return Err(Status::invalid_argument(format!(
@@ -49,6 +61,7 @@ pub(super) async fn add(
         id: 0,
         order,
         destination,
+        shed,
         by,
         reason,
         since_ms,
@@ -98,7 +111,11 @@ pub(super) async fn cancel(
 ) -> Result<Vec<pb::StandingRule>, Status> {
     let destination = request.destination.trim().to_lowercase();
     let meant = |rule: &pb::StandingRule| {
-        request.ids.contains(&rule.id) || !destination.is_empty() && rule.destination == destination
+        let sheds = rule.shed.as_ref().is_some_and(|shed| {
+            request.personality == "*" || request.personality == shed.personality
+        });
+        let suspends = !destination.is_empty() && rule.destination == destination;
+        request.ids.contains(&rule.id) || suspends || sheds
     };
     let mut rules = list(shared);
     rules.retain(meant);
@@ -107,6 +124,9 @@ pub(super) async fn cancel(
         return Err(Status::not_found(format!(
             "no rule {missing} stands: `ppswctl queue rules` shows those that do"
         )));
+    }
+    if rules.is_empty() && !request.personality.is_empty() {
+        return Err(Status::not_found("nothing of it is shed: `ppswctl shed list` shows what is"));
     }
     if rules.is_empty() {
         return Err(Status::not_found(format!(

@@ -48,7 +48,9 @@ impl State {
 fn check(rule: &pb::StandingRule) -> Result<(), String> {
     check_text("name", &rule.by)?;
     check_text("destination", &rule.destination)?;
-    if rule.until_ms <= rule.since_ms || rule.order.is_some() != rule.destination.is_empty() {
+    let kinds = [rule.order.is_some(), !rule.destination.is_empty(), rule.shed.is_some()];
+    let one = kinds.into_iter().filter(|given| *given).count() == 1;
+    if rule.until_ms <= rule.since_ms || !one {
         return Err("a rule that makes no sense: update ppswctl".to_owned());
     }
     if rule.encoded_len() > limits::STANDING_BYTES_MAX {

@@ -103,6 +103,10 @@ impl NodeHooks for Hooks {
 
     fn forget_hosts(&self) {}
 
+    fn personalities(&self) -> Vec<String> {
+        vec!["mx".to_owned()]
+    }
+
     async fn route(&self, _: pb::RouteRequest) -> Result<pb::RouteReply, String> {
         Err("this node has no policy".to_owned())
     }

@@ -236,6 +236,11 @@ pub trait NodeFacts: Send + Sync + 'static {
     fn queue_length(&self) -> u64;
     /// Load of the machine over the last minute, times 100 (`load-over`). `None`: not known.
     fn load(&self) -> Option<u32>;
+    /// How many of a hundred sessions of a personality are to be turned away (`ppswctl shed`).
+    fn shed_percent(&self, personality: &str) -> u8 {
+        let _ = personality;
+        0
+    }
 }
 
 /// Whom rules may ask.
@@ -301,6 +306,12 @@ impl Configuration {
                 open.iter().map(|relay| Problem::plain(relay.to_string())).collect()
             }
         }
+    }
+
+    /// Names of all personalities.
+    #[must_use]
+    pub fn personality_names(&self) -> Vec<String> {
+        self.personalities.names()
     }
 
     /// The personality of a server address.

@@ -1,7 +1,7 @@
 //! Personalities: what a server address makes of us. From the table `addrparams`.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
 };
 
@@ -34,6 +34,13 @@ impl Personalities {
         }
         errors.sort_by_key(|error| error.line);
         if errors.is_empty() { Ok(found) } else { Err(errors) }
+    }
+
+    /// Names, each once.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let all = self.servers.values().chain([&self.local]);
+        let names: BTreeSet<&str> = all.map(|personality| personality.acl.as_str()).collect();
+        names.into_iter().map(str::to_owned).collect()
     }
 
     /// The personality of a server address.

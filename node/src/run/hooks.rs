@@ -75,6 +75,10 @@ impl NodeHooks for Hooks {
         deliverer.operate(&partition, message, recipients, wanted).await
     }
 
+    fn personalities(&self) -> Vec<String> {
+        self.live.running().map(|running| running.personality_names()).unwrap_or_default()
+    }
+
     fn forget_hosts(&self) {
         if let Some((_, deliverer)) = self.parts.get() {
             deliverer.forget_hosts();

@@ -19,6 +19,9 @@ pub(super) enum Refusal {
     /// `smtp_load_reserve`.
     #[error("This host is too busy, try again later")]
     Busy,
+    /// `ppswctl shed`.
+    #[error("This service takes only a part of its mail now, try again later")]
+    Shed,
 }
 
 impl Refusal {
@@ -28,6 +31,7 @@ impl Refusal {
             Self::Full => "full",
             Self::HostFull => "host_full",
             Self::Busy => "load",
+            Self::Shed => "shed",
         }
     }
 }

@@ -137,8 +137,13 @@ impl Connected {
             // Read only where the policy asks for it.
             front.around.facts.load().is_some_and(|load| load > most)
         });
+        let acl = policy.personality(self.server.ip().to_canonical()).acl;
+        // Our own hosts would only keep their mail, and be as many tomorrow.
+        let shed = !relay && front.around.facts.shed_percent(&acl) > rand::random_range(0..100);
         let admitted = if busy && !relay {
             Err(Refusal::Busy)
+        } else if shed {
+            Err(Refusal::Shed)
         } else {
             front.activity.admission.admit(client, relay, policy.options())
         };
@@ -149,8 +154,7 @@ impl Connected {
                 return self.turn_away(front, refusal.label(), &text);
             }
         };
-        let personality = policy.personality(self.server.ip().to_canonical());
-        count(&personality.acl, "accepted");
+        count(&acl, "accepted");
         let _ = self.stream.set_nodelay(true);
         let task = session::serve(
             Arc::clone(front),

@@ -101,6 +101,11 @@ pub(crate) enum Verb {
         #[arg(long)]
         reason: String,
     },
+    /// Turn a part of a personality's sessions away, on all nodes; not those of `relay_hosts`.
+    Shed {
+        #[command(subcommand)]
+        verb: ShedVerb,
+    },
     /// Send to a suspended destination again; what waits is due at once.
     Resume { destination: String },
     /// Managed mail domains, and those that are fetched from a web server.
@@ -378,6 +383,33 @@ pub(crate) enum DomainsVerb {
         #[arg(long)]
         mail: bool,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ShedVerb {
+    /// Shed this share of a personality's sessions: `shed set mx 50%`.
+    Set {
+        personality: String,
+        #[arg(value_parser = share)]
+        percent: u32,
+        /// It ends after this time.
+        #[arg(long = "for", value_name = "TIME", value_parser = age::duration, default_value = "1h")]
+        lasts: Duration,
+        /// Why; it is shown and logged.
+        #[arg(long)]
+        reason: String,
+    },
+    /// What is shed.
+    List,
+    /// Shed nothing of a personality any more, or of any.
+    Clear { personality: Option<String> },
+}
+
+/// `50%` or `50`.
+fn share(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).parse::<u32>();
+    let share = number.ok().filter(|share| (1..=100).contains(share));
+    share.ok_or_else(|| "expected a share from 1% to 100%".to_owned())
 }
 
 #[derive(Debug, Subcommand)]

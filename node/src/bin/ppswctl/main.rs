@@ -36,8 +36,8 @@ use clap::Parser;
 use tonic::Code;
 
 use crate::args::{
-    Args, DomainsVerb, ListsVerb, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, TablesVerb,
-    TokenVerb, Verb,
+    Args, DomainsVerb, ListsVerb, NodeVerb, PlacementVerb, PolicyVerb, QueueVerb, ShedVerb,
+    TablesVerb, TokenVerb, Verb,
 };
 
 /// Why a verb did not do what it was asked; each kind has its exit code.
@@ -217,6 +217,16 @@ async fn operate(args: Args) -> Result<(), Failure> {
         Verb::Suspend { destination, lasts, reason } => {
             standing::suspend(&mut admin, destination, lasts, reason, json).await
         }
+        Verb::Shed { verb } => match verb {
+            ShedVerb::Set { personality, percent, lasts, reason } => {
+                standing::shed(&mut admin, personality, percent, (lasts, reason), json).await
+            }
+            ShedVerb::List => standing::list_shed(&mut admin, json).await,
+            ShedVerb::Clear { personality } => {
+                let personality = personality.unwrap_or_else(|| "*".to_owned());
+                standing::stop_shedding(&mut admin, personality, json).await
+            }
+        },
         Verb::Resume { destination } => {
             standing::cancel(&mut admin, Vec::new(), &destination, json).await
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use comfy_table::{Table, presets};
 use ppsw_proto::control::{
     AddStandingRequest, CancelStandingRequest, ListStandingRequest, OperateRequest, QueueFilter,
-    QueueVerb, StandingRule,
+    QueueVerb, Shed, StandingRule,
 };
 use serde_json::{Value, json};
 
@@ -32,7 +32,9 @@ pub(crate) async fn suspend(
     reason: String,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let request = AddStandingRequest { order: None, destination, reason, duration_ms: ms(lasts) };
+    let duration_ms = ms(lasts);
+    let request =
+        AddStandingRequest { destination, reason, duration_ms, ..AddStandingRequest::default() };
     let rule = admin.add_standing(request).await?.into_inner();
     shown(&[rule], as_json);
     Ok(())
@@ -44,6 +46,40 @@ pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure
     Ok(())
 }
 
+/// Sheds a share of a personality's sessions for a time, and says why.
+pub(crate) async fn shed(
+    admin: &mut Admin,
+    personality: String,
+    percent: u32,
+    (lasts, reason): (Duration, String),
+    as_json: bool,
+) -> Result<(), Failure> {
+    let shed = Some(Shed { personality, percent });
+    let duration_ms = ms(lasts);
+    let request = AddStandingRequest { shed, reason, duration_ms, ..AddStandingRequest::default() };
+    let rule = admin.add_standing(request).await?.into_inner();
+    shown(&[rule], as_json);
+    Ok(())
+}
+
+pub(crate) async fn list_shed(admin: &mut Admin, as_json: bool) -> Result<(), Failure> {
+    let mut rules = admin.list_standing(ListStandingRequest {}).await?.into_inner().rules;
+    rules.retain(|rule| rule.shed.is_some());
+    shown(&rules, as_json);
+    Ok(())
+}
+
+pub(crate) async fn stop_shedding(
+    admin: &mut Admin,
+    personality: String,
+    as_json: bool,
+) -> Result<(), Failure> {
+    let request = CancelStandingRequest { personality, ..CancelStandingRequest::default() };
+    let rules = admin.cancel_standing(request).await?.into_inner().rules;
+    shown(&rules, as_json);
+    Ok(())
+}
+
 /// Ends rules, by number or by the destination that they suspend, and shows them.
 pub(crate) async fn cancel(
     admin: &mut Admin,
@@ -51,7 +87,8 @@ pub(crate) async fn cancel(
     destination: &str,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let request = CancelStandingRequest { ids, destination: destination.to_owned() };
+    let destination = destination.to_owned();
+    let request = CancelStandingRequest { ids, destination, ..CancelStandingRequest::default() };
     let rules = admin.cancel_standing(request).await?.into_inner().rules;
     shown(&rules, as_json);
     Ok(())
@@ -81,6 +118,8 @@ fn rule_json(rule: &StandingRule) -> Value {
         "id": rule.id,
         "verb": verb(rule),
         "destination": given(&rule.destination),
+        "personality": rule.shed.as_ref().map(|shed| &shed.personality),
+        "percent": rule.shed.as_ref().map(|shed| shed.percent),
         "sender": given(&filter.sender),
         "recipient": given(&filter.recipient),
         "domain": given(&filter.domain),
@@ -94,6 +133,7 @@ fn rule_json(rule: &StandingRule) -> Value {
 
 fn verb(rule: &StandingRule) -> String {
     let verb = match rule.order.as_ref().map(OperateRequest::verb) {
+        None if rule.shed.is_some() => "shed",
         None => "suspend",
         Some(QueueVerb::Hold) => "hold",
         Some(QueueVerb::Bounce) => "bounce",
@@ -106,6 +146,9 @@ fn verb(rule: &StandingRule) -> String {
 
 /// What a rule is about, as on a command line.
 fn with(rule: &StandingRule) -> String {
+    if let Some(shed) = &rule.shed {
+        return format!("{} {}%", shed.personality, shed.percent);
+    }
     let Some(order) = &rule.order else { return rule.destination.clone() };
     let QueueFilter { sender, recipient, domain, .. } = order.filter.clone().unwrap_or_default();
     let conditions = [

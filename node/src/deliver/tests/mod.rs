@@ -10,4 +10,5 @@ mod operate;
 mod queue;
 pub(crate) mod server;
 mod standing;
+mod timeouts;
 mod tls;
