@@ -46,6 +46,8 @@ pub struct Order {
 /// Why a destination gets nothing now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspension {
+    /// Number of the rule.
+    pub rule: u64,
     /// For people: who, why, and the number of the rule, which [`Suspension::is_by`] finds again.
     pub text: String,
     pub until: UnixMs,
@@ -113,7 +115,7 @@ impl Orders {
             let Kind::Suspend { destination, text } = &rule.kind else { return None };
             let fits = destination.matches(domain)
                 || hosts.clone().any(|host| destination.matches(host.trim_end_matches('.')));
-            fits.then(|| Suspension { text: text.clone(), until: rule.until })
+            fits.then(|| Suspension { rule: rule.id, text: text.clone(), until: rule.until })
         })
     }
 }

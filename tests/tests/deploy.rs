@@ -528,7 +528,8 @@ fn haproxy_leads_mail_around_a_node_that_drains_and_restarts() {
             let name = format!("Server smtp/ppsw-{id} ");
             let log = std::fs::read_to_string(&log).unwrap();
             let last = log.lines().rfind(|line| line.contains(&name));
-            last.is_some_and(|l| l.contains("drain state") || l.contains("DOWN")).then_some(())
+            let gone = ["enters drain state", "remains in forced drain mode", "DOWN"];
+            last.is_some_and(|line| gone.iter().any(|words| line.contains(words))).then_some(())
         });
         more(50);
         cluster.kill(id);

@@ -1,9 +1,10 @@
 //! One attempt to deliver one message: route, transmit, judge, record.
 
 use std::{
+    collections::BTreeSet,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -40,6 +41,8 @@ pub(super) struct Workshop {
     pub(super) parts: Parts,
     pub(super) transmitter: Transmitter,
     pub(super) lanes: Lanes,
+    /// Rules by which something waits here.
+    pub(super) suspended_by: Mutex<BTreeSet<u64>>,
     /// This node ends: nothing more gets its final dot.
     pub(super) stopped: AtomicBool,
 }

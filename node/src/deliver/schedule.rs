@@ -89,7 +89,8 @@ impl Deliverer {
         let stopped = AtomicBool::new(false);
         describe_metrics();
         let load = Arc::clone(&parts.load);
-        let workshop = Workshop { parts, transmitter, lanes: Lanes::new(), stopped };
+        let (lanes, suspended_by) = (Lanes::new(), Mutex::default());
+        let workshop = Workshop { parts, transmitter, lanes, suspended_by, stopped };
         let shared = Shared {
             workshop,
             load: Load::new(load),

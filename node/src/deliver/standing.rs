@@ -1,7 +1,10 @@
 //! Rules that operators have left for messages that come to delivery: what is done with a message in place of an attempt, and
 //! which destinations wait.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, MutexGuard, PoisonError},
+};
 
 use ppsw_control::{Order, Orders, Suspension, Verb};
 use ppsw_spool::{
@@ -58,6 +61,11 @@ impl Workshop {
         }
     }
 
+    /// Rules by which something waits.
+    fn suspended_by(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.suspended_by.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes what goes to a suspended destination out of a plan.
     pub(super) fn suspend(&self, plan: &mut Plan) {
         let (orders, now) = ((self.parts.orders)(), self.parts.clock.now());
@@ -72,7 +80,8 @@ impl Workshop {
                 let domain = address.rcpt.address.rsplit_once('@').map_or("", |(_, domain)| domain);
                 let names = hosts.iter().map(|host| host.name.as_str());
                 match orders.suspended(domain, names, now) {
-                    Some(Suspension { text, until }) => {
+                    Some(Suspension { rule, text, until }) => {
+                        self.suspended_by().insert(rule);
                         decided.push(Decided {
                             address,
                             text,
@@ -91,16 +100,15 @@ impl Deliverer {
     /// Sees to it that mail goes out soon after its destination is not suspended any more, until the task is aborted.
     pub(super) async fn follow_suspensions(&self) {
         let workshop = self.shared.workshop();
-        let mut known = BTreeSet::new();
         loop {
             sleep(STANDING_POLL).await;
             let now = workshop.parts.clock.now();
-            let suspending: BTreeSet<u64> =
-                (workshop.parts.orders)().suspending(now).into_iter().collect();
-            for rule in known.difference(&suspending) {
-                self.resume(*rule, now).await;
+            let suspending = (workshop.parts.orders)().suspending(now);
+            let ended: Vec<u64> =
+                workshop.suspended_by().extract_if(.., |rule| !suspending.contains(rule)).collect();
+            for rule in ended {
+                self.resume(rule, now).await;
             }
-            known = suspending;
         }
     }
 
