@@ -25,7 +25,7 @@ use ppsw_tests::{client::Client, cluster::Cluster, process::Guard, wait_for};
 
 const MESSAGES: usize = 100_000;
 const RUNS: usize = 3;
-const BASE_PORT: u16 = 4_000;
+const BASE_PORT: u16 = 5_400;
 const DOMAINS: usize = 1_000;
 const DEAD: usize = 10;
 const SINKS: usize = 10;
