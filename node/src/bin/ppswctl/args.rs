@@ -337,7 +337,7 @@ pub(crate) struct SetDomain {
     /// Also if a table shrinks by more than a quarter.
     #[arg(long, conflicts_with = "url")]
     pub(crate) force: bool,
-    /// Where its aliases file is: https://…
+    /// Where its aliases file is: https://...
     #[arg(long, requires_all = ["user", "password_file"])]
     pub(crate) url: Option<String>,
     /// For HTTP basic authentication.
