@@ -68,7 +68,9 @@ async fn a_host_that_is_down_is_asked_by_the_rule_and_not_by_each_message() {
     setting.until("put off", || count(&setting, "== b@y") == 1).await;
     let log = setting.mainlog();
     assert!(log.contains("retry time not reached for host host1 [127.0.0.1]"), "{log}");
-    assert!(log.contains("connection refused, asked again in 10m"), "{log}");
+    // The clock goes on by itself, too.
+    let left = ["in 10m", "in 9m "].map(|left| format!("connection refused, asked again {left}"));
+    assert!(left.iter().any(|text| log.contains(text)), "{log}");
     assert_eq!(count(&setting, "Connection refused"), 1, "nobody asked: {log}");
     // It is there again: nobody knows before its time.
     let listener = std::net::TcpListener::bind(address).unwrap();
