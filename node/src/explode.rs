@@ -232,7 +232,7 @@ impl<R: AsyncRead + Send + Unpin> BodySource for Body<R> {
 }
 
 /// A program that is not a leader of anything.
-struct NoFence;
+pub(crate) struct NoFence;
 
 #[async_trait]
 impl Fence for NoFence {

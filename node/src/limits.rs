@@ -529,6 +529,9 @@ pub const SOURCES_MAX: usize = 100;
 /// How often a node looks whether a suspension has ended: as soon as it hears of it, as people see it.
 pub const STANDING_POLL: Duration = Duration::from_secs(1);
 
+/// Messages that are made due at once after a suspension, in flight to the log: a hundred thousand of them take seconds, and leave room.
+pub const RESUMED_AT_ONCE: usize = 100;
+
 /// What is suspended is looked at again after this time: a node that was away when the suspension ended does not know.
 pub const SUSPENDED_RETRY: Duration = Duration::from_secs(15 * 60);
 

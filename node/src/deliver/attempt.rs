@@ -11,7 +11,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use metrics::{counter, gauge};
+use metrics::counter;
 use ppsw_spool::{
     group::{ProposeError, Reply},
     queue::{Envelope, MessageId, Outcome, QueuedMessage, Turn, Verdict},
@@ -21,19 +21,20 @@ use tracing::{info, warn};
 
 use super::{
     Parts,
-    lanes::{Full, Lanes},
+    lanes::{Full, Gate, Lanes, NodePlace, Place},
     plan::{Address, Leg, Plan, plan},
     progress::Known,
     record::record,
     result::{Attempted, Result},
     seams::{Fence, QueueSource, Routing},
     transaction::{Answer, Mail},
-    transmit::{Sent, Transmission, Transmitter, is_unanswered},
+    transmit::{Hosts, Sent, Transmission, Transmitter, is_unanswered},
 };
 use crate::{
     limits::{BOUNCE_RETURN_BYTES_MAX, FENCE_POLL, RECORD_DEADLINE, ROUTE_DEPTH_MAX},
     maillog::{AddressEvent, ArrivalEvent},
     message::bounce::Excerpt,
+    route::{Destination, Program},
 };
 
 /// What attempts of a node share.
@@ -60,6 +61,12 @@ pub(super) enum Ended {
 pub(super) enum LegResult {
     Full,
     Sent(Vec<Sent>),
+}
+
+/// How a leg goes on.
+enum Way<'a> {
+    Program(&'a Program, NodePlace),
+    Hosts(Hosts),
 }
 
 /// The lease of the partition, while this node is not to end; and the mark of the attempt in its log.
@@ -186,44 +193,55 @@ impl Workshop {
         fence: Lease<'_>,
     ) -> LegResult {
         let fence = Lease { addresses: &leg.addresses, ..fence };
-        let fenced = || {
-            let sent = Sent {
-                answer: Answer::Fenced,
-                host: None,
-                mx: None,
-                time: Duration::ZERO,
-                notifies: false,
-                cipher: String::new(),
-                output: String::new(),
-            };
-            LegResult::Sent(vec![sent; leg.addresses.len()])
-        };
         let tried = message.recipients.iter().any(|attempt| attempt.attempts > 0);
-        let turn = if tried { Turn::Again } else { Turn::First };
-        let enter = async {
-            // First the destination, then its host, then the node: who waits for a slow one holds nothing that others need.
-            let place = self.lanes.enter(&leg.destination, message.id).await?;
-            let hosts = match leg.destination.program {
-                Some(_) => None,
-                None => Some(self.transmitter.hosts(&leg.destination).await),
-            };
-            Ok::<_, Full>((place, hosts, self.lanes.node(turn).await?))
-        };
+        let gate = self.lanes.gate(if tried { Turn::Again } else { Turn::First });
         let entered = tokio::select! {
-            entered = enter => entered,
-            () = fence.broken() => return fenced(),
+            entered = self.enter(message.id, &leg.destination, gate) => entered,
+            () = fence.broken() => return fenced(leg),
         };
-        let Ok((place, hosts, _node)) = entered else { return LegResult::Full };
+        let Ok((place, way)) = entered else { return LegResult::Full };
         if !fence.holds() {
-            return fenced();
+            return fenced(leg);
         }
-        let (Some(hosts), None) = (hosts, &leg.destination.program) else {
-            let Some(program) = &leg.destination.program else { return fenced() };
-            let flight = InFlight::begin();
-            let sent = self.pipe(source, message, leg, program, &fence).await;
-            drop(flight);
-            return LegResult::Sent(sent);
+        let sent = match way {
+            Way::Program(program, _place) => self.pipe(source, message, leg, program, &fence).await,
+            Way::Hosts(hosts) => {
+                self.transmission(source, message, routing, leg, &fence, (hosts, gate)).await
+            }
         };
+        if is_unanswered(&sent) {
+            place.unanswered();
+        } else {
+            place.answered();
+        }
+        LegResult::Sent(sent)
+    }
+
+    /// Waits for the destination's place, and then for those that are needed to begin.
+    async fn enter<'a>(
+        &self,
+        message: MessageId,
+        destination: &'a Destination,
+        gate: Gate<'_>,
+    ) -> std::result::Result<(Place, Way<'a>), Full> {
+        let place = self.lanes.enter(destination, message).await?;
+        let way = match &destination.program {
+            Some(program) => Way::Program(program, gate.node().await?),
+            None => Way::Hosts(self.transmitter.hosts(destination, gate).await),
+        };
+        Ok((place, way))
+    }
+
+    /// Brings the message to one of the hosts.
+    async fn transmission(
+        &self,
+        source: &dyn QueueSource,
+        message: &QueuedMessage,
+        routing: &dyn Routing,
+        leg: &Leg,
+        fence: &Lease<'_>,
+        (hosts, gate): (Hosts, Gate<'_>),
+    ) -> Vec<Sent> {
         let envelope = &message.envelope;
         // What was asked for goes with the sender who asked (RFC 3461 §5.2.7.3).
         let keeps = leg.return_path == envelope.sender;
@@ -237,31 +255,24 @@ impl Workshop {
             envelope_id: if keeps { envelope.envelope_id.clone() } else { String::new() },
         };
         let recipients: Vec<_> = leg.addresses.iter().map(|a| a.rcpt.clone()).collect();
-        let flight = InFlight::begin();
         let first = recipients.first().map_or("", |to| to.address.as_str());
         let retry = |trouble| routing.retry(first, &trouble);
         let transmission = Transmission {
             destination: &leg.destination,
+            gate,
             personality: &envelope.origin.personality,
             retry: &retry,
             mail: &mail,
             recipients: &recipients,
             body: &|| source.body(message),
-            fence: &fence,
+            fence,
         };
         let mut transmit = pin!(self.transmitter.transmit(&transmission, hosts));
         // The mark is written beside the dialogue, which waits for it before the final dot.
-        let sent = tokio::select! {
+        tokio::select! {
             sent = &mut transmit => sent,
             _ = fence.begun() => transmit.await,
-        };
-        drop(flight);
-        if is_unanswered(&sent) {
-            place.unanswered();
-        } else {
-            place.answered();
         }
-        LegResult::Sent(sent)
     }
 
     /// Judges, logs, records.
@@ -399,24 +410,22 @@ impl Workshop {
     }
 }
 
+/// What a leg comes to that was not to be begun any more.
+fn fenced(leg: &Leg) -> LegResult {
+    let sent = Sent {
+        answer: Answer::Fenced,
+        host: None,
+        mx: None,
+        time: Duration::ZERO,
+        notifies: false,
+        cipher: String::new(),
+        output: String::new(),
+    };
+    LegResult::Sent(vec![sent; leg.addresses.len()])
+}
+
 /// What the log says of the messages that an outcome makes.
 pub(super) fn created(outcome: &Outcome) -> Vec<(MessageId, Envelope, u64)> {
     let size = |bytes: &bytes::Bytes| bytes.len() as u64;
     outcome.creates.iter().map(|(id, envelope, b)| (*id, envelope.clone(), size(b))).collect()
-}
-
-/// Counts a transmission while it lasts.
-struct InFlight;
-
-impl InFlight {
-    fn begin() -> Self {
-        gauge!("ppsw_deliveries_in_flight").increment(1.0);
-        Self
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        gauge!("ppsw_deliveries_in_flight").decrement(1.0);
-    }
 }

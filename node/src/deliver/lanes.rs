@@ -5,15 +5,18 @@
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
+    net::SocketAddr,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
 };
 
+use metrics::gauge;
 use ppsw_spool::queue::{MessageId, Turn};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::hosts::HostPlaces;
 use crate::{
     limits::{
         DESTINATIONS_MAX, PIPES_MAX, RETRY_TRANSACTIONS_MAX, TRANSACTIONS_MAX,
@@ -30,6 +33,7 @@ pub(crate) struct Lanes {
     transactions: Arc<Semaphore>,
     /// Places for messages that have been tried before.
     retries: Arc<Semaphore>,
+    hosts: HostPlaces,
     lanes: Mutex<HashMap<Key, Arc<Lane>>>,
     /// Messages that were turned away and may come again.
     released: Arc<Mutex<Vec<MessageId>>>,
@@ -64,10 +68,52 @@ pub(crate) struct Place {
     permit: Option<OwnedSemaphorePermit>,
 }
 
-/// A place of the node; given back when dropped.
+/// A place of the node; given back when dropped. Counted while it is held.
 pub(crate) struct NodePlace {
     _retry: Option<OwnedSemaphorePermit>,
     _place: OwnedSemaphorePermit,
+}
+
+impl Drop for NodePlace {
+    fn drop(&mut self) {
+        gauge!("ppsw_deliveries_in_flight").decrement(1.0);
+    }
+}
+
+/// Where a message gets the places for one host: the host's first, then the node's, so that who waits for a slow host holds
+/// nothing that others need. Whoever goes on to another host gives both back before.
+#[derive(Clone, Copy)]
+pub(crate) struct Gate<'a> {
+    lanes: &'a Lanes,
+    turn: Turn,
+}
+
+/// The right to talk to one host; given back when dropped.
+pub(crate) struct HostPlace {
+    pub(crate) address: SocketAddr,
+    _node: NodePlace,
+    _host: OwnedSemaphorePermit,
+}
+
+impl Gate<'_> {
+    /// Waits for a place; `None` never comes.
+    pub(crate) async fn enter(&self, address: SocketAddr) -> Option<HostPlace> {
+        let host = self.lanes.hosts.enter(address).await?;
+        let node = self.node().await.ok()?;
+        Some(HostPlace { address, _node: node, _host: host })
+    }
+
+    /// Waits for a place of the node: for what goes to no host.
+    pub(crate) async fn node(&self) -> Result<NodePlace, Full> {
+        let of = |places: &Arc<Semaphore>| Arc::clone(places).acquire_owned();
+        let retry = match self.turn {
+            Turn::First => None,
+            Turn::Again => Some(of(&self.lanes.retries).await.map_err(|_| Full)?),
+        };
+        let place = of(&self.lanes.transactions).await.map_err(|_| Full)?;
+        gauge!("ppsw_deliveries_in_flight").increment(1.0);
+        Ok(NodePlace { _retry: retry, _place: place })
+    }
 }
 
 /// So many wait for this destination that one more had better stay in the queue.
@@ -79,6 +125,7 @@ impl Lanes {
         Self {
             transactions: Arc::new(Semaphore::new(TRANSACTIONS_MAX)),
             retries: Arc::new(Semaphore::new(RETRY_TRANSACTIONS_MAX)),
+            hosts: HostPlaces::default(),
             lanes: Mutex::default(),
             released: Arc::default(),
         }
@@ -102,15 +149,9 @@ impl Lanes {
         Ok(Place { lane: Arc::clone(&lane), released, permit: Some(permit) })
     }
 
-    /// Waits for a place of the node. To be asked for last: who waits for a slow destination or host holds nothing that others need.
-    pub(crate) async fn node(&self, turn: Turn) -> Result<NodePlace, Full> {
-        let of = |places: &Arc<Semaphore>| Arc::clone(places).acquire_owned();
-        let retry = match turn {
-            Turn::First => None,
-            Turn::Again => Some(of(&self.retries).await.map_err(|_| Full)?),
-        };
-        let place = of(&self.transactions).await.map_err(|_| Full)?;
-        Ok(NodePlace { _retry: retry, _place: place })
+    /// The other places that a message needs, by whether it has been tried before.
+    pub(crate) fn gate(&self, turn: Turn) -> Gate<'_> {
+        Gate { lanes: self, turn }
     }
 
     /// Messages that were turned away and for which there is room now.
@@ -236,6 +277,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+    use crate::limits::TRANSACTIONS_PER_HOST_MAX;
     use crate::route::{ClientOptions, Host, Tls};
 
     fn destination(host: &str) -> Destination {
@@ -286,6 +328,36 @@ mod tests {
         }
         assert_eq!(lanes.released(), [late]);
         assert!(lanes.lane(&slow).waiting().is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_host_holds_no_place_of_the_node() {
+        let lanes = Lanes::new();
+        let address = |host: usize| format!("192.0.2.{host}:25").parse().unwrap();
+        let gate = lanes.gate(Turn::First);
+        // The backup of everybody has no place left, and neither has the node.
+        let mut backup = Vec::new();
+        for _ in 0..TRANSACTIONS_PER_HOST_MAX {
+            backup.push(gate.enter(address(0)).await.unwrap());
+        }
+        let mut others = Vec::new();
+        for number in 0..TRANSACTIONS_MAX - TRANSACTIONS_PER_HOST_MAX {
+            others.push(gate.enter(address(1 + number / TRANSACTIONS_PER_HOST_MAX)).await.unwrap());
+        }
+        assert!(gate.node().now_or_never().is_none());
+        // All others turn to the backup: each gives back what it has, and waits.
+        let waits = others.drain(..).map(|place| {
+            drop(place);
+            let mut entry = Box::pin(gate.enter(address(0)));
+            assert!((&mut entry).now_or_never().is_none());
+            entry
+        });
+        let waiting: Vec<_> = waits.collect();
+        assert!(gate.node().now_or_never().is_some());
+        drop(backup);
+        for entry in waiting {
+            assert!(tokio::time::timeout(Duration::from_secs(5), entry).await.unwrap().is_some());
+        }
     }
 
     #[tokio::test]

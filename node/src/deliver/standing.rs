@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, MutexGuard, PoisonError},
 };
 
+use futures::{StreamExt as _, stream};
 use ppsw_control::{Order, Orders, Suspension, Verb};
 use ppsw_spool::{
     env::UnixMs,
@@ -21,7 +22,7 @@ use super::{
     plan::{Decided, Plan, Ruling},
     seams::QueueSource,
 };
-use crate::limits::{OPERATE_PATIENCE, STANDING_POLL};
+use crate::limits::{OPERATE_PATIENCE, RESUMED_AT_ONCE, STANDING_POLL};
 
 /// Gives the rules of the moment.
 pub type StandingOrders = Arc<dyn Fn() -> Arc<Orders> + Send + Sync>;
@@ -128,12 +129,14 @@ impl Deliverer {
                 })
             });
             let kept: Vec<MessageId> = kept.await.unwrap_or_default();
-            for id in kept {
+            count += kept.len();
+            // One entry of the log each: they share its syncs.
+            let release = async |id| {
                 if let Err(why) = done(source.release_queued(id, now, OPERATE_PATIENCE).await) {
                     info!(%id, rule, "not due at once after a suspension: {why}");
                 }
-                count += 1;
-            }
+            };
+            stream::iter(kept).for_each_concurrent(RESUMED_AT_ONCE, release).await;
         }
         info!(rule, count, "a suspension has ended");
     }

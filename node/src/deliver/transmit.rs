@@ -7,11 +7,11 @@ use std::{
 };
 
 use ppsw_spool::env::Clock;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     connect::Connector,
-    hosts::{Candidate, DownHosts, HostPlaces, candidates},
+    hosts::{Candidate, DownHosts, candidates},
+    lanes::{Gate, HostPlace},
     pool::Pool,
     retry::{Cause, RetryRule, Trouble},
     seams::{BodySource, Fence},
@@ -58,7 +58,6 @@ pub(crate) struct Transmitter {
     name: String,
     pool: Pool,
     down: DownHosts,
-    places: HostPlaces,
     sources: Sources,
 }
 
@@ -66,15 +65,16 @@ pub(crate) struct Transmitter {
 /// host's, the operating system chooses.
 pub type Sources = Vec<(String, IpAddr)>;
 
-/// The hosts to try, in order; and a place at the first of them that may be asked now.
+/// The hosts to try, in order; and a place at the first of them that may be asked now, if there is one.
 pub(crate) struct Hosts {
     candidates: Vec<Candidate>,
-    place: Option<(SocketAddr, OwnedSemaphorePermit)>,
+    place: Option<HostPlace>,
 }
 
 /// One transmission: what, to whom, and whether we still may.
 pub(crate) struct Transmission<'a> {
     pub(crate) destination: &'a Destination,
+    pub(crate) gate: Gate<'a>,
     /// Of the message.
     pub(crate) personality: &'a str,
     /// Says when a host is asked again that could not be reached, by what went wrong.
@@ -94,15 +94,15 @@ impl Transmitter {
         sources: Sources,
     ) -> Self {
         let (pool, down) = (Pool::new(Arc::clone(&clock)), DownHosts::new(Arc::clone(&clock)));
-        Self { connector, clock, name, pool, down, places: HostPlaces::default(), sources }
+        Self { connector, clock, name, pool, down, sources }
     }
 
     /// The hosts of a destination in an order for one transmission, when the first of them has a place for it.
-    pub(crate) async fn hosts(&self, destination: &Destination) -> Hosts {
+    pub(crate) async fn hosts(&self, destination: &Destination, gate: Gate<'_>) -> Hosts {
         let candidates = candidates(&destination.hosts);
         let first = candidates.iter().find(|host| self.down.is_down(host.address).is_none());
         let place = match first {
-            Some(host) => self.places.enter(host.address).await.map(|place| (host.address, place)),
+            Some(host) => gate.enter(host.address).await,
             None => None,
         };
         Hosts { candidates, place }
@@ -147,13 +147,11 @@ impl Transmitter {
                 note_down(&mut sent, &candidate, cause, left);
                 continue;
             }
-            if place.as_ref().is_none_or(|(at, _)| *at != candidate.address) {
-                // That of the host before goes first.
+            if place.as_ref().is_none_or(|place| place.address != candidate.address) {
+                // What is held for the host before is given back before anything is waited for.
                 drop(place.take());
                 place = tokio::select! {
-                    entered = self.places.enter(candidate.address) => {
-                        entered.map(|place| (candidate.address, place))
-                    }
+                    entered = what.gate.enter(candidate.address) => entered,
                     () = what.fence.broken() => None,
                 };
             }

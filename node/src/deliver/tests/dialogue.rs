@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ppsw_spool::{env::SystemClock, log::LogError};
+use ppsw_spool::{env::SystemClock, log::LogError, queue::Turn};
 use proptest::prelude::*;
 use tokio::{
     io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
@@ -24,6 +24,7 @@ use super::server::{At, Script, Server};
 use crate::{
     deliver::{
         connect::{Connector, Stream, TcpConnector},
+        lanes::Lanes,
         retry::{Cause, RULE_OTHERS, Stage},
         seams::{BodySource, Fence},
         transaction::{Answer, Mail, Rcpt},
@@ -129,8 +130,11 @@ async fn transmit(
         Box::new(Chunks(vec![body.slice(..cut), body.slice(cut..)]))
     };
     let retry = |_| RULE_OTHERS.parse().unwrap();
+    let lanes = Lanes::new();
+    let gate = lanes.gate(Turn::First);
     let what = Transmission {
         destination,
+        gate,
         personality: "mx",
         retry: &retry,
         mail,
@@ -138,7 +142,8 @@ async fn transmit(
         body: &open,
         fence,
     };
-    let sent = async { transmitter.transmit(&what, transmitter.hosts(destination).await).await };
+    let sent =
+        async { transmitter.transmit(&what, transmitter.hosts(destination, gate).await).await };
     tokio::time::timeout(Duration::from_secs(20), sent).await.unwrap()
 }
 
@@ -468,8 +473,11 @@ async fn a_body_that_cannot_be_read_is_neither_cut_short_nor_bounced() {
             let half = Some(Bytes::from_static(b"Subject: x\r\n\r\nhalf\r\n"));
             Box::new(Rotten { half, lease: lost.then(|| Arc::clone(&lease)) })
         };
+        let lanes = Lanes::new();
+        let gate = lanes.gate(Turn::First);
         let what = Transmission {
             destination: &there,
+            gate,
             personality: "mx",
             retry: &|_| RULE_OTHERS.parse().unwrap(),
             mail: &Mail::default(),
@@ -478,7 +486,7 @@ async fn a_body_that_cannot_be_read_is_neither_cut_short_nor_bounced() {
             fence: &Silent(Arc::clone(&lease)),
         };
         let us = transmitter();
-        let sent = us.transmit(&what, us.hosts(&there).await).await;
+        let sent = us.transmit(&what, us.hosts(&there, gate).await).await;
         assert!(is(&sent[0].answer, if lost { "fenced" } else { "unread rotten" }));
         assert!(server.complete().is_empty());
     }

@@ -10,7 +10,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use ppsw_spool::{env::SystemClock, log::LogError};
+use ppsw_spool::{env::SystemClock, log::LogError, queue::Turn};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     time::Instant,
@@ -20,11 +20,13 @@ use super::dialogue::destination;
 use crate::{
     deliver::{
         connect::{Connector, Stream},
+        lanes::Lanes,
         retry::RULE_OTHERS,
-        seams::{BodySource, Fence},
+        seams::BodySource,
         transaction::{Answer, Mail, Rcpt},
         transmit::{Transmission, Transmitter},
     },
+    explode::NoFence,
     route::{Destination, Host, Protocol},
 };
 
@@ -50,25 +52,6 @@ impl Connector for Tired {
             std::future::pending::<()>().await;
         });
         Ok(Box::new(ours))
-    }
-}
-
-/// A lease that lasts.
-struct Lasting;
-
-#[async_trait]
-impl Fence for Lasting {
-    fn holds(&self) -> bool {
-        true
-    }
-    async fn begun(&self) -> bool {
-        true
-    }
-    fn is_open(&self) -> bool {
-        true
-    }
-    async fn broken(&self) {
-        std::future::pending().await
     }
 }
 
@@ -105,17 +88,20 @@ async fn a_silent_server_is_left_in_time() {
             mx: true,
         }];
         let there = Destination { hosts, ..destination(&[], Protocol::Smtp) };
+        let lanes = Lanes::new();
+        let gate = lanes.gate(Turn::First);
         let what = Transmission {
             destination: &there,
+            gate,
             personality: "mx",
             retry: &|_| RULE_OTHERS.parse().unwrap(),
             mail: &Mail::default(),
             recipients: &[Rcpt { address: "a@y".into(), ..Rcpt::default() }],
             body: &|| Box::new(Once(Some(Bytes::from_static(b"Subject: x\r\n\r\n")))),
-            fence: &Lasting,
+            fence: &NoFence,
         };
         let begun = Instant::now();
-        let sent = us.transmit(&what, us.hosts(&there).await).await;
+        let sent = us.transmit(&what, us.hosts(&there, gate).await).await;
         let waited = begun.elapsed();
         let Answer::Deferred { text, elsewhere, .. } = &sent[0].answer else {
             panic!("{:?}", sent[0].answer)
