@@ -10,12 +10,26 @@ use std::{
     time::Duration,
 };
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use ppsw_spool::{log::LogError, queue::Turn};
+use tokio::task::unconstrained;
+
 use super::{
-    dialogue::destination,
+    dialogue::{destination, transmitter},
     fake::{Setting, Table, deliver_to},
     server::{Script, Server},
 };
 use crate::{
+    deliver::{
+        lanes::Lanes,
+        retry::RULE_OTHERS,
+        seams::BodySource,
+        transaction::{Mail, Rcpt},
+        transmit::Transmission,
+    },
+    explode::NoFence,
     limits::{RETRIES_TAKEN_MAX, TRANSACTIONS_MAX, TRANSACTIONS_PER_HOST_MAX},
     route::{Destination, Host, Protocol},
 };
@@ -208,4 +222,50 @@ async fn a_busy_machine_delivers_less() {
         .until("all again", || server.complete().len() == 2 && setting.outcomes_of(later) == 2)
         .await;
     setting.finish().await;
+}
+
+#[tokio::test]
+async fn who_goes_on_to_a_full_host_holds_no_place_meanwhile() {
+    let server = Server::start(Script::default()).await;
+    let mut hosts = vec![host("host1", nobody().await), host("backup", server.address)];
+    hosts[1].preference = 2;
+    let there = Destination { hosts, ..destination(&[], Protocol::Smtp) };
+    let (lanes, us) = (Lanes::new(), transmitter());
+    let gate = lanes.gate(Turn::First);
+    let mut full = Vec::new();
+    for _ in 0..TRANSACTIONS_PER_HOST_MAX {
+        full.push(gate.enter(server.address).await.unwrap());
+    }
+    let what = Transmission {
+        destination: &there,
+        gate,
+        personality: "mx",
+        retry: &|_| RULE_OTHERS.parse().unwrap(),
+        mail: &Mail::default(),
+        recipients: &[Rcpt { address: "a@y".into(), ..Rcpt::default() }],
+        body: &|| Box::new(Empty),
+        fence: &NoFence,
+    };
+    let mut sent = Box::pin(async { us.transmit(&what, us.hosts(&there, gate).await).await });
+    let waits = tokio::time::timeout(Duration::from_millis(500), &mut sent).await;
+    assert!(waits.is_err() && server.connections() == 0);
+    let mut free = Vec::new();
+    while let Some(place) = unconstrained(gate.node()).now_or_never() {
+        free.push(place.unwrap());
+    }
+    assert_eq!(free.len(), TRANSACTIONS_MAX - TRANSACTIONS_PER_HOST_MAX);
+    drop((full, free));
+    let sent = sent.await;
+    assert_eq!(sent[0].host.as_ref().unwrap().name, "backup", "{sent:?}");
+    assert_eq!(server.connections(), 1);
+}
+
+/// A message without a byte.
+struct Empty;
+
+#[async_trait]
+impl BodySource for Empty {
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError> {
+        Ok(None)
+    }
 }
