@@ -391,7 +391,7 @@ pub const RETRY_TRANSACTIONS_MAX: usize = TRANSACTIONS_MAX / 2;
 pub const TRANSACTIONS_PER_DESTINATION_MAX: usize = 20;
 
 /// Transactions at once with a destination that nothing is known of: each that is answered allows one more.
-pub const TRANSACTIONS_PER_DESTINATION_FIRST: usize = 5;
+pub const TRANSACTIONS_PER_DESTINATION_FIRST: usize = 2;
 
 /// Transactions at once with one address of a host, whatever destinations lead there.
 pub const TRANSACTIONS_PER_HOST_MAX: usize = 20;
