@@ -56,6 +56,8 @@ pub trait NodeHooks: Send + Sync + 'static {
     fn set_draining(&self, draining: bool);
     /// SMTP sessions with a transaction that has not ended.
     fn open_transactions(&self) -> usize;
+    /// What the node turns away by itself; `None`: nothing.
+    fn shedding(&self) -> Option<pb::Shedding>;
     /// Delivery attempts in flight for a partition.
     fn attempts_in_flight(&self, partition: PartitionId) -> usize;
     /// Does what an operator wants with one message of a partition that this node leads, as far as it is about these of its

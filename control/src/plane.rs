@@ -242,6 +242,12 @@ impl Plane {
         self.shared.groups.log().limit_space(limits);
     }
 
+    /// Bytes that the log can still take, as they were measured last.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        self.shared.groups.log().space().free_bytes
+    }
+
     /// The disk of the log has failed, and how; `None` as long as it has not.
     #[must_use]
     pub fn disk_failure(&self) -> Option<LogError> {
@@ -351,6 +357,7 @@ impl Shared {
             drain: Some(self.progress.borrow().clone()),
             groups,
             started_ms: self.started.0,
+            shedding: self.hooks.shedding(),
             tables: Some(self.tables_report()),
         }
     }

@@ -8,6 +8,10 @@ pub(crate) fn describe() {
         "Connections: accepted, or why they were turned away: draining, full, host_full, load, shed, bad_proxy"
     );
     describe_gauge!("ppsw_smtp_sessions", "Sessions that are open");
+    describe_gauge!(
+        "ppsw_shed_ratio",
+        "Part of the new sessions of strangers that is turned away because there is too much to do"
+    );
     describe_counter!("ppsw_smtp_commands_total", "Replies to SMTP commands, by command and class");
     describe_counter!("ppsw_smtp_rejects_total", "What the policy refused, for now or for good");
     describe_histogram!(

@@ -399,6 +399,9 @@ pub const TRANSACTIONS_PER_HOST_MAX: usize = 20;
 /// Messages that have been tried before and are in flight at once: new mail always finds places, also when all the world is down.
 pub const RETRIES_TAKEN_MAX: usize = MESSAGES_TAKEN_MAX / 2;
 
+/// How long the signals of a node that may have too much to do are taken for true: asking the queue is not free.
+pub const PRESSURE_AGE_MAX: Duration = Duration::from_secs(1);
+
 /// How long a load average is taken for true: the kernel makes a new one every 5 seconds.
 pub const LOAD_AGE_MAX: Duration = Duration::from_secs(1);
 

@@ -438,6 +438,15 @@ impl NodeFacts for Facts {
         files::load_average().map(|load| (load * 100.0).round() as u32)
     }
 
+    fn commit_time(&self) -> Duration {
+        let led = self.0.partitions().into_iter().map(|partition| partition.group());
+        led.filter(|group| group.leads()).map(|group| group.commit_time()).max().unwrap_or_default()
+    }
+
+    fn room_bytes(&self) -> Option<u64> {
+        Some(self.1.free_bytes())
+    }
+
     fn shed_percent(&self, personality: &str) -> u8 {
         self.1.orders().shed_percent(personality, SystemClock.now())
     }

@@ -80,6 +80,9 @@ pub const SCRUB_START_SPREAD: Duration = Duration::from_secs(3600);
 /// to know within two seconds that a disk is low.
 pub const SPACE_POLL: Duration = Duration::from_millis(500);
 
+/// After so long without a commit the last ones say nothing of how fast the next will be.
+pub const COMMIT_TIME_AGE_MAX: Duration = Duration::from_secs(10);
+
 /// The first wait of the log when its disk is full; most waits end when a purge has freed a file …
 pub const LOG_FULL_RETRY_MIN: Duration = Duration::from_millis(10);
 

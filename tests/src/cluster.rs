@@ -90,11 +90,21 @@ impl Cluster {
 
     /// The same with more arguments for `ppswd dev`.
     pub fn start_with(base_port: u16, arguments: &[&str]) -> Self {
+        Self::start_under(base_port, arguments, &[])
+    }
+
+    /// The same with more in the environment of all its processes.
+    pub fn start_under(
+        base_port: u16,
+        arguments: &[&str],
+        environment: &[(&'static str, String)],
+    ) -> Self {
         let lock = File::create(std::env::temp_dir().join("ppswitch-test-cluster.lock")).unwrap();
         lock.lock().unwrap();
         let dir = tempfile::Builder::new().prefix("ppswitch-test-").tempdir().unwrap();
         let base_port = base_port.to_string();
-        let (dev, file) = dev(&dir, &[&["--base-port", &base_port], arguments].concat());
+        let arguments = [&["--base-port", &base_port], arguments].concat();
+        let (dev, file) = dev(&dir, &arguments, environment);
         Self { file, dir: Some(dir), dev, again: Vec::new(), places: HashMap::new(), _lock: lock }
     }
 
@@ -103,7 +113,7 @@ impl Cluster {
         process::signal(self.dev.pid(), Signal::INT);
         self.dev.0.wait().unwrap();
         assert!(!self.dir().join("cluster.json").exists(), "cluster.json is left behind");
-        (self.dev, self.file) = dev(self.dir.as_ref().unwrap(), &["--resume"]);
+        (self.dev, self.file) = dev(self.dir.as_ref().unwrap(), &["--resume"], &[]);
     }
 
     /// Reads `cluster.json` again.
@@ -373,12 +383,15 @@ impl Drop for Cluster {
 }
 
 /// Starts `ppswd dev` on `cluster` below `dir`; waits until it is ready.
-fn dev(dir: &TempDir, arguments: &[&str]) -> (Guard, ClusterFile) {
+fn dev(
+    dir: &TempDir,
+    arguments: &[&str],
+    environment: &[(&'static str, String)],
+) -> (Guard, ClusterFile) {
     let (cluster, log) = (dir.path().join("cluster"), dir.path().join("dev.log"));
-    let mut dev = Guard::spawn(
-        Command::new(program("ppswd")).arg("dev").args(arguments).arg("--dir").arg(&cluster),
-        &log,
-    );
+    let mut command = Command::new(program("ppswd"));
+    command.arg("dev").args(arguments).arg("--dir").arg(&cluster);
+    let mut dev = Guard::spawn(command.envs(environment.iter().cloned()), &log);
     let path = cluster.join("cluster.json");
     wait_for("cluster.json", PATIENCE, || {
         let log = || std::fs::read_to_string(&log).unwrap_or_default();

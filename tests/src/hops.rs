@@ -20,8 +20,8 @@ use tempfile::TempDir;
 pub use self::{
     dovecot::Dovecot,
     exim::Exim,
-    opensmtpd::OpenSmtpd,
-    postfix::{Postfix, Service},
+    opensmtpd::{OpenSmtpd, RESOLVER as OPENSMTPD_RESOLVER, package as opensmtpd_package},
+    postfix::{Postfix, Service, make_certificate},
     tap::{Tap, Turn},
 };
 use crate::{

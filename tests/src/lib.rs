@@ -10,6 +10,7 @@
     reason = "a test harness fails by panicking"
 )]
 
+pub mod bench;
 pub mod campus;
 pub mod client;
 pub mod cluster;

@@ -62,6 +62,11 @@ impl GroupGuard {
         Self(Guard::spawn(command.process_group(0), output))
     }
 
+    /// The first process.
+    pub fn pid(&self) -> u32 {
+        self.0.pid()
+    }
+
     /// Whether the first process still runs.
     pub fn alive(&mut self) -> bool {
         self.0.alive()

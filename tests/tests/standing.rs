@@ -15,6 +15,7 @@ use ppsw_tests::{
     cluster::{Cluster, PATIENCE},
     process, wait_for,
 };
+use serde_json::{Value, json};
 
 /// A message to one address, with a line that only it has.
 fn send(cluster: &Cluster, node: u64, to: &str, line: &str) {
@@ -148,6 +149,38 @@ fn sessions_are_shed(cluster: &Cluster) {
     assert_eq!(cluster.ctl(&["shed", "clear"]).0, 1);
     wait_for("all nodes to take all", PATIENCE, || {
         (1..=3).all(|node| greeted(node).is_ok()).then_some(())
+    });
+    nodes_shed_by_themselves(cluster);
+}
+
+/// No disk has as much space as the policy wants here.
+fn nodes_shed_by_themselves(cluster: &Cluster) {
+    let path = cluster.dir().join("config/policy.kdl");
+    let policy = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("shed_space_under \"4000000G\"\n{policy}")).unwrap();
+    cluster.apply_config();
+    let shedding = |status: &Value, node: usize| status["nodes"][node]["shedding"].clone();
+    wait_for("all nodes to say that they shed", PATIENCE, || {
+        let status = cluster.ctl_json(&["status"]);
+        (0..3)
+            .all(|node| shedding(&status, node) == json!({ "signal": "space", "percent": 100 }))
+            .then_some(())
+    });
+    for node in 1..=3 {
+        let stranger = Client::connect_from([127, 200, 0, 1].into(), cluster.node(node).mx);
+        let refused = stranger.err().map(|error| error.to_string()).unwrap_or_default();
+        assert!(refused.contains("421 4.7.0 This service takes only a part"), "{refused}");
+        Client::connect(cluster.node(node).mx).unwrap();
+        let figure = cluster.figure(node, "ppsw_shed_ratio", "personality=\"mx\"");
+        assert_eq!(figure, Some(1.0));
+    }
+    let (_, text) = cluster.ctl(&["status"]);
+    assert!(text.contains("turns away 100 % of strangers' sessions (space)"), "{text}");
+    std::fs::write(&path, policy).unwrap();
+    cluster.apply_config();
+    wait_for("all nodes to take all again", PATIENCE, || {
+        let status = cluster.ctl_json(&["status"]);
+        (0..3).all(|node| shedding(&status, node).is_null()).then_some(())
     });
 }
 

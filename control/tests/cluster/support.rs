@@ -83,6 +83,9 @@ impl NodeHooks for Hooks {
         self.draining.store(draining, Ordering::SeqCst);
     }
 
+    fn shedding(&self) -> Option<pb::Shedding> {
+        None
+    }
     fn open_transactions(&self) -> usize {
         self.transactions.load(Ordering::SeqCst)
     }

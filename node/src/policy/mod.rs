@@ -236,6 +236,14 @@ pub trait NodeFacts: Send + Sync + 'static {
     fn queue_length(&self) -> u64;
     /// Load of the machine over the last minute, times 100 (`load-over`). `None`: not known.
     fn load(&self) -> Option<u32>;
+    /// How long entries have lately taken to be on the disks of a majority (`shed_commit_over`).
+    fn commit_time(&self) -> Duration {
+        Duration::ZERO
+    }
+    /// Free bytes of the spool (`shed_space_under`). `None`: not known.
+    fn room_bytes(&self) -> Option<u64> {
+        None
+    }
     /// How many of a hundred sessions of a personality are to be turned away (`ppswctl shed`).
     fn shed_percent(&self, personality: &str) -> u8 {
         let _ = personality;
@@ -432,6 +440,16 @@ pub struct Options {
     pub smtp_accept_max_per_relay_host: usize,
     /// Load average, times 100, above which only `smtp_reserve_hosts` get a session.
     pub smtp_load_reserve: Option<u32>,
+    /// Beyond each of these a part of new sessions is turned away (smtp/pressure.rs). `None`: it is not looked at.
+    pub shed_connections_over: Option<u64>,
+    /// Messages in the queue of this node.
+    pub shed_queue_over: Option<u64>,
+    /// Load average, times 100.
+    pub shed_load_over: Option<u32>,
+    /// Time until an entry is on the disks of a majority.
+    pub shed_commit_over: Option<Duration>,
+    /// Free bytes of the spool.
+    pub shed_space_under: Option<u64>,
     /// Load average, times 100, above which new messages wait in the queue.
     pub queue_only_load: Option<u32>,
     /// Load average, times 100, above which nothing is tried again.

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Names of all options.
-pub(crate) const NAMES: [&str; 21] = [
+pub(crate) const NAMES: [&str; 26] = [
     "qualify_domain",
     "smtp_accept_max",
     "smtp_accept_reserve",
@@ -18,6 +18,11 @@ pub(crate) const NAMES: [&str; 21] = [
     "smtp_accept_max_per_relay_host",
     "smtp_reserve_hosts",
     "smtp_load_reserve",
+    "shed_connections_over",
+    "shed_queue_over",
+    "shed_load_over",
+    "shed_commit_over",
+    "shed_space_under",
     "queue_only_load",
     "deliver_queue_load_max",
     "remote_sort_domains",
@@ -49,6 +54,11 @@ impl Default for Options {
             smtp_accept_max_per_host: 10,
             smtp_accept_max_per_relay_host: 10,
             smtp_load_reserve: None,
+            shed_connections_over: None,
+            shed_queue_over: None,
+            shed_load_over: None,
+            shed_commit_over: None,
+            shed_space_under: None,
             queue_only_load: None,
             deliver_queue_load_max: None,
             remote_sort_domains: Vec::new(),
@@ -104,6 +114,13 @@ pub(super) fn compile(setting: &Setting<'_>, compiler: &mut Compiler<'_>) {
         "queue_only_load" => options.queue_only_load = load(entry, errors),
         "deliver_queue_load_max" => options.deliver_queue_load_max = load(entry, errors),
         "smtp_load_reserve" => options.smtp_load_reserve = load(entry, errors),
+        "shed_connections_over" => {
+            options.shed_connections_over = number(entry, CONNECTIONS_MAX, errors);
+        }
+        "shed_queue_over" => options.shed_queue_over = number(entry, u64::MAX, errors),
+        "shed_load_over" => options.shed_load_over = load(entry, errors),
+        "shed_commit_over" => options.shed_commit_over = duration(entry, errors),
+        "shed_space_under" => options.shed_space_under = size(entry, errors),
         "check_spool_space" => set(&mut options.check_spool_space, size(entry, errors)),
         "check_spool_inodes" => {
             set(&mut options.check_spool_inodes, number(entry, u64::MAX, errors));

@@ -60,6 +60,10 @@ impl NodeHooks for Hooks {
         self.parts.get().map_or(0, |(front, _)| front.activity.open_transactions())
     }
 
+    fn shedding(&self) -> Option<pb::Shedding> {
+        self.parts.get().and_then(|(front, _)| front.shedding())
+    }
+
     fn attempts_in_flight(&self, partition: PartitionId) -> usize {
         self.parts.get().map_or(0, |(_, deliverer)| deliverer.attempts_in_flight(partition))
     }

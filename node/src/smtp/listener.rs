@@ -139,7 +139,8 @@ impl Connected {
         });
         let acl = policy.personality(self.server.ip().to_canonical()).acl;
         // Our own hosts would only keep their mail, and be as many tomorrow.
-        let shed = !relay && front.around.facts.shed_percent(&acl) > rand::random_range(0..100);
+        let shed =
+            !relay && front.shed_percent(&acl, policy.options()) > rand::random_range(0..100);
         let admitted = if busy && !relay {
             Err(Refusal::Busy)
         } else if shed {

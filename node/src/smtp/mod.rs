@@ -19,6 +19,7 @@ mod intake;
 mod line;
 mod listener;
 mod password;
+mod pressure;
 mod proxy;
 pub mod reply;
 mod rules;
@@ -34,6 +35,7 @@ use std::{
     time::Duration,
 };
 
+use ppsw_proto::control as pb;
 use ppsw_spool::env::Clock;
 use tokio::{
     sync::{Semaphore, watch},
@@ -52,11 +54,13 @@ pub use tls::{Certificates, TlsError};
 pub use wire::Transport;
 
 use admission::Admission;
+
 use guessing::Guessing;
+use pressure::{Level, Pressure};
 
 use crate::{
     limits::{AUTH_CONCURRENT_MAX, PROXY_HEADERS_PENDING_MAX},
-    policy::Surroundings,
+    policy::{Options, Surroundings},
 };
 
 /// What all sessions of a node share.
@@ -72,6 +76,24 @@ pub struct FrontEnd {
     pub clock: Arc<dyn Clock>,
     /// Sessions, transactions and drain of this node.
     pub activity: Activity,
+}
+
+impl FrontEnd {
+    /// How many of a hundred new sessions of a personality are to be turned away: by `ppswctl shed`, or by what there is to do here.
+    fn shed_percent(&self, personality: &str, options: &Options) -> u8 {
+        let level = self.pressure(options);
+        level.percent(personality).max(self.around.facts.shed_percent(personality))
+    }
+
+    fn pressure(&self, options: &Options) -> Level {
+        let (now, sessions) = (self.clock.instant(), self.activity.sessions());
+        self.activity.pressure.level(now, options, &*self.around.facts, sessions)
+    }
+
+    /// What this node turns away by itself, for those who look; `None`: nothing.
+    pub fn shedding(&self) -> Option<pb::Shedding> {
+        self.pressure(self.rules.current().options()).report()
+    }
 }
 
 impl std::fmt::Debug for FrontEnd {
@@ -91,6 +113,7 @@ pub struct Activity {
     /// Bounds the connections of balancers that have not said yet whom they bring.
     unnamed: Arc<Semaphore>,
     admission: Arc<Admission>,
+    pressure: Pressure,
     tasks: TaskTracker,
 }
 
@@ -103,6 +126,7 @@ impl Default for Activity {
             guessing: Guessing::default(),
             unnamed: Arc::new(Semaphore::new(PROXY_HEADERS_PENDING_MAX)),
             admission: Arc::default(),
+            pressure: Pressure::default(),
             tasks: TaskTracker::new(),
         }
     }

@@ -20,6 +20,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     ChangeError, GroupId, GroupStatus, Position, ProposeError, Reply, Timing,
+    commit_time::CommitTime,
     lease::{self, Claim, Probation},
     machine::Adapter,
     network::{Factory, Peer},
@@ -57,6 +58,7 @@ struct Inner {
     /// The newest term in which this replica began to hand over: the followers' promise to it ended with that.
     handed_over: AtomicU64,
     stopping: AtomicBool,
+    commit_time: CommitTime,
     /// Held by the transfer under way.
     transferring: tokio::sync::Mutex<()>,
     /// Held by the checkpoint under way.
@@ -76,6 +78,7 @@ impl Group {
     pub(super) fn new(parts: Parts) -> Self {
         let inner = Inner {
             metrics: parts.raft.metrics(),
+            commit_time: CommitTime::new(parts.clock.instant()),
             parts,
             led_term: AtomicU64::new(0),
             handed_over: AtomicU64::new(0),
@@ -128,14 +131,24 @@ impl Group {
             Ok(Ok(response)) => {
                 let took = clock.instant().saturating_duration_since(began);
                 metrics::histogram!("ppsw_raft_commit_seconds").record(took.as_secs_f64());
+                self.inner.commit_time.took(clock.instant(), took);
                 Ok(response.data)
             }
             Ok(Err(error)) => {
                 let after = clock.instant().saturating_duration_since(began);
                 Err(propose_error(error, after))
             }
-            Err(_) => Err(ProposeError::Timeout(deadline)),
+            Err(_) => {
+                self.inner.commit_time.took(clock.instant(), deadline);
+                Err(ProposeError::Timeout(deadline))
+            }
         }
+    }
+
+    /// How long entries that were proposed here have lately taken to be committed; zero if there was none for ten seconds.
+    #[must_use]
+    pub fn commit_time(&self) -> Duration {
+        self.inner.commit_time.now(self.inner.parts.clock.instant())
     }
 
     /// Proposes an entry through the leader that this replica knows of, which may be itself. For entries that do no

@@ -15,6 +15,9 @@ use crate::process::GroupGuard;
 /// Without privileges that matter.
 const OWNER: u32 = 65_534;
 
+/// A name server that is not there.
+pub const RESOLVER: &str = "nameserver 127.30.255.255\n";
+
 /// Puts its directories where it wants them, and starts it: `sh -c SCRIPT sh DIR PACKAGE`. Its resolver asks nobody.
 const SCRIPT: &str = r#"
 set -e
@@ -37,7 +40,7 @@ impl OpenSmtpd {
         let package = package();
         let dir = open_directory("opensmtpd");
         directory_of(&dir, "mail", Some(OWNER));
-        std::fs::write(dir.path().join("resolv.conf"), "nameserver 127.30.255.255\n").unwrap();
+        std::fs::write(dir.path().join("resolv.conf"), RESOLVER).unwrap();
         let path = dir.path().join("smtpd.conf");
         std::fs::write(&path, configuration(dir.path(), address, domain)).unwrap();
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))
@@ -63,7 +66,7 @@ impl OpenSmtpd {
 }
 
 /// Where `tests/run` has unpacked it.
-fn package() -> PathBuf {
+pub fn package() -> PathBuf {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/opensmtpd");
     let path = path.canonicalize().unwrap_or(path);
     assert!(

@@ -98,8 +98,8 @@ impl Postfix {
     }
 }
 
-/// One that nobody should believe: out of date, for another name, signed by nobody.
-fn make_certificate(dir: &Path) {
+/// Makes `certificate` and `key` that nobody should believe: out of date, for another name, signed by nobody.
+pub fn make_certificate(dir: &Path) {
     let mut params = CertificateParams::new(vec!["mail.elsewhere.example".to_owned()]).unwrap();
     params.not_before = date_time_ymd(2001, 1, 1);
     params.not_after = date_time_ymd(2002, 1, 1);

@@ -83,6 +83,10 @@ fn node_json(node: &NodeStatus) -> Value {
         "http": member.http,
         "version": report.map(|r| r.version.clone()),
         "not_ready": report.map(|r| r.not_ready.clone()),
+        "shedding": report.and_then(|r| r.shedding.as_ref()).map(|shedding| json!({
+            "signal": shedding.signal,
+            "percent": shedding.percent,
+        })),
         "away_since": node.away.as_ref().map(|away| away.since_ms),
         "removing": node.removal.as_ref().map(|removal| json!({
             "since": removal.since_ms,
@@ -134,6 +138,10 @@ fn notes(node: &NodeStatus) -> String {
         notes.push("silent for long: others have its votes".to_owned());
     }
     notes.extend(node.report.iter().flat_map(|report| report.not_ready.iter().cloned()));
+    if let Some(shedding) = node.report.as_ref().and_then(|report| report.shedding.as_ref()) {
+        let (signal, percent) = (&shedding.signal, shedding.percent);
+        notes.push(format!("turns away {percent} % of strangers' sessions ({signal})"));
+    }
     notes.join("; ")
 }
 

@@ -1,0 +1,95 @@
+//! ppswitch under load.
+
+use std::net::SocketAddr;
+
+use super::{Server, Syncs, meter::family};
+use crate::{
+    cluster::{Cluster, PATIENCE},
+    wait_for,
+};
+
+const BASE_PORT: u16 = 5_500;
+
+/// A cluster, which runs as long as this is there: nodes that have nothing to do cost the others a hundredth of a core.
+pub struct Nodes {
+    cluster: Cluster,
+    count: usize,
+    delivers: bool,
+    /// Recipients that had been delivered, and messages that had been taken, when the run began.
+    before: (f64, f64),
+}
+
+impl Nodes {
+    /// Starts a cluster whose sink's place is free.
+    pub fn start(count: usize, syncs: &Syncs) -> Self {
+        let environment = syncs.environment();
+        let nodes = count.to_string();
+        let mut cluster = Cluster::start_under(BASE_PORT, &["--nodes", &nodes], &environment);
+        cluster.kill_sink();
+        Self { cluster, count, delivers: true, before: (0.0, 0.0) }
+    }
+
+    /// Where it delivers to.
+    pub fn sink(&self) -> SocketAddr {
+        self.cluster.file.sink.smtp
+    }
+
+    fn sum(&self, name: &str, label: &str) -> f64 {
+        (1..=self.count as u64).map(|id| self.cluster.figure(id, name, label).unwrap()).sum()
+    }
+
+    /// Recipients delivered, messages taken.
+    fn figures(&self) -> (f64, f64) {
+        let delivered = self.sum("ppsw_delivery_attempts_total", "result=\"delivered\"");
+        (delivered, self.sum("ppsw_messages_accepted_total", ""))
+    }
+
+    fn let_go(&mut self, goes: bool) {
+        if self.delivers == goes {
+            return;
+        }
+        let path = self.cluster.dir().join("config/policy.kdl");
+        let policy = std::fs::read_to_string(&path).unwrap();
+        let (open, shut) = ("queue_only_load 10000", "queue_only_load 0");
+        let (old, new) = if goes { (shut, open) } else { (open, shut) };
+        assert_eq!(policy.matches(old).count(), 1, "{old} in the policy");
+        std::fs::write(&path, policy.replace(old, new)).unwrap();
+        self.cluster.apply_config();
+        self.delivers = goes;
+    }
+}
+
+impl Server for Nodes {
+    fn name(&self) -> String {
+        match self.count {
+            1 => "ppswitch, one node alone".to_owned(),
+            count => format!("ppswitch, {count} nodes"),
+        }
+    }
+
+    fn begin(&mut self, hold: bool) {
+        self.let_go(!hold);
+        self.before = self.figures();
+    }
+
+    fn addresses(&self) -> Vec<SocketAddr> {
+        self.cluster.file.nodes.iter().map(|node| node.smart).collect()
+    }
+
+    fn is_empty(&self) -> bool {
+        let (delivered, taken) = self.figures();
+        delivered - self.before.0 >= taken - self.before.1
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.cluster.file.nodes.iter().flat_map(|node| family(node.pid)).collect()
+    }
+
+    fn end(&mut self) {
+        wait_for("an empty queue", PATIENCE, || {
+            self.cluster.ctl(&["queue", "drop", "--all", "--reason", "measured"]);
+            let summary = self.cluster.ctl_json(&["queue", "list"]);
+            summary.as_array()?.is_empty().then_some(())
+        });
+    }
+}

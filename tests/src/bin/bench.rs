@@ -1,0 +1,271 @@
+//! Compares ppswitch with other mail servers in one run: `cargo run --release -p ppsw-tests --bin bench -- [CASE...]`, after
+//! `cargo build --release`. Its figures stand in docs/performance.md.
+//!
+//! Each case loads ppswitch and its peers in turn, as often as is wanted, after a run of each that does not count. Ratios are of
+//! neighbours in time: machines drift.
+
+#![allow(clippy::disallowed_methods, reason = "a measurement uses the machine as it is")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a measurement fails by panicking"
+)]
+
+use std::{net::SocketAddr, os::unix::fs::PermissionsExt, time::Duration};
+
+use clap::{Parser, ValueEnum};
+use ppsw_tests::bench::{
+    Content, Exim, Latencies, Load, Nodes, OpenSmtpd, Postfix, Run, Sender, Server, Syncs, run,
+    smtp_sink,
+};
+
+/// Messages of the first run, which says how many make a run of the wanted length.
+const FIRST: usize = 1_000;
+/// Messages of a run: bounds what a disk holds meanwhile.
+const MESSAGES_MAX: usize = 400_000;
+const BYTES_MAX: usize = 4 << 30;
+
+#[derive(Parser)]
+#[command(about = "Compares ppswitch with other mail servers in one run")]
+struct Arguments {
+    /// Cases, by the beginning of their names; all of them if there is none
+    cases: Vec<String>,
+    /// Says which cases there are, and does nothing
+    #[arg(long)]
+    list: bool,
+    /// Runs that count, of each server
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    /// How long a run is, about
+    #[arg(long, default_value_t = 3.0)]
+    seconds: f64,
+    /// Other servers
+    #[arg(long, value_delimiter = ',', default_value = "postfix")]
+    peers: Vec<Peer>,
+    /// Nodes of the cluster, instead of what the case has
+    #[arg(long)]
+    nodes: Option<usize>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Peer {
+    None,
+    Postfix,
+    Exim,
+    Opensmtpd,
+}
+
+#[derive(Clone, Copy)]
+struct Case {
+    name: &'static str,
+    nodes: usize,
+    /// How much longer each sync takes, for all servers.
+    slower_us: u64,
+    delivers: bool,
+    sessions: usize,
+    many: bool,
+    bytes: usize,
+    recipients: usize,
+    client: Client,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    Source,
+    Closed,
+    Tls,
+    /// Messages a second.
+    Open(u32),
+}
+
+const fn accept(name: &'static str, sessions: usize, many: bool, bytes: usize) -> Case {
+    Case {
+        name,
+        nodes: 3,
+        slower_us: 0,
+        delivers: false,
+        sessions,
+        many,
+        bytes,
+        recipients: 1,
+        client: Client::Source,
+    }
+}
+
+const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+const CASES: &[Case] = &[
+    accept("accept-4k-1-one", 1, false, 4 * KIB),
+    accept("accept-4k-10-one", 10, false, 4 * KIB),
+    accept("accept-4k-1-many", 1, true, 4 * KIB),
+    accept("accept-4k-10-many", 10, true, 4 * KIB),
+    accept("accept-4k-50-many", 50, true, 4 * KIB),
+    accept("accept-4k-100-many", 100, true, 4 * KIB),
+    accept("accept-64k-50-many", 50, true, 64 * KIB),
+    accept("accept-1m-10-many", 10, true, MIB),
+    Case { recipients: 50, ..accept("accept-4k-10-many-fifty", 10, true, 4 * KIB) },
+    Case { client: Client::Closed, ..accept("latency-4k-50", 50, true, 4 * KIB) },
+    Case { client: Client::Open(1_000), ..accept("latency-4k-50-at-1000", 50, true, 4 * KIB) },
+    Case { client: Client::Tls, ..accept("tls-4k-50-many", 50, true, 4 * KIB) },
+    Case { client: Client::Tls, ..accept("tls-4k-50-one", 50, false, 4 * KIB) },
+    Case { delivers: true, ..accept("relay-4k-10-one", 10, false, 4 * KIB) },
+    Case { delivers: true, ..accept("relay-4k-10-many", 10, true, 4 * KIB) },
+    Case { delivers: true, ..accept("relay-4k-50-many", 50, true, 4 * KIB) },
+    Case { delivers: true, ..accept("relay-64k-10-many", 10, true, 64 * KIB) },
+    Case { nodes: 1, ..accept("alone-4k-50-many", 50, true, 4 * KIB) },
+    Case { slower_us: 2_000, ..accept("slow-4k-100-many", 100, true, 4 * KIB) },
+];
+
+fn main() {
+    let arguments = Arguments::parse();
+    let wanted = |case: &&Case| {
+        let named = arguments.cases.iter().any(|name| case.name.starts_with(name.as_str()));
+        named || arguments.cases.is_empty()
+    };
+    let cases: Vec<Case> = CASES
+        .iter()
+        .filter(wanted)
+        .map(|case| Case { nodes: arguments.nodes.unwrap_or(case.nodes), ..*case })
+        .collect();
+    assert!(!cases.is_empty(), "no such case: --list says which there are");
+    if arguments.list {
+        cases.iter().for_each(|case| println!("{}", case.name));
+        return;
+    }
+    // A cluster for those that need the same one.
+    for cases in
+        cases.chunk_by(|one, other| (one.nodes, one.slower_us) == (other.nodes, other.slower_us))
+    {
+        group(cases, &arguments);
+    }
+}
+
+/// Cases of one cluster.
+fn group(cases: &[Case], arguments: &Arguments) {
+    let dir = tempfile::Builder::new().prefix("ppswitch-bench-").tempdir().unwrap();
+    // Peers run as users of their own.
+    std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let syncs = Syncs::new(dir.path(), cases[0].slower_us);
+    let nodes = Nodes::start(cases[0].nodes, &syncs);
+    let sink_address = nodes.sink();
+    let sink = smtp_sink(sink_address, dir.path());
+    let address = |number: u8| SocketAddr::from(([127, 12, 0, number], 2_525));
+    let mut servers: Vec<Box<dyn Server>> = vec![Box::new(nodes)];
+    for peer in &arguments.peers {
+        servers.push(match peer {
+            Peer::None => continue,
+            Peer::Postfix => Box::new(Postfix::new(dir.path(), address(1), sink_address, &syncs)),
+            Peer::Exim => Box::new(Exim::new(dir.path(), address(2), sink_address, &syncs)),
+            Peer::Opensmtpd => {
+                Box::new(OpenSmtpd::new(dir.path(), address(3), sink_address, &syncs))
+            }
+        });
+    }
+    for case in cases {
+        let mut runs: Vec<Vec<Run>> = vec![Vec::new(); servers.len()];
+        let mut loads: Vec<Load> = servers.iter().map(|_| load(case, FIRST, arguments)).collect();
+        for number in 0..=arguments.runs {
+            for ((server, load), runs) in servers.iter_mut().zip(&mut loads).zip(&mut runs) {
+                let run = run(&mut **server, load, &syncs, case.delivers.then_some(&sink));
+                if number == 0 {
+                    load.messages = enough(case, run.relayed * arguments.seconds);
+                } else {
+                    runs.push(run);
+                }
+            }
+        }
+        let names: Vec<String> = servers.iter().map(|server| server.name()).collect();
+        report(case, &names, &runs);
+    }
+}
+
+fn load(case: &Case, messages: usize, arguments: &Arguments) -> Load {
+    let time = Duration::from_secs_f64(arguments.seconds);
+    let sender = match case.client {
+        Client::Source => Sender::Source,
+        Client::Closed => Sender::Closed { time, tls: false },
+        Client::Tls => Sender::Closed { time, tls: true },
+        Client::Open(per_second) => Sender::Open { time, per_second },
+    };
+    let content = Content { bytes: case.bytes, recipients: case.recipients };
+    let messages = messages.min(BYTES_MAX / 8 / case.bytes);
+    Load { sender, sessions: case.sessions, messages, many: case.many, content }
+}
+
+fn enough(case: &Case, messages: f64) -> usize {
+    (messages as usize).clamp(case.sessions, MESSAGES_MAX.min(BYTES_MAX / case.bytes))
+}
+
+fn report(case: &Case, names: &[String], runs: &[Vec<Run>]) {
+    println!("\n## {}\n", case.name);
+    println!(
+        "| server | messages/s taken, min / **median** / max | end to end | p50 / p99 / p99.9 ms | CPU ms a message | written per byte of mail | syncs a message | MiB |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    for (name, runs) in names.iter().zip(runs) {
+        let per = |of: &dyn Fn(&Run) -> f64| middle(runs.iter().map(of).collect());
+        let cpu = per(&|run| run.cost.cpu.as_secs_f64() * 1e3 / run.messages as f64);
+        let written = per(&|run| run.cost.written_bytes as f64 / run.bytes as f64);
+        let syncs = per(&|run| run.cost.syncs as f64 / run.messages as f64);
+        let memory = per(&|run| run.cost.memory_bytes as f64 / MIB as f64);
+        let relayed = if case.delivers { spread(runs, |run| run.relayed) } else { "-".to_owned() };
+        println!(
+            "| {name} | {} | {relayed} | {} | {cpu:.3} | {written:.2} | {syncs:.3} | {memory:.0} |",
+            spread(runs, |run| run.taken),
+            latencies(runs),
+        );
+    }
+    println!();
+    for (name, peer) in names.iter().zip(runs).skip(1) {
+        let ratios = |of: fn(&Run) -> f64| {
+            let mut all: Vec<f64> =
+                runs[0].iter().zip(peer).map(|(ours, theirs)| of(ours) / of(theirs)).collect();
+            all.sort_by(f64::total_cmp);
+            format!(
+                "min {:.2}, median {:.2}, max {:.2}",
+                all[0],
+                middle(all.clone()),
+                all[all.len() - 1]
+            )
+        };
+        println!("ratio to {name}, taken: {}; n = {}", ratios(|run| run.taken), peer.len());
+        if case.delivers {
+            println!("ratio to {name}, end to end: {}", ratios(|run| run.relayed));
+        }
+        println!(
+            "ratio to {name}, CPU a message: {}",
+            ratios(|run| run.cost.cpu.as_secs_f64() / run.messages as f64)
+        );
+        if runs[0][0].latencies.is_some() {
+            println!("ratio to {name}, p99: {}", ratios(|run| per_mille(run, 990)));
+        }
+    }
+}
+
+/// Of all runs, for one that is neither lucky nor not.
+fn latencies(runs: &[Run]) -> String {
+    if runs[0].latencies.is_none() {
+        return "-".to_owned();
+    }
+    let of = |rank| middle(runs.iter().map(|run| per_mille(run, rank)).collect());
+    format!("{:.2} / {:.2} / {:.2}", of(500), of(990), of(999))
+}
+
+/// In milliseconds.
+fn per_mille(run: &Run, rank: usize) -> f64 {
+    let of = |all: &Latencies| all.per_mille(rank).as_secs_f64() * 1e3;
+    run.latencies.as_ref().map_or(0.0, of)
+}
+
+fn spread(runs: &[Run], of: fn(&Run) -> f64) -> String {
+    let mut all: Vec<f64> = runs.iter().map(of).collect();
+    all.sort_by(f64::total_cmp);
+    format!("{:.0} / **{:.0}** / {:.0}", all[0], middle(all.clone()), all[all.len() - 1])
+}
+
+fn middle(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all[all.len() / 2]
+}
