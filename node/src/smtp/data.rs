@@ -7,7 +7,7 @@
 
 /// What is done about a CR or LF that stands alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum LineEnds {
+pub enum LineEnds {
     /// They are noticed; what follows them is not passed on.
     Refuse,
     /// They become CRLF.
@@ -33,7 +33,7 @@ enum At {
 
 /// Reads content piece by piece; how it is cut into pieces makes no difference.
 #[derive(Clone, Debug)]
-pub(super) struct ContentReader {
+pub struct ContentReader {
     at: At,
     line_ends: LineEnds,
     /// DATA: dots are stuffed and end the content. BDAT: they are content (RFC 3030 §2).
@@ -43,28 +43,28 @@ pub(super) struct ContentReader {
 
 impl ContentReader {
     /// For DATA.
-    pub(super) fn data(line_ends: LineEnds) -> Self {
+    pub fn data(line_ends: LineEnds) -> Self {
         Self { at: At::LineStart, line_ends, dots: true, bare: false }
     }
 
     /// For the chunks of BDAT, all of one message.
-    pub(super) fn chunks(line_ends: LineEnds) -> Self {
+    pub fn chunks(line_ends: LineEnds) -> Self {
         Self { dots: false, ..Self::data(line_ends) }
     }
 
     /// A CR or LF stood alone in what was read until now, and that is to be refused.
-    pub(super) fn is_refused(&self) -> bool {
+    pub fn is_refused(&self) -> bool {
         self.bare && self.line_ends == LineEnds::Refuse
     }
 
     /// The final dot has been read (DATA only).
-    pub(super) fn ended(&self) -> bool {
+    pub fn ended(&self) -> bool {
         self.at == At::End
     }
 
     /// Reads from `input` up to its end or the end of the content; appends what it means to `out`, which grows to at
     /// most twice the input. Returns how many bytes were read: the rest are commands.
-    pub(super) fn read(&mut self, input: &[u8], out: &mut Vec<u8>) -> usize {
+    pub fn read(&mut self, input: &[u8], out: &mut Vec<u8>) -> usize {
         let mut next = 0;
         while next < input.len() && self.at != At::End {
             if self.at == At::Inside || (self.at == At::LineStart && !self.dots) {
@@ -86,7 +86,7 @@ impl ContentReader {
     }
 
     /// The last BDAT chunk is over: a CR that is held back stands alone.
-    pub(super) fn finish(&mut self, out: &mut Vec<u8>) {
+    pub fn finish(&mut self, out: &mut Vec<u8>) {
         if self.at == At::Cr {
             self.bare_line_end(out);
         }

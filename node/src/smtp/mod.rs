@@ -45,6 +45,7 @@ use tokio_util::task::TaskTracker;
 
 pub(crate) use address::mailbox_fault;
 pub(crate) use command::chunk_size;
+pub use data::{ContentReader, LineEnds};
 pub use events::{Arrival, Events, Peer, Rejection};
 pub use intake::{Incoming, Intake};
 pub use listener::Listener;
