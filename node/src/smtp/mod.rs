@@ -57,6 +57,7 @@ use guessing::Guessing;
 use crate::{
     limits::{AUTH_CONCURRENT_MAX, PROXY_HEADERS_PENDING_MAX},
     policy::Surroundings,
+    trace::Tracer,
 };
 
 /// What all sessions of a node share.
@@ -72,6 +73,8 @@ pub struct FrontEnd {
     pub clock: Arc<dyn Clock>,
     /// Sessions, transactions and drain of this node.
     pub activity: Activity,
+    /// Shows sessions to operators.
+    pub tracer: Tracer,
 }
 
 impl std::fmt::Debug for FrontEnd {

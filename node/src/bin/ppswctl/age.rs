@@ -47,6 +47,12 @@ pub(crate) fn rfc3339(unix_ms: u64) -> serde_json::Value {
     }
 }
 
+/// The time of day in UTC, with milliseconds.
+pub(crate) fn clock(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000 % 86_400, unix_ms % 1000);
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
