@@ -94,7 +94,7 @@ fn dialogue_is_shown_as_it_happens_to_those_who_may_see_it() {
     let trace = |name: &str, arguments: &[&str]| Watcher::trace(&cluster, name, arguments, 3);
     // All at once, which is as many as may run.
     let client = trace("client", &["--client", "127.77.0.0/16"]);
-    let sender = trace("sender", &["--sender", "anna@*.example"]);
+    let sender = trace("sender", &["--sender", "anna@*.org"]);
     let recipient = trace("recipient", &["--recipient", "wanted@example.org"]);
     let host = trace("host", &["--host", "127.10.0.1", "--out"]);
     let nobody = trace("nobody", &["--sender", "nobody@example.org"]);
@@ -104,19 +104,19 @@ fn dialogue_is_shown_as_it_happens_to_those_who_may_see_it() {
     assert!(error.contains("8 traces run on this node already"), "{error}");
 
     // The node that is asked is the first; the mail comes in at another one, and leaves there.
-    send(&cluster, 2, [127, 77, 0, 1], "anna@one.example", "wanted@example.org");
-    send(&cluster, 3, [127, 78, 0, 1], "bo@one.example", "other@example.org");
+    send(&cluster, 2, [127, 77, 0, 1], "anna@example.org", "wanted@example.org");
+    send(&cluster, 3, [127, 78, 0, 1], "bo@example.org", "other@example.org");
 
     let texts = client.wait_text("in", "closed");
     assert!(texts[0].starts_with("connected to 127.10.2.2:"), "{texts:#?}");
     let dialogue = [
         "EHLO client.example.org",
-        "MAIL FROM:<anna@one.example>",
+        "MAIL FROM:<anna@example.org>",
         "250 2.1.0",
         "RCPT TO:<wanted@example.org>",
         "DATA",
         "354 ",
-        "61 octets of data",
+        "62 octets of data",
         "250 2.0.0 OK id=",
         "QUIT",
     ];
@@ -131,7 +131,7 @@ fn dialogue_is_shown_as_it_happens_to_those_who_may_see_it() {
         assert!(has(&out, "connects to") && has(&out, "RCPT TO:<wanted@example.org>"), "{out:#?}");
         let all = watcher.lines();
         assert!(all.iter().all(|line| line["node"] == 2), "{all:#?}");
-        assert!(!format!("{all:?}").contains("bo@one"), "{all:#?}");
+        assert!(!format!("{all:?}").contains("bo@"), "{all:#?}");
     }
     host.wait_text("out", "RCPT TO:<wanted@example.org>");
     host.wait_text("out", "RCPT TO:<other@example.org>");
