@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 use crate::{
     Failure,
     address::{self, Admin, Cluster},
-    age::{clock, rfc3339},
+    age::{clock, moment, rfc3339},
     status,
 };
 
@@ -134,7 +134,7 @@ fn members(event: &Event) -> Vec<(&'static str, Value)> {
 
 fn event_json(event: &Event) -> Value {
     let mut object = Map::new();
-    object.insert("time".to_owned(), rfc3339(event.time_ms));
+    object.insert("time".to_owned(), moment(event.time_ms));
     object.insert("node".to_owned(), event.node.into());
     object.insert("event".to_owned(), event.event.as_str().into());
     object.extend(members(event).into_iter().map(|(name, value)| (name.to_owned(), value)));

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     Failure,
     address::Admin,
-    age::{clock, rfc3339},
+    age::{clock, moment},
     args::Trace,
     status,
 };
@@ -97,7 +97,7 @@ fn line_json(node: u64, line: &TraceLine) -> Value {
         Way::Said => "sent",
     };
     json!({
-        "time": rfc3339(line.time_ms),
+        "time": moment(line.time_ms),
         "node": node,
         "direction": if line.incoming { "in" } else { "out" },
         "session": line.session,
