@@ -24,7 +24,7 @@ use crate::{
 const REMOVED: &str = "ppsw-removed";
 
 /// What a viewer may call: nothing that changes anything, and nothing that shows what tables hold (passwords' hashes).
-const VIEWERS: [&str; 11] = [
+const VIEWERS: [&str; 12] = [
     "Status",
     "Queue",
     "Summarise",
@@ -36,6 +36,7 @@ const VIEWERS: [&str; 11] = [
     "TablesStatus",
     "ListDomains",
     "CheckDomain",
+    "Events",
 ];
 
 /// What the check needs to know.
@@ -180,6 +181,11 @@ mod tests {
         assert!(ok(ADMIN, "Status", &viewer) && !ok(ADMIN, "Drain", &viewer));
         assert!(ok(ADMIN, "ListDomains", &viewer) && !ok(ADMIN, "SetHttps", &viewer));
         assert!(ok(ADMIN, "TablesStatus", &viewer) && !ok(ADMIN, "Get", &viewer));
+        // Dialogue has addresses, events have none.
+        assert!(ok(ADMIN, "Events", &viewer) && !ok(ADMIN, "Trace", &viewer));
+        assert!(
+            ok(ADMIN, "Trace", &admin) && ok(NODE, "Trace", &node) && !ok(NODE, "Trace", &admin)
+        );
         assert!(!ok(ADMIN, "Push", &viewer) && !ok(NODE, "Fetch", &admin));
         assert!(!ok("ppsw.raft.v1.Raft", "Append", &viewer));
         assert!(guard.admit("ppsw.control.v1.Join", "Enrol", None).is_ok());

@@ -13,6 +13,7 @@ use ppsw_spool::{NodeId, env::UnixMs};
 use tokio::time::sleep;
 
 use crate::{
+    events::Kind,
     limits,
     overview::{self, Reports},
     plane::Shared,
@@ -41,6 +42,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         let reports = shared.ask_all(&state).await;
         let now = shared.now();
         let mut changes = census.look(shared.clock.instant(), now, &state, &reports);
+        census.told(&state).into_iter().for_each(|event| shared.tell(event));
         changes.extend(overview::departures(&state, &reports).into_iter().map(|node| {
             tracing::info!(node, "nothing is on this node any more: it leaves");
             Change::FinishRemoval(pb::FinishRemoval { node, at_ms: now.0 })
@@ -75,6 +77,10 @@ struct Heard {
     at: Instant,
     /// Answers since then without a miss.
     answers: u32,
+    /// Misses since the last answer.
+    misses: u32,
+    /// It was told that it does not answer.
+    told: bool,
 }
 
 impl Census {
@@ -89,11 +95,17 @@ impl Census {
         self.heard.retain(|node, _| state.members.contains_key(node));
         let mut changes = Vec::new();
         for (node, member) in &state.members {
-            let heard = self.heard.entry(*node).or_insert(Heard { at: now, answers: 0 });
+            let heard = self.heard.entry(*node).or_insert(Heard {
+                at: now,
+                answers: 0,
+                misses: 0,
+                told: false,
+            });
             let away = state.away.contains_key(node);
             let set = |away| Change::SetAway(pb::SetAway { node: *node, away, at_ms: wall.0 });
             if reports.contains_key(node) {
-                *heard = Heard { at: now, answers: heard.answers.saturating_add(1) };
+                let answers = heard.answers.saturating_add(1);
+                *heard = Heard { at: now, answers, misses: 0, ..*heard };
                 if away && heard.answers >= limits::ANSWERS_TO_RETURN {
                     tracing::info!(node, "answers again: it gets its votes back");
                     changes.push(set(false));
@@ -101,6 +113,7 @@ impl Census {
                 continue;
             }
             heard.answers = 0;
+            heard.misses = heard.misses.saturating_add(1);
             let silent = now.saturating_duration_since(heard.at);
             if member.started && !away && silent >= patience(*node, state, reports) {
                 tracing::warn!(node, ?silent, "silent for too long: others take its votes");
@@ -108,6 +121,22 @@ impl Census {
             }
         }
         changes
+    }
+
+    /// Who does not answer any more, and who does again, since the last round.
+    fn told(&mut self, state: &State) -> Vec<pb::Event> {
+        let mut events = Vec::new();
+        for (node, heard) in &mut self.heard {
+            let started = state.members.get(node).is_some_and(|member| member.started);
+            if !heard.told && started && heard.misses >= limits::UNREACHABLE_MISSES {
+                events.push(Kind::NodeUnreachable.of(*node));
+                heard.told = true;
+            } else if heard.told && heard.misses == 0 {
+                events.push(Kind::NodeBack.of(*node));
+                heard.told = false;
+            }
+        }
+        events
     }
 }
 
@@ -166,6 +195,22 @@ mod tests {
             assert_eq!(look(&state, limit + 4 * second, &[1, 2, 3]), []);
         }
         assert_eq!(look(&state, limit + 5 * second, &[1, 2, 3]), [(3, false)]);
+    }
+
+    #[test]
+    fn it_is_told_once_who_does_not_answer_and_once_who_is_back() {
+        let state = cluster(3);
+        let (mut census, now) = (Census::default(), SystemClock.instant());
+        let mut round = |up: &[NodeId]| {
+            census.look(now, WALL, &state, &reports(up, None));
+            let told = census.told(&state);
+            told.into_iter().map(|event| (event.event, event.node)).collect::<Vec<_>>()
+        };
+        assert_eq!(round(&[1, 2]), [], "one miss is nothing");
+        assert_eq!(round(&[1, 2]), [("node_unreachable".to_owned(), 3)]);
+        assert_eq!(round(&[1, 2]), []);
+        assert_eq!(round(&[1, 2, 3]), [("node_back".to_owned(), 3)]);
+        assert_eq!(round(&[1, 2, 3]), []);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use ppsw_proto::control as pb;
 use ppsw_spool::{
     NodeId, PartitionId,
@@ -25,6 +26,7 @@ pub mod client;
 mod dial;
 mod drain;
 mod enrol;
+mod events;
 mod figures;
 mod files;
 pub mod https;
@@ -47,6 +49,7 @@ pub use enrol::{init, join};
 pub use operate::{Verb, Wanted};
 pub use plane::Plane;
 pub use rejoin::{Aside, finish_rejoin, rejoin, set_aside};
+pub use serve::filter::Pattern;
 pub use standing::{Order, Orders, Suspension};
 
 /// What the control plane asks of the node that it runs in.
@@ -81,6 +84,14 @@ pub trait NodeHooks: Send + Sync + 'static {
     /// # Errors
     /// A text for the operator.
     async fn route(&self, request: pb::RouteRequest) -> Result<pb::RouteReply, String>;
+    /// Shows SMTP sessions of this node that fit, line by line, until the stream is dropped or its time is over.
+    ///
+    /// # Errors
+    /// A text for the operator.
+    fn trace(
+        &self,
+        request: &pb::TraceRequest,
+    ) -> Result<BoxStream<'static, pb::TracePage>, String>;
     /// Begins a made-up SMTP session.
     ///
     /// # Errors

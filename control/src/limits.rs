@@ -275,6 +275,32 @@ pub const DIFF_FILES_MAX: usize = 1_000;
 /// Lines of a refusal: who has more reads no further anyway.
 pub const REFUSAL_LINES_MAX: usize = 200;
 
+// === events ===
+
+/// Events that a node keeps for whoever comes later: some days of a quiet cluster, the whole of a bad night.
+pub const EVENTS_KEPT: usize = 1_000;
+
+/// Events that wait for one who watches; if there are more, the oldest are lost.
+pub const EVENTS_WAITING: usize = 256;
+
+/// Who watches the events of one node at once: people, and programs that page them; the other nodes' among them.
+pub const EVENT_WATCHES_MAX: usize = 64;
+
+/// The longest time that may be watched: whoever wants more begins again.
+pub const EVENTS_TIME_MAX: Duration = Duration::from_secs(31 * 24 * 3600);
+
+/// A text of an event: a reason why a node is not ready.
+pub const EVENT_TEXT_BYTES_MAX: usize = 1_000;
+
+/// How often a node looks what has changed on it, if nothing says so before.
+pub const EVENTS_LOOK: Duration = Duration::from_millis(250);
+
+/// Rounds of the control leader's questions that a node must leave unanswered before that is told: one may be lost.
+pub const UNREACHABLE_MISSES: u32 = 2;
+
+/// Between two tries to watch a node that does not answer.
+pub const WATCH_RETRY: Duration = Duration::from_secs(2);
+
 const _: () = assert!(BLOB_CHUNK_BYTES < MESSAGE_BYTES_MAX);
 const _: () = assert!(PREPARE_DEADLINE.as_secs() < READY_TIME.as_secs());
 const _: () = assert!(READY_TIME.as_secs() < BLOB_IDLE.as_secs());

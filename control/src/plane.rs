@@ -31,6 +31,7 @@ use crate::{
     agent::Agent,
     census,
     dial::Dialer,
+    events::{self, EventLog, Kind},
     figures,
     identity::{AddressBook, Identity},
     limits, serve,
@@ -84,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) started: UnixMs,
     /// The standing rules of the state, ready for use.
     pub(crate) orders: Compiled,
+    /// What happened lately.
+    pub(crate) events: EventLog,
     /// The agent and drains end.
     pub(crate) stop: CancellationToken,
     /// The server ends.
@@ -158,6 +161,7 @@ impl Plane {
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
             orders: Compiled::default(),
+            events: EventLog::default(),
             started,
             progress: watch::Sender::default(),
             shelf,
@@ -175,7 +179,9 @@ impl Plane {
         let agent = tokio::spawn(Agent::new(Arc::clone(&shared), book).run());
         let census = tokio::spawn(census::run(Arc::clone(&shared)));
         let tables = tokio::spawn(tables::follow(Arc::clone(&shared), ran));
-        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, census, tables, served])) })
+        let events = tokio::spawn(events::run(Arc::clone(&shared)));
+        let tasks = vec![agent, census, tables, events, served];
+        Ok(Self { shared, tasks: Arc::new(Mutex::new(tasks)) })
     }
 
     /// This node's number.
@@ -246,6 +252,14 @@ impl Plane {
     #[must_use]
     pub fn free_bytes(&self) -> u64 {
         self.shared.groups.log().space().free_bytes
+    }
+
+    /// Tells operators who watch that the certificates for clients were read again, or that they could not be.
+    pub fn certificates_read(&self, done: Result<(), String>) {
+        self.shared.tell(match done {
+            Ok(()) => Kind::CertificatesReloaded.of(self.shared.node),
+            Err(text) => pb::Event { text, ..Kind::CertificatesRefused.of(self.shared.node) },
+        });
     }
 
     /// The disk of the log has failed, and how; `None` as long as it has not.
@@ -337,11 +351,20 @@ impl Shared {
             )),
             Some(_) => {}
         }
-        let space = self.groups.log().space();
-        if space.headroom() == 0 {
-            reasons.push(low(&space));
-        }
+        reasons.extend(self.disk_low());
         reasons
+    }
+
+    /// Why the disk of the log is low, if it is.
+    pub(crate) fn disk_low(&self) -> Option<String> {
+        let space = self.groups.log().space();
+        (space.headroom() == 0).then(|| low(&space))
+    }
+
+    /// Tells whoever watches what happens.
+    pub(crate) fn tell(&self, event: pb::Event) {
+        let node = if event.node == 0 { self.node } else { event.node };
+        self.events.tell(pb::Event { time_ms: self.now().0, node, ..event });
     }
 
     /// What this node tells others of itself.

@@ -60,7 +60,9 @@ fn runtime() -> Runtime {
 fn content(c: &mut Criterion) {
     let mut content = Vec::new();
     while content.len() < CONTENT_BYTES {
-        content.extend_from_slice(b"A line of text, as long as lines of mail are in the mean, more or less.\r\n");
+        content.extend_from_slice(
+            b"A line of text, as long as lines of mail are in the mean, more or less.\r\n",
+        );
         content.extend_from_slice(b"..and one that begins with a dot\r\n");
     }
     content.extend_from_slice(b".\r\n");

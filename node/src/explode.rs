@@ -19,6 +19,7 @@ use crate::{
     },
     limits::{CONNECT_TIMEOUT, HEADER_BYTES_MAX},
     route::{ClientOptions, Protocol, Tls},
+    trace::Tracer,
 };
 
 /// The header field by which a list knows its own messages.
@@ -113,7 +114,8 @@ impl Posting {
             certificate: None,
             auth: None,
         };
-        let remote = Remote { line: &line, name: "localhost" };
+        let tracer = Tracer::default();
+        let remote = Remote { line: &line, name: "localhost", tracer: &tracer };
         let opened = Session::open(&connector, remote, "localhost", CONNECT_TIMEOUT).await;
         let mut session = match opened {
             Ok(session) => session,

@@ -2,7 +2,8 @@
 //!
 //! * [`smtp`] takes mail; [`policy`] says whether; [`tables`] and [`route`] say where to; [`deliver`] brings it
 //!   there; [`callout`] asks other hosts about addresses; [`message`] makes what we write ourselves (headers, bounces);
-//!   [`maillog`] tells what happened; [`domains`] fetches and checks the aliases of managed domains.
+//!   [`maillog`] tells what happened, [`trace`] shows dialogue live; [`domains`] fetches and checks the aliases of managed
+//!   domains.
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
 pub mod agent_check;
@@ -29,3 +30,4 @@ pub mod run;
 pub mod service;
 pub mod smtp;
 pub mod tables;
+pub mod trace;

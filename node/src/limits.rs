@@ -706,3 +706,33 @@ pub const CHECK_WARNINGS_MAX: usize = 500;
 
 /// Characters of one warning: an alias, an address, a reason.
 pub const CHECK_WARNING_CHARS_MAX: usize = 1_000;
+
+// ---- Traces of SMTP dialogue ----
+
+/// Traces at once on a node: each compares every line of every session.
+pub const TRACES_MAX: usize = 8;
+
+/// A trace ends after this time if nobody says otherwise: long enough to see a message through.
+pub const TRACE_TIME: Duration = Duration::from_secs(10 * 60);
+
+/// The longest time that may be asked for: a forgotten trace must end, for it costs, and shows who writes to whom.
+pub const TRACE_TIME_MAX: Duration = Duration::from_secs(4 * 3_600);
+
+/// Lines that wait for whoever watches; the next ones are lost. With lines of [`TRACE_LINE_BYTES_MAX`] at most 2 MB a trace.
+pub const TRACE_LINES_WAITING: usize = 2_048;
+
+/// Lines of one page: bounded memory on both sides.
+pub const TRACE_PAGE_LINES: usize = 256;
+
+/// Lines that a session keeps while somebody watches: a greeting, EHLO, TLS, AUTH, and a transaction of some recipients.
+pub const TRACE_KEPT_LINES: usize = 64;
+
+/// Longest line that is shown, without the mark that it was cut: an address of the longest kind fits, with its verb.
+pub const TRACE_LINE_BYTES_MAX: usize = 512;
+
+/// Longest pattern: the longest address.
+pub const TRACE_PATTERN_BYTES_MAX: usize = 320;
+
+const _: () = assert!(TRACE_KEPT_LINES >= 16 && TRACE_LINES_WAITING > TRACE_KEPT_LINES);
+const _: () = assert!(TRACE_LINE_BYTES_MAX > TRACE_PATTERN_BYTES_MAX);
+const _: () = assert!(TRACE_TIME.as_secs() <= TRACE_TIME_MAX.as_secs());

@@ -129,11 +129,13 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
             let plane = plane.clone();
             Arc::new(move || plane.orders())
         },
+        tracer: hooks.tracer.clone(),
     });
     let answers = config.data.join(CALLOUTS_FILE);
     let connector = Arc::new(TcpConnector::default());
-    let callouts =
-        Arc::new(Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers));
+    let callouts = Caller::open(connector, Arc::new(SystemClock), config.name.clone(), &answers)
+        .watched(hooks.tracer.clone());
+    let callouts = Arc::new(callouts);
     let certificates = Certificates::load(&config.certificates)?;
     warn_of_unknown_clients(&current.borrow(), &certificates);
     let front = Arc::new(FrontEnd {
@@ -150,6 +152,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         certificates,
         clock: Arc::new(SystemClock),
         activity: Activity::default(),
+        tracer: hooks.tracer.clone(),
     });
     let domains = Domains::new(domains::Parts {
         plane: plane.clone(),
@@ -320,10 +323,12 @@ async fn serve(
             _ = hangup.recv() => {
                 log.reopen();
                 reload(config, plane, live).await;
-                match front.certificates.reload(&config.certificates) {
+                let read = front.certificates.reload(&config.certificates);
+                match &read {
                     Ok(()) => tracing::info!("certificates reloaded"),
                     Err(error) => tracing::error!(%error, "certificates not reloaded; the old ones stay"),
                 }
+                plane.certificates_read(read.map_err(|error| error.to_string()));
                 if let Some(configuration) = live.running() {
                     warn_of_unknown_clients(&configuration, &front.certificates);
                 }

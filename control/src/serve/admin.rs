@@ -6,7 +6,9 @@ use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{domains, explain, filter::Filter, log, operate, pages, queue, standing, tables};
+use super::{
+    domains, explain, filter::Filter, log, operate, pages, queue, standing, tables, watch,
+};
 use crate::{
     NodeId, Wanted, limits,
     overview::{drain_is_safe, group_status, node_status, removal_is_safe},
@@ -374,6 +376,39 @@ impl Admin for Service {
         Ok(Response::new(tables::tables_status(&self.0).await))
     }
 
+    type TraceStream = BoxStream<'static, Result<pb::TracePage, Status>>;
+
+    async fn trace(
+        &self,
+        request: Request<pb::TraceRequest>,
+    ) -> Result<Response<Self::TraceStream>, Status> {
+        let (by, request) = (caller(&request), request.into_inner());
+        let nodes = self.nodes(request.node)?;
+        // Somebody looks at who writes to whom.
+        tracing::info!(
+            by,
+            client = request.client,
+            sender = request.sender,
+            recipient = request.recipient,
+            host = request.host,
+            "a trace begins"
+        );
+        let pages = watch::trace_everywhere(&self.0, nodes, &request)?;
+        Ok(Response::new(pages.map(Ok).boxed()))
+    }
+
+    type EventsStream = BoxStream<'static, Result<pb::EventsPage, Status>>;
+
+    async fn events(
+        &self,
+        request: Request<pb::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let request = request.into_inner();
+        self.nodes(request.node)?;
+        let pages = watch::events_everywhere(&self.0, request).await?;
+        Ok(Response::new(pages.map(Ok).boxed()))
+    }
+
     async fn drop_token(
         &self,
         request: Request<pb::DropTokenRequest>,
@@ -387,8 +422,13 @@ impl Admin for Service {
 impl Service {
     /// The nodes that a queue question is for.
     fn asked(&self, filter: Option<&pb::QueueFilter>) -> Result<Vec<NodeId>, Status> {
+        self.nodes(filter.map_or(0, |filter| filter.node))
+    }
+
+    /// One node, or all; 0 is all.
+    fn nodes(&self, only: NodeId) -> Result<Vec<NodeId>, Status> {
         let state = self.0.state();
-        match filter.map_or(0, |filter| filter.node) {
+        match only {
             0 => Ok(state.members.keys().copied().collect()),
             node if state.members.contains_key(&node) => Ok(vec![node]),
             node => Err(unknown(node)),

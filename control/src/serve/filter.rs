@@ -33,7 +33,7 @@ enum Wanted {
 
 /// An address or domain with `*` for any characters; case does not count.
 #[derive(Debug)]
-pub(crate) struct Pattern(Vec<String>);
+pub struct Pattern(Vec<String>);
 
 impl Filter {
     pub(crate) fn new(filter: Option<pb::QueueFilter>, now: UnixMs) -> Result<Self, Status> {
@@ -112,13 +112,17 @@ impl Filter {
 }
 
 impl Pattern {
-    pub(crate) fn new(text: &str) -> Self {
+    /// `<>` is the empty address.
+    #[must_use]
+    pub fn new(text: &str) -> Self {
         // `<>` is how people write the null sender.
         let text = if text == "<>" { "" } else { text };
         Self(text.to_lowercase().split('*').map(str::to_owned).collect())
     }
 
-    pub(crate) fn matches(&self, text: &str) -> bool {
+    /// Whether the whole of a text fits.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
         let text = text.to_lowercase();
         let Some((first, rest)) = self.0.split_first() else { return true };
         let Some((last, middle)) = rest.split_last() else { return text == *first };

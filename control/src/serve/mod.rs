@@ -12,6 +12,7 @@ mod pages;
 mod queue;
 mod standing;
 mod tables;
+mod watch;
 
 use std::{future::Future, net::SocketAddr, sync::Arc};
 

@@ -7,7 +7,7 @@ use ppsw_proto::control::{self as pb, node_server::Node};
 use ppsw_spool::{group::ProposeError, queue::Outcome};
 use tonic::{Request, Response, Status};
 
-use super::{filter::Filter, join, log, operate, queue, standing};
+use super::{filter::Filter, join, log, operate, queue, standing, watch};
 use crate::{
     Wanted, limits,
     pki::Peer,
@@ -146,6 +146,26 @@ impl Node for Service {
         let hashes = request.into_inner().sha256;
         let hashes = hashes.iter().filter_map(|hash| BlobHash::from_bytes(hash));
         Ok(Response::new(versions::send(shelf.blobs.pieces(hashes), permit)))
+    }
+
+    type TraceStream = BoxStream<'static, Result<pb::TracePage, Status>>;
+
+    async fn trace(
+        &self,
+        request: Request<pb::TraceRequest>,
+    ) -> Result<Response<Self::TraceStream>, Status> {
+        let pages = watch::trace_here(&self.0, request.get_ref())?;
+        Ok(Response::new(pages.map(Ok).boxed()))
+    }
+
+    type EventsStream = BoxStream<'static, Result<pb::EventsPage, Status>>;
+
+    async fn events(
+        &self,
+        request: Request<pb::EventsRequest>,
+    ) -> Result<Response<Self::EventsStream>, Status> {
+        let pages = watch::events_here(&self.0, request.get_ref())?;
+        Ok(Response::new(pages.map(Ok).boxed()))
     }
 
     async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::NodeLog>, Status> {

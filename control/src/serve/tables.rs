@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use tonic::{Status, Streaming};
 
 use crate::{
-    limits,
+    events, limits,
     plane::Shared,
     state::versions::{NOTHING_YET, not_kept},
     versions::{
@@ -70,7 +70,9 @@ pub(super) async fn push(
     let pb::PushRequest { files, expected, author, reason, force } = request;
     let credit = pb::Credit { by, author, reason, at_ms: shared.now().0 };
     tracing::info!(by = credit.by, reason = credit.reason, force, "push");
-    reply("push", versions::push(shared, Push { files, expected, credit, force }).await)
+    let by = credit.by.clone();
+    let done = versions::push(shared, Push { files, expected, credit, force }).await;
+    reply(shared, ("push", by), done)
 }
 
 pub(super) async fn roll_back(
@@ -81,7 +83,8 @@ pub(super) async fn roll_back(
     let pb::RollbackRequest { version, author, reason } = request;
     let credit = pb::Credit { by, author, reason, at_ms: shared.now().0 };
     tracing::info!(by = credit.by, reason = credit.reason, version, "rollback");
-    reply("rollback", versions::roll_back(shared, version, credit).await)
+    let by = credit.by.clone();
+    reply(shared, ("rollback", by), versions::roll_back(shared, version, credit).await)
 }
 
 pub(super) async fn change(
@@ -105,8 +108,8 @@ pub(super) async fn change(
     }
     tracing::info!(by, reason, tables = new.len(), "change of users' tables");
     let source = pb::Source::Edit;
-    let new = NewContents { files: new, by, author, reason, source, force };
-    reply("change", versions::change(shared, new).await)
+    let new = NewContents { files: new, by: by.clone(), author, reason, source, force };
+    reply(shared, ("change", by), versions::change(shared, new).await)
 }
 
 async fn uploaded(shared: &Shared, hash: BlobHash) -> Result<Bytes, Status> {
@@ -117,13 +120,23 @@ async fn uploaded(shared: &Shared, hash: BlobHash) -> Result<Bytes, Status> {
 }
 
 fn reply(
-    kind: &'static str,
+    shared: &Shared,
+    (kind, by): (&'static str, String),
     done: Result<Outcome, VersionError>,
 ) -> Result<pb::ActivateReply, Status> {
     let (result, answer) = match done {
         Ok(Outcome::Activated(activated)) => ("done", Ok(Wire::Activated(activated))),
         Ok(Outcome::Unchanged(active)) => ("unchanged", Ok(Wire::Unchanged(active))),
         Err(VersionError::Refused { lines, forcible }) => {
+            // Not the reasons, which quote tables: viewers see events.
+            let text = format!("reasons: {}", lines.len());
+            let verb = kind.to_owned();
+            shared.tell(pb::Event {
+                verb,
+                by,
+                text,
+                ..events::Kind::VersionRefused.of(shared.node)
+            });
             ("refused", Ok(Wire::Refused(pb::Refusal { lines, forcible })))
         }
         Err(VersionError::Unable(why)) => ("failed", Err(Status::unavailable(why))),

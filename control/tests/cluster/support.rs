@@ -12,6 +12,7 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use ppsw_control::{
     CompileError, Compiled, NodeHooks, Plane, PlaneError, PlaneOptions, Rehearsal, Wanted,
     client::{Credentials, Operator},
@@ -112,6 +113,10 @@ impl NodeHooks for Hooks {
 
     async fn route(&self, _: pb::RouteRequest) -> Result<pb::RouteReply, String> {
         Err("this node has no policy".to_owned())
+    }
+
+    fn trace(&self, _: &pb::TraceRequest) -> Result<BoxStream<'static, pb::TracePage>, String> {
+        Err("this node has no sessions".to_owned())
     }
 
     fn rehearse(&self, _: pb::SessionOpen) -> Result<Box<dyn Rehearsal>, String> {

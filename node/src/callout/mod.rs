@@ -32,6 +32,7 @@ use crate::{
         IDLE_CONNECTION_TIME, MESSAGES_PER_CONNECTION_MAX,
     },
     route::Destination,
+    trace::Tracer,
 };
 use cache::{Cache, Key};
 use dialogue::{Envelope, Said};
@@ -122,6 +123,7 @@ pub struct Caller {
     turns: Turns,
     pool: Pool,
     down: DownHosts,
+    tracer: Tracer,
 }
 
 impl std::fmt::Debug for Caller {
@@ -185,7 +187,14 @@ impl Caller {
             down: DownHosts::new(Arc::clone(&clock)),
             connector,
             clock,
+            tracer: Tracer::default(),
         }
+    }
+
+    /// With who watches its sessions.
+    #[must_use]
+    pub fn watched(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// Ends idle sessions, and writes down now and then what is known, until the task is aborted.
@@ -244,7 +253,7 @@ impl Caller {
             }
         }
         let limit = question.options.connect.unwrap_or(question.options.time);
-        let remote = Remote { line: &line, name: &host.name };
+        let remote = Remote { line: &line, name: &host.name, tracer: &self.tracer };
         let open = Session::open(&*self.connector, remote, &self.name, limit);
         let opened = timeout(limit + question.options.time, open).await;
         match opened {

@@ -45,7 +45,7 @@ pub use seams::ConfiguredRouter;
 pub use standing::StandingOrders;
 pub use transmit::Sources;
 
-use crate::maillog::MailLog;
+use crate::{maillog::MailLog, trace::Tracer};
 
 /// What a deliverer is made of.
 #[derive(Clone)]
@@ -63,6 +63,8 @@ pub struct Parts {
     pub sources: Sources,
     pub load: LoadAverage,
     pub orders: StandingOrders,
+    /// Shows sessions to operators.
+    pub tracer: Tracer,
 }
 
 /// What programs of this machine need to know of its node.

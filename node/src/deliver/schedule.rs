@@ -85,7 +85,8 @@ impl Deliverer {
             Arc::clone(&parts.clock),
             parts.name.clone(),
             parts.sources.clone(),
-        );
+        )
+        .watched(parts.tracer.clone());
         let stopped = AtomicBool::new(false);
         describe_metrics();
         let load = Arc::clone(&parts.load);

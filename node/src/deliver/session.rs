@@ -29,6 +29,7 @@ use crate::{
         REMOTE_REPLY_TIMEOUT,
     },
     route::{Auth, Destination, Protocol, Tls},
+    trace::{Direction, Tap, Tracer},
 };
 
 /// What the server offers (RFC 5321 §4.1.1.1).
@@ -105,6 +106,8 @@ pub(crate) struct Remote<'a> {
     pub(crate) line: &'a Line,
     /// Its name, for the certificate that it chooses.
     pub(crate) name: &'a str,
+    /// Shows the session to operators.
+    pub(crate) tracer: &'a Tracer,
 }
 
 impl Line {
@@ -122,6 +125,9 @@ impl Line {
 pub(crate) struct Session {
     stream: Box<dyn Stream>,
     buffer: ReplyBuffer,
+    tap: Tap,
+    /// Name of the other end, for those who watch.
+    host: String,
     pub(crate) protocol: Protocol,
     /// What was wanted of it.
     pub(crate) line: Line,
@@ -171,7 +177,14 @@ impl Session {
         limit: Duration,
     ) -> Result<Self, SessionError> {
         let line = remote.line;
+        let mut tap = Tap::new(remote.tracer.clone(), Direction::Out, line.to.ip());
+        if tap.is_on() {
+            tap.note([Some(remote.name), None], &format!("connects to {}", line.to));
+        }
         let stream = connector.connect(line.from, line.to, limit).await.map_err(|error| {
+            if tap.is_on() {
+                tap.note([Some(remote.name), None], &format!("no connection: {error}"));
+            }
             let cause = match error.kind() {
                 io::ErrorKind::ConnectionRefused => Cause::Refused,
                 io::ErrorKind::TimedOut => Cause::TimeoutConnect,
@@ -182,6 +195,8 @@ impl Session {
         let mut session = Self {
             stream,
             buffer: ReplyBuffer::default(),
+            tap,
+            host: remote.name.to_owned(),
             protocol: line.protocol,
             line: line.clone(),
             cipher: String::new(),
@@ -269,6 +284,9 @@ impl Session {
                 .map_err(SessionError::Tls)?;
         let (extensions, mechanisms) = (Extensions::default(), Vec::new());
         let mut session = Self { stream, cipher, extensions, mechanisms, ..self };
+        if session.tap.is_on() {
+            session.tap.note([Some(&session.host), None], &format!("TLS: {}", session.cipher));
+        }
         session.greet(name).await?;
         Ok(session)
     }
@@ -298,16 +316,46 @@ impl Session {
         stage: &'static str,
         line: &str,
     ) -> Result<Reply, SessionError> {
-        self.write(stage, line.as_bytes()).await?;
+        self.say(stage, line.as_bytes()).await?;
         self.reply(stage, REMOTE_REPLY_TIMEOUT).await
     }
 
-    /// Writes and flushes.
-    pub(crate) async fn write(
+    /// Sends commands.
+    pub(crate) async fn say(
         &mut self,
         stage: &'static str,
-        bytes: &[u8],
+        commands: &[u8],
     ) -> Result<(), SessionError> {
+        if self.tap.is_on() {
+            self.tap.said([Some(&self.host), None], commands);
+        }
+        self.write(stage, commands).await
+    }
+
+    /// Sends a piece of a message, which nobody is shown: so many octets, and perhaps a command before them.
+    pub(crate) async fn send_content(
+        &mut self,
+        wire: &[u8],
+        octets: usize,
+    ) -> Result<(), SessionError> {
+        self.tap.count(octets);
+        self.write("DATA", wire).await
+    }
+
+    /// The message, or a chunk of it, has been sent.
+    pub(crate) fn end_of_content(&mut self) {
+        self.tap.end_of_content([Some(&self.host), None]);
+    }
+
+    /// A chunk of a message follows, in the same write.
+    pub(crate) fn announce_chunk(&mut self, command: &[u8]) {
+        if self.tap.is_on() {
+            self.tap.said([Some(&self.host), None], command);
+        }
+    }
+
+    /// Writes and flushes.
+    async fn write(&mut self, stage: &'static str, bytes: &[u8]) -> Result<(), SessionError> {
         let broken = |error: io::Error| SessionError::Broken {
             stage,
             error: ReplyError::Io(error.to_string()),
@@ -328,7 +376,16 @@ impl Session {
         stage: &'static str,
         limit: Duration,
     ) -> Result<Reply, SessionError> {
-        match timeout(limit, self.buffer.read(&mut self.stream)).await {
+        let read = timeout(limit, self.buffer.read(&mut self.stream)).await;
+        if self.tap.is_on() {
+            let host = [Some(self.host.as_str()), None];
+            match &read {
+                Ok(Ok(reply)) => self.tap.answered(host, reply.code, &reply.lines),
+                Ok(Err(error)) => self.tap.note(host, &error.to_string()),
+                Err(_) => self.tap.note(host, &format!("no answer within {limit:?}")),
+            }
+        }
+        match read {
             Ok(Ok(reply)) if reply.code == 421 => Err(SessionError::Refused { stage, reply }),
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(error)) => Err(SessionError::Broken { stage, error }),
@@ -349,7 +406,7 @@ impl Session {
     /// Ends the session politely; nothing depends on it.
     pub(crate) async fn quit(mut self) {
         let goodbye = async {
-            self.write("QUIT", b"QUIT\r\n").await?;
+            self.say("QUIT", b"QUIT\r\n").await?;
             self.reply("QUIT", QUIT_TIMEOUT).await
         };
         let _ = timeout(QUIT_TIMEOUT, goodbye).await;

@@ -160,7 +160,7 @@ impl Run<'_> {
         }
         if self.answers.iter().all(Option::is_some) {
             // RFC 2920 §3.1: the server waits for data though it took no recipient; it gets none.
-            self.session.write("end of data", b".\r\n").await?;
+            self.session.say("end of data", b".\r\n").await?;
             self.session.reply("end of data", REMOTE_REPLY_TIMEOUT).await?;
             return Ok(false);
         }
@@ -175,7 +175,7 @@ impl Run<'_> {
             commands.push_str(&self.rcpt_command(recipient));
         }
         commands.push_str("DATA\r\n");
-        self.session.write("MAIL", commands.as_bytes()).await?;
+        self.session.say("MAIL", commands.as_bytes()).await?;
         let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
         if !reply.is_positive() {
             self.settle(&answer("MAIL", &reply));
@@ -197,7 +197,7 @@ impl Run<'_> {
         for recipient in self.recipients {
             commands.push_str(&self.rcpt_command(recipient));
         }
-        self.session.write("MAIL", commands.as_bytes()).await?;
+        self.session.say("MAIL", commands.as_bytes()).await?;
         let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
         if !reply.is_positive() {
             self.settle(&answer("MAIL", &reply));
@@ -211,7 +211,7 @@ impl Run<'_> {
 
     async fn envelope_step_by_step(&mut self) -> Result<Option<Reply>, SessionError> {
         let command = self.mail_command();
-        self.session.write("MAIL", command.as_bytes()).await?;
+        self.session.say("MAIL", command.as_bytes()).await?;
         let reply = self.reply("MAIL", REMOTE_REPLY_TIMEOUT).await?;
         if !reply.is_positive() {
             self.settle(&answer("MAIL", &reply));
@@ -219,14 +219,14 @@ impl Run<'_> {
         }
         for (index, recipient) in self.recipients.iter().enumerate() {
             let command = self.rcpt_command(recipient);
-            self.session.write("RCPT", command.as_bytes()).await?;
+            self.session.say("RCPT", command.as_bytes()).await?;
             let reply = self.reply("RCPT", REMOTE_REPLY_TIMEOUT).await?;
             self.recipient_reply(index, &reply);
         }
         if self.answers.iter().all(Option::is_some) {
             return Ok(None);
         }
-        self.session.write("DATA", b"DATA\r\n").await?;
+        self.session.say("DATA", b"DATA\r\n").await?;
         self.reply("DATA", DATA_REPLY_TIMEOUT).await.map(Some)
     }
 
@@ -245,12 +245,16 @@ impl Run<'_> {
                 Some(chunk) => stuffer.encode(chunk, &mut wire),
                 None => stuffer.finish(&mut wire),
             }
-            if self.chunking && !wire.is_empty() {
+            let octets = wire.len();
+            if self.chunking && octets > 0 {
                 // In one write: they are one packet for a small message.
-                wire.splice(..0, format!("BDAT {}\r\n", wire.len()).into_bytes());
+                let command = format!("BDAT {octets}\r\n").into_bytes();
+                self.session.announce_chunk(&command);
+                wire.splice(..0, command);
                 self.chunks += 1;
             }
-            if let Err(error) = self.session.write("DATA", &wire).await {
+            if let Err(error) = self.session.send_content(&wire, octets).await {
+                self.session.end_of_content();
                 // A server that refuses in the middle of the data may have said why.
                 return match self.session.reply("DATA", QUIT_TIMEOUT).await {
                     Ok(reply) => Err(SessionError::Refused { stage: "DATA", reply }),
@@ -259,6 +263,9 @@ impl Run<'_> {
                 };
             }
             wire.clear();
+            if self.chunking || chunk.is_none() {
+                self.session.end_of_content();
+            }
             if chunk.is_none() {
                 return Ok(());
             }
@@ -273,7 +280,7 @@ impl Run<'_> {
         // is not written in full when the fence breaks is no final dot.
         let dot = tokio::select! {
             biased;
-            written = self.session.write(stage, end) => written,
+            written = self.session.say(stage, end) => written,
             () = fence.broken() => return self.broken(&SessionError::Fenced),
         };
         let result = match dot {

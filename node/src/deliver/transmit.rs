@@ -21,6 +21,7 @@ use super::{
 use crate::{
     limits::{CONNECT_TIMEOUT, HOSTS_TRIED_MAX},
     route::Destination,
+    trace::Tracer,
 };
 
 /// What one recipient got, and from whom.
@@ -59,6 +60,7 @@ pub(crate) struct Transmitter {
     pool: Pool,
     down: DownHosts,
     sources: Sources,
+    tracer: Tracer,
 }
 
 /// Our own addresses for connections to other servers, by personality; `*` is any. Without one of the family of the
@@ -94,7 +96,12 @@ impl Transmitter {
         sources: Sources,
     ) -> Self {
         let (pool, down) = (Pool::new(Arc::clone(&clock)), DownHosts::new(Arc::clone(&clock)));
-        Self { connector, clock, name, pool, down, sources }
+        Self { connector, clock, name, pool, down, sources, tracer: Tracer::default() }
+    }
+
+    /// With who watches its sessions.
+    pub(crate) fn watched(self, tracer: Tracer) -> Self {
+        Self { tracer, ..self }
     }
 
     /// The hosts of a destination in an order for one transmission, when the first of them has a place for it.
@@ -240,7 +247,7 @@ impl Transmitter {
         candidate: &Candidate,
         line: &Line,
     ) -> Result<Session, SessionError> {
-        let remote = Remote { line, name: &candidate.name };
+        let remote = Remote { line, name: &candidate.name, tracer: &self.tracer };
         let opened = Session::open(&*self.connector, remote, &self.name, CONNECT_TIMEOUT).await;
         match &opened {
             Ok(_) => self.down.mark_up(candidate.address),

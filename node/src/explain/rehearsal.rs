@@ -34,6 +34,7 @@ use crate::{
         Activity, Arrival, Events, FrontEnd, Incoming, Intake, Peer, Policy, Rejection, Rules,
         Transport, chunk_size, reply::Reply, serve_from,
     },
+    trace::Tracer,
 };
 
 /// Bytes on the way in each direction: the longest reply fits.
@@ -64,6 +65,8 @@ pub(super) fn begin(
         certificates: front.certificates.clone(),
         clock: Arc::clone(&front.clock),
         activity: Activity::default(),
+        // Nobody's: what is made up is not shown to those who watch.
+        tracer: Tracer::default(),
     });
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     let mut session = JoinSet::new();

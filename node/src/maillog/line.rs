@@ -221,7 +221,7 @@ fn seconds(value: f64) -> String {
 }
 
 /// Text from outside, made harmless: no control characters, no odd white space, of bounded length.
-pub(super) fn clean(text: &str) -> String {
+pub(crate) fn clean(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -24,6 +24,7 @@ use event::{Arrival, Attempt, Delivery, Event, Operator, Record, Rejection};
 use writer::{Entry, LogFile, Signals, Writer};
 
 pub use event::Client;
+pub(crate) use line::clean;
 
 use crate::{
     limits::{LOG_ADDRESSES_MAX, LOG_QUEUE_MAX},

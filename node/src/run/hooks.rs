@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use ppsw_control::{CompileError, Compiled, NodeHooks, Rehearsal, Wanted, versions::Files};
 use ppsw_proto::control as pb;
 use ppsw_spool::{
@@ -16,7 +17,8 @@ use tokio::sync::watch;
 
 use super::live::{self, Live};
 use crate::{
-    deliver::Deliverer, domains::Domains, explain::Explainer, policy::Configuration, smtp::FrontEnd,
+    deliver::Deliverer, domains::Domains, explain::Explainer, policy::Configuration,
+    smtp::FrontEnd, trace::Tracer,
 };
 
 /// What the control plane may ask of this node; until everything is put together, the answers of a node that does
@@ -28,6 +30,7 @@ pub(super) struct Hooks {
     explainer: OnceLock<Explainer>,
     domains: OnceLock<Domains>,
     pub(super) live: Live,
+    pub(super) tracer: Tracer,
 }
 
 impl Hooks {
@@ -81,6 +84,13 @@ impl NodeHooks for Hooks {
 
     fn personalities(&self) -> Vec<String> {
         self.live.running().map(|running| running.personality_names()).unwrap_or_default()
+    }
+
+    fn trace(
+        &self,
+        request: &pb::TraceRequest,
+    ) -> Result<BoxStream<'static, pb::TracePage>, String> {
+        self.tracer.watch(request)
     }
 
     fn forget_hosts(&self) {

@@ -62,6 +62,7 @@ use pressure::{Level, Pressure};
 use crate::{
     limits::{AUTH_CONCURRENT_MAX, PROXY_HEADERS_PENDING_MAX},
     policy::{Options, Surroundings},
+    trace::Tracer,
 };
 
 /// What all sessions of a node share.
@@ -77,6 +78,8 @@ pub struct FrontEnd {
     pub clock: Arc<dyn Clock>,
     /// Sessions, transactions and drain of this node.
     pub activity: Activity,
+    /// Shows sessions to operators.
+    pub tracer: Tracer,
 }
 
 impl FrontEnd {

@@ -47,6 +47,18 @@ pub(crate) fn rfc3339(unix_ms: u64) -> serde_json::Value {
     }
 }
 
+/// The same, always with milliseconds: lines with it sort as text.
+pub(crate) fn moment(unix_ms: u64) -> serde_json::Value {
+    let time = i64::try_from(unix_ms).ok().map(jiff::Timestamp::from_millisecond);
+    time.and_then(Result::ok).map(|time| format!("{time:.3}")).into()
+}
+
+/// The time of day in UTC, with milliseconds.
+pub(crate) fn clock(unix_ms: u64) -> String {
+    let (seconds, ms) = (unix_ms / 1000 % 86_400, unix_ms % 1000);
+    format!("{:02}:{:02}:{:02}.{ms:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +70,6 @@ mod tests {
         assert_eq!(age("-1d"), Ok(Age::Younger(Duration::from_secs(86_400))));
         assert!(duration("soon").unwrap_err().contains("30s"));
         assert_eq!(span(3_661_000), "1h01m");
+        assert_eq!(moment(1_764_424_951_100), "2025-11-29T14:02:31.100Z");
     }
 }

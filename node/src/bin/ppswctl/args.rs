@@ -108,6 +108,24 @@ pub(crate) enum Verb {
     },
     /// Send to a suspended destination again; what waits is due at once.
     Resume { destination: String },
+    /// SMTP dialogue as it happens, of clients and to next hops, on all nodes; without contents of messages and passwords.
+    #[command(
+        after_help = "All that is given must fit. `*` in a pattern is any characters, `<>` is the null sender.\n\
+                      `<-` the other end said it, `->` the node did, `--` something happened."
+    )]
+    Trace(Trace),
+    /// What happens in the cluster, as it happens: nodes, leaders, drains, rules, versions.
+    Events {
+        /// Also what has happened in this time; 0: nothing. Without, the last 10 events.
+        #[arg(long, value_name = "TIME", value_parser = age::duration)]
+        since: Option<Duration>,
+        /// Only what is about this node.
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// It ends after this time; 0: at once, after what has happened. At most 31d.
+        #[arg(long = "for", value_name = "TIME", value_parser = age::duration, default_value = "1d")]
+        lasts: Duration,
+    },
     /// Managed mail domains, and those that are fetched from a web server.
     Domains {
         #[command(subcommand)]
@@ -165,6 +183,38 @@ pub(crate) struct Route {
     /// Only the routers that decide.
     #[arg(long)]
     pub(crate) short: bool,
+}
+
+/// Which sessions.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Trace {
+    /// Of clients with this address, or in this network.
+    #[arg(long, value_name = "ADDRESS|NETWORK")]
+    pub(crate) client: Option<String>,
+    /// With messages of this sender.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) sender: Option<String>,
+    /// With messages for this recipient.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) recipient: Option<String>,
+    /// With a host of this name, or address: a client by its verified or HELO name, or a next hop.
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) host: Option<String>,
+    /// Of this node only.
+    #[arg(long, value_name = "NODE")]
+    pub(crate) node: Option<String>,
+    /// Only sessions of clients.
+    #[arg(long = "in")]
+    pub(crate) incoming: bool,
+    /// Only sessions with next hops.
+    #[arg(long = "out")]
+    pub(crate) outgoing: bool,
+    /// It ends after this time; at most 4h.
+    #[arg(long = "for", value_name = "TIME", value_parser = age::duration, default_value = "10m")]
+    pub(crate) lasts: Duration,
+    /// It ends after so many lines.
+    #[arg(long, value_name = "LINES")]
+    pub(crate) count: Option<u64>,
 }
 
 /// Who talks to whom.

@@ -12,6 +12,7 @@ mod age;
 mod args;
 mod domains;
 mod drain;
+mod events;
 mod explain;
 mod log;
 mod node;
@@ -25,6 +26,7 @@ mod standing;
 mod status;
 mod tables;
 mod token;
+mod trace;
 
 use std::{
     fmt,
@@ -231,6 +233,11 @@ async fn operate(args: Args) -> Result<(), Failure> {
             standing::cancel(&mut admin, Vec::new(), &destination, json).await
         }
         Verb::Domains { verb } => operate_domains(&mut admin, verb, json).await,
+        Verb::Trace(asked) => trace::trace(&mut admin, asked, json).await,
+        Verb::Events { since, node, lasts } => {
+            let asked = events::Asked { since, node, lasts };
+            events::events(&cluster, asked, json).await
+        }
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.
         Verb::Route { .. } | Verb::Policy { .. } | Verb::Completions { .. } | Verb::Man { .. } => {

@@ -17,7 +17,7 @@ use crate::{
     route::{Auth, ClientOptions, Destination, Protocol, Tls},
 };
 
-const EHLO: &str =
+pub(super) const EHLO: &str =
     "250-here\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-CHUNKING\r\n250 AUTH PLAIN EXTERNAL";
 
 /// A deliverer that knows one address, and a server with these options.

@@ -33,7 +33,7 @@ use crate::{
     route::{ClientOptions, Destination, Host, Protocol, Tls},
 };
 
-const BODY: &[u8] = b"Subject: x\r\n\r\n.dot\r\n..\r\n";
+pub(super) const BODY: &[u8] = b"Subject: x\r\n\r\n.dot\r\n..\r\n";
 
 struct Chunks(Vec<Bytes>);
 
@@ -114,7 +114,7 @@ pub(super) fn destination(servers: &[&Server], protocol: Protocol) -> Destinatio
     }
 }
 
-async fn transmit(
+pub(super) async fn transmit(
     transmitter: &Transmitter,
     destination: &Destination,
     mail: &Mail,

@@ -34,6 +34,7 @@ use crate::{
     maillog::{LogThread, MailLog},
     policy::Options,
     route::{Destination, Fate, Target},
+    trace::Tracer,
 };
 
 /// A clock that tests move, and that goes on by itself.
@@ -409,6 +410,7 @@ impl Setting {
             clock: time,
             log,
             programs: Programs { dir: dir.path().join("programs"), smtp: None },
+            tracer: Tracer::default(),
         });
         let running = deliverer.clone();
         tokio::spawn(async move { running.run_all().await });

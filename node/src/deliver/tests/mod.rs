@@ -12,3 +12,4 @@ pub(crate) mod server;
 mod standing;
 mod timeouts;
 mod tls;
+mod trace;

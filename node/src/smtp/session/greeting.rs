@@ -3,7 +3,7 @@
 use ppsw_spool::env::UnixMs;
 use tokio::time::sleep;
 
-use super::{Hello, Session, State, refusal};
+use super::{Hello, Session, State, names, refusal};
 use crate::{
     limits::{AUTH_FAILURE_DELAY, AUTH_FAILURES_MAX},
     message::rfc5322_date,
@@ -24,6 +24,10 @@ impl Session {
         let front = self.front.clone();
         let client = self.connection.client.ip();
         self.connection.client_name = verified_name(&*front.around.dns, client).await;
+        if self.tap.is_on() {
+            let text = format!("connected to {}", self.connection.server);
+            self.tap.note(names(&self.connection), &text);
+        }
         if self.connection.service == Service::Submissions && self.connection.tls.is_none() {
             let Some(acceptor) = self.acceptor() else {
                 tracing::warn!(name = self.personality.name, "no certificate for a TLS port");
@@ -129,6 +133,7 @@ impl Session {
 
     async fn begin_tls(&mut self, acceptor: &Acceptor) -> Result<(), Lost> {
         let negotiated = self.wire.start_tls(acceptor).await?;
+        self.note(&format!("TLS: {}", negotiated.description));
         self.connection.tls = Some(negotiated.description);
         self.connection.certificate = negotiated.certificate;
         Ok(())

@@ -31,6 +31,7 @@ use crate::{
         SESSION_TIME_MAX,
     },
     policy::{Connection, Decision, Personality, Service, Stage, Transaction, Verdict},
+    trace::{Direction, Names, Tap},
 };
 
 /// Both ends of a connection, and the kind of its port.
@@ -81,6 +82,7 @@ struct Tally {
 struct Session {
     front: Arc<FrontEnd>,
     wire: Wire,
+    tap: Tap,
     connection: Connection,
     personality: Personality,
     hello: Hello,
@@ -116,6 +118,7 @@ pub(crate) async fn serve_from(
 ) {
     let personality = front.rules.current().personality(connection.server.ip());
     let mut session = Session {
+        tap: Tap::new(front.tracer.clone(), Direction::In, connection.client.ip()),
         front,
         wire: Wire::new(stream),
         connection,
@@ -137,6 +140,7 @@ pub(crate) async fn serve_from(
             let _ = session.say(reply, State::Closed).await;
         }
     }
+    session.note("closed");
     if session.wire.flush().await.is_ok() {
         session.wire.close().await;
     }
@@ -182,6 +186,9 @@ impl Session {
                     }
                     other => return self.bad_line(&other, State::Ready).await,
                 };
+                if self.tap.is_on() {
+                    self.tap.heard_secret(names(&self.connection));
+                }
                 let next = self.auth_step(exchange.respond(&line)).await;
                 line.zeroize();
                 next
@@ -212,6 +219,9 @@ impl Session {
 
     async fn line(&mut self, line: Line, state: State) -> Result<State, Lost> {
         let Line::Whole(mut line) = line else { return self.bad_line(&line, state).await };
+        if self.tap.is_on() {
+            self.tap.heard(names(&self.connection), &line);
+        }
         self.verb = command::verb(&line);
         self.tally.idle_commands += 1;
         if self.tally.idle_commands > SESSION_IDLE_COMMANDS_MAX {
@@ -330,6 +340,7 @@ impl Session {
         metrics::counter!("ppsw_smtp_commands_total",
             "command" => self.verb, "class" => reply.class())
         .increment(1);
+        self.show(&reply);
         self.wire.send(&reply).await?;
         Ok(if reply.closes() { State::Closed } else { next })
     }
@@ -370,9 +381,29 @@ impl Session {
             self.check(Stage::NotQuit, &Transaction::default()).await;
         }
         self.front.events.connection_lost(&self.peer(), &lost.to_string(), in_transaction);
+        self.tap.end_of_content(names(&self.connection));
+        self.note(&lost.to_string());
         if let Lost::TimedOut = lost {
             let text = "Nothing heard for too long, closing connection";
-            let _ = self.wire.send(&Reply::new(421, reply::TIMED_OUT, text)).await;
+            let reply = Reply::new(421, reply::TIMED_OUT, text);
+            self.show(&reply);
+            let _ = self.wire.send(&reply).await;
+        }
+    }
+
+    /// Shows a reply to whoever watches.
+    fn show(&mut self, reply: &Reply) {
+        if self.tap.is_on() {
+            let mut bytes = Vec::new();
+            reply.write(&mut bytes);
+            self.tap.replied(names(&self.connection), &bytes);
+        }
+    }
+
+    /// Tells whoever watches what happens besides commands and replies.
+    fn note(&mut self, text: &str) {
+        if self.tap.is_on() {
+            self.tap.note(names(&self.connection), text);
         }
     }
 
@@ -415,6 +446,11 @@ impl Session {
     fn is_strict(&self) -> bool {
         !self.personality.normalise_line_ends
     }
+}
+
+/// Names of the client, for those who watch.
+fn names(connection: &Connection) -> Names<'_> {
+    [connection.client_name.as_deref(), connection.helo.as_deref()]
 }
 
 /// What a verdict says to the client, if it is no yes. `code` for a no, `later` for a not yet.

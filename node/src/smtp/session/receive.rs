@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ppsw_spool::queue::{AcceptError, Envelope, MessageId, Origin};
 use tokio::time::timeout;
 
-use super::{Hello, Mail, Session, State, refusal};
+use super::{Hello, Mail, Session, State, names, refusal};
 use crate::{
     limits::{COMMIT_DEADLINE, DATA_TIME_MAX},
     message::{Trace, rfc5322_date},
@@ -83,6 +83,7 @@ impl Session {
                 let input = self.wire.content().await?;
                 let used = receiving.content.feed(input).await;
                 self.wire.consume(used);
+                self.tap.count(used);
                 if receiving.content.is_hopeless() {
                     return Ok::<_, Lost>(false);
                 }
@@ -139,6 +140,7 @@ impl Session {
             let piece = usize::try_from(left).unwrap_or(usize::MAX).min(input.len());
             let used = receiving.content.feed(&input[..piece]).await;
             self.wire.consume(used);
+            self.tap.count(used);
             left -= used as u64;
             if receiving.content.is_hopeless() {
                 return self.hopeless(receiving).await;
@@ -151,6 +153,7 @@ impl Session {
         if receiving.content.failure().is_some() {
             return self.finish(receiving).await;
         }
+        self.tap.end_of_content(names(&self.connection));
         let reply = Reply::new(250, reply::OK, format!("{size} octets received"));
         self.say(reply, State::Chunks(receiving)).await
     }
@@ -165,8 +168,10 @@ impl Session {
             let waiting = self.wire.content().await?.len();
             let used = usize::try_from(left).unwrap_or(usize::MAX).min(waiting);
             self.wire.consume(used);
+            self.tap.count(used);
             left -= used as u64;
         }
+        self.tap.end_of_content(names(&self.connection));
         self.wire.shrink();
         if reply.code() == 503 || reply.code() == 554 {
             return self.protocol_error(reply, next).await;
@@ -242,6 +247,7 @@ impl Session {
 
     /// Far beyond the limit: reading on would serve nobody.
     async fn hopeless(&mut self, mut receiving: Box<Receiving>) -> Result<State, Lost> {
+        self.tap.end_of_content(names(&self.connection));
         receiving.abort().await;
         let failure = receiving.content.failure().unwrap_or(&Failure::TooBig);
         let reply = failure.reply().closing();
@@ -252,6 +258,7 @@ impl Session {
     /// The content is complete: the decision, the commit, and the reply.
     async fn finish(&mut self, mut receiving: Box<Receiving>) -> Result<State, Lost> {
         let dot = self.front.clock.instant();
+        self.tap.end_of_content(names(&self.connection));
         receiving.content.finish().await;
         self.wire.shrink();
         self.tally.messages += 1;

@@ -30,6 +30,7 @@ use crate::{
         Activity, Arrival, Certificates, Events, FrontEnd, Incoming, Intake, Peer, Policy,
         Rejection, Rules, reply::Reply,
     },
+    trace::Tracer,
 };
 
 /// A client that may name its user by AUTH EXTERNAL.
@@ -369,6 +370,7 @@ impl Bench {
             certificates,
             clock: Arc::new(SystemClock),
             activity: Activity::default(),
+            tracer: Tracer::default(),
         };
         Self { front: Arc::new(front), spool, events, service: Service::Smtp, client: STRANGER }
     }

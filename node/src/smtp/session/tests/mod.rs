@@ -6,4 +6,5 @@ mod commands;
 mod content;
 mod limits;
 mod synchronisation;
+mod trace;
 mod variables;
