@@ -29,7 +29,7 @@ use std::{
 };
 
 use ppsw_tests::{
-    cluster::{Cluster, PATIENCE},
+    cluster::{Cluster, PATIENCE, http_get},
     wait_for,
 };
 use stage::{Form, Stage, said, verbs};
@@ -123,9 +123,10 @@ fn without_a_majority(stage: &mut Stage) {
     for id in [2, 3] {
         stage.cluster.kill(id);
     }
+    let node = stage.cluster.node(1).http;
     wait_for("node 1 to have no majority", PATIENCE, || {
-        let leaders = stage.cluster.leaders();
-        leaders.iter().all(|(_, leader)| *leader == 0).then_some(())
+        let (code, reasons) = http_get(node, "/readyz")?;
+        (code == 503 && reasons.contains("has no majority")).then_some(())
     });
     let stage = &*stage;
     std::thread::scope(|scope| {

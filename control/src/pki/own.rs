@@ -35,6 +35,7 @@ pub(crate) fn check(ca: &str, certificate: &str, key: &str, now: UnixMs) -> Resu
         .map_err(|error| expected("key.pem", "a private key", &error))?;
     CertifiedKey::from_der(chain.clone(), key, &provider).map_err(|error| match error {
         Error::InconsistentKeys(_) => "key.pem is not the key of cert.pem".to_owned(),
+        Error::InvalidCertificate(wrong) => format!("cert.pem: expected a certificate: {wrong}"),
         error => format!("key.pem cannot be used: {error}"),
     })?;
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider)
@@ -66,6 +67,7 @@ mod tests {
     use super::*;
     use crate::pki::{Authority, Role};
 
+    const GARBAGE: &str = "-----BEGIN CERTIFICATE-----\nbm9uc2Vuc2U=\n-----END CERTIFICATE-----\n";
     const NOW: UnixMs = UnixMs(1_790_000_000_000);
 
     #[test]
@@ -86,6 +88,7 @@ mod tests {
             (of(&ca, &own.certificate, &own.key, later), "has expired"),
             (of(&ca, &own.certificate, &own.key, UnixMs(0)), "is not valid yet"),
             (of(&ca, "garbage", &own.key, NOW), "cert.pem: expected a certificate"),
+            (of(&ca, GARBAGE, &own.key, NOW), "cert.pem: expected a certificate"),
             (of(&ca, &own.certificate, "garbage", NOW), "key.pem: expected a private key"),
             (check("garbage", &own.certificate, &own.key, NOW), "ca.pem: expected"),
         ] {

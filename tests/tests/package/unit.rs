@@ -50,9 +50,9 @@ impl Unit {
         let ambient = capability("AmbientCapabilities");
         let watchdog = self.get("WatchdogSec").trim_end_matches('s');
         let (umask, dir) = (self.get("UMask"), self.get("WorkingDirectory"));
+        // More than this machine lets anybody have is not had here.
+        let files = self.get("LimitNOFILE");
         let words = [
-            "prlimit".to_owned(),
-            format!("--nofile={}", self.get("LimitNOFILE")),
             "setpriv".to_owned(),
             format!("--reuid={}", self.get("User")),
             format!("--regid={}", self.get("Group")),
@@ -68,7 +68,7 @@ impl Unit {
             format!("WATCHDOG_USEC={watchdog}000000"),
             "sh".to_owned(),
             "-c".to_owned(),
-            format!("umask {umask} && cd {dir} && exec \"$@\""),
+            format!("ulimit -n {files} || :; umask {umask} && cd {dir} && exec \"$@\""),
             "sh".to_owned(),
         ];
         words.into()

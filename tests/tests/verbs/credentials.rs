@@ -24,7 +24,7 @@ pub(crate) fn bad_ones_are_told(stage: &Stage) {
         dir
     };
     let read = |dir: &Path, name: &str| fs::read(dir.join(name)).unwrap();
-    let garbage = b"-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n".to_vec();
+    let garbage = b"nonsense".to_vec();
     let (old, old_key) = expired(stage);
     let mixed = [
         ("ca.pem", read(&own, "ca.pem")),

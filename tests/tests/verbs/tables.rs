@@ -107,7 +107,7 @@ pub(crate) fn lists_reset(stage: &mut Stage) {
 }
 
 pub(crate) fn domains_list(stage: &mut Stage) {
-    stage.human(0, &["domains", "list"], &["aliases", DOMAIN, "granta.cam.ac.uk"]);
+    stage.human(0, &["domains", "list"], &["aliases", DOMAIN, "lists.cam.ac.uk"]);
     let fields = ["domain", "live", "aliases", "addresses", "managers", "https"];
     stage.json(0, &["domains", "list"], &fields);
 }
@@ -127,11 +127,11 @@ pub(crate) fn domains_check(stage: &mut Stage) {
 }
 
 pub(crate) fn domains_set(stage: &mut Stage) {
-    let aliases = stage.file("granta", "fellow: spqr1@hermes.cam.ac.uk\n");
-    let set = ["domains", "set", "granta.cam.ac.uk", "--aliases", &aliases, "--force"];
+    let aliases = stage.file("lists-aliases", "fellow: spqr1@hermes.cam.ac.uk\n");
+    let set = ["domains", "set", "lists.cam.ac.uk", "--aliases", &aliases, "--force"];
     stage.human(0, &set, &["runs on nodes 1, 2, 3"]);
     assert_eq!(stage.json(0, &set, &["changed"])["changed"], false);
-    stage.human(2, &["domains", "set", "granta.cam.ac.uk"], &["expected --aliases FILE or"]);
+    stage.human(2, &["domains", "set", "lists.cam.ac.uk"], &["expected --aliases FILE or"]);
     // Nobody listens there.
     let password = stage.file("password", "secret\n");
     let url = ["--url", "https://127.0.0.1:1/aliases", "--user", "u", "--password-file", &password];
@@ -141,9 +141,9 @@ pub(crate) fn domains_set(stage: &mut Stage) {
 }
 
 pub(crate) fn domains_reset(stage: &mut Stage) {
-    stage.human(0, &["domains", "reset", "granta.cam.ac.uk"], &["runs on nodes 1, 2, 3"]);
+    stage.human(0, &["domains", "reset", "lists.cam.ac.uk"], &["runs on nodes 1, 2, 3"]);
     assert_eq!(
-        stage.json(0, &["domains", "reset", "granta.cam.ac.uk"], &["changed"])["changed"],
+        stage.json(0, &["domains", "reset", "lists.cam.ac.uk"], &["changed"])["changed"],
         false
     );
 }
@@ -154,7 +154,7 @@ pub(crate) fn domains_fetch(stage: &mut Stage) {
         stage.json(1, &["domains", "fetch", DOMAIN], &["domain", "result", "live", "problem"]);
     assert_eq!(fetched["result"], "problem", "{fetched}");
     assert!(fetched["problem"]["kind"].is_string(), "{fetched}");
-    stage.human(1, &["domains", "fetch", "granta.cam.ac.uk"], &["granta.cam.ac.uk"]);
+    stage.human(1, &["domains", "fetch", "lists.cam.ac.uk"], &["lists.cam.ac.uk"]);
 }
 
 pub(crate) fn domains_unset(stage: &mut Stage) {

@@ -32,12 +32,9 @@ pub(crate) struct Trial {
 
 /// What the control group is told when it has no majority.
 const NO_MAJORITY: Alone = Alone::Fails(3, "are most of its nodes down?");
-/// What an administrator's verb on messages says when their partitions have no leader.
-const UNLED: Alone =
-    Alone::Fails(1, "no answer from node 2, 3: messages of partition 1, 2, 3 may be missing");
-/// The same of one that looks.
-const UNLED_SHOWN: Alone =
-    Alone::Shows("no answer from node 2, 3: messages of partition 1, 2, 3 may be missing");
+/// What verbs on messages say when partitions have no leader who answers. Node 1 goes on leading its own.
+const MISSING: &str = "no answer from node 2, 3: messages of partition 2, 3 may be missing";
+const NOT_ALL_DONE: Alone = Alone::Fails(1, MISSING);
 
 const fn trial(verb: &'static str, rest: &'static str, may: May, alone: Alone) -> Trial {
     Trial { verb, rest, may, alone }
@@ -67,18 +64,18 @@ pub(crate) const TRIALS: &[Trial] = {
         trial("token create", "", Administrator, NO_MAJORITY),
         trial("token list", "", Administrator, Shows("expires")),
         trial("token revoke", "{token}", Administrator, NO_MAJORITY),
-        trial("queue summary", "", Viewer, UNLED_SHOWN),
-        trial("queue list", "", Viewer, UNLED_SHOWN),
-        trial("queue show", "{id}", Viewer, UNLED),
-        trial("queue cat", "{id}", Administrator, Fails(3, "nodes 2, 3 do not answer")),
+        trial("queue summary", "", Viewer, Shows(MISSING)),
+        trial("queue list", "", Viewer, Shows(MISSING)),
+        trial("queue show", "{id}", Viewer, Shows("sender@example.org")),
+        trial("queue cat", "{id}", Administrator, Shows("Received: ")),
         trial("queue rules", "", Viewer, Shows("suspend")),
         trial("queue cancel", "{rule}", Administrator, NO_MAJORITY),
-        trial("queue retry", "{id}", Administrator, UNLED),
-        trial("queue hold", "{id}", Administrator, UNLED),
-        trial("queue release", "{id}", Administrator, UNLED),
-        trial("queue bounce", "{id} --reason x", Administrator, UNLED),
-        trial("queue drop", "{id} --reason x", Administrator, UNLED),
-        trial("queue redirect", "{id} --to b@example.org --reason x", Administrator, UNLED),
+        trial("queue retry", "{id}", Administrator, NOT_ALL_DONE),
+        trial("queue hold", "{id}", Administrator, NOT_ALL_DONE),
+        trial("queue release", "{id}", Administrator, NOT_ALL_DONE),
+        trial("queue bounce", "{id} --reason x", Administrator, NOT_ALL_DONE),
+        trial("queue drop", "{id} --reason x", Administrator, NOT_ALL_DONE),
+        trial("queue redirect", "{id} --to b@example.org --reason x", Administrator, NOT_ALL_DONE),
         trial("suspend", "other.example --reason x", Administrator, NO_MAJORITY),
         trial("resume", "suspended.example", Administrator, NO_MAJORITY),
         trial("shed set", "mx 10% --reason x", Administrator, NO_MAJORITY),
@@ -86,8 +83,8 @@ pub(crate) const TRIALS: &[Trial] = {
         trial("shed clear", "smart", Administrator, NO_MAJORITY),
         trial("domains list", "", Viewer, Shows("botolph.cam.ac.uk")),
         trial("domains show", "botolph.cam.ac.uk", Viewer, Shows("botolph.cam.ac.uk")),
-        trial("domains set", "granta.cam.ac.uk --aliases {aliases}", Administrator, NO_MAJORITY),
-        trial("domains reset", "granta.cam.ac.uk", Administrator, NO_MAJORITY),
+        trial("domains set", "lists.cam.ac.uk --aliases {aliases}", Administrator, NO_MAJORITY),
+        trial("domains reset", "lists.cam.ac.uk", Administrator, NO_MAJORITY),
         trial("domains unset", "botolph.cam.ac.uk", Administrator, NO_MAJORITY),
         trial("domains fetch", "botolph.cam.ac.uk", Administrator, NO_MAJORITY),
         trial("domains check", "botolph.cam.ac.uk", Viewer, Shows("botolph.cam.ac.uk")),
