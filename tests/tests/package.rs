@@ -53,7 +53,7 @@ fn build(dir: &Path) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/debian/build");
     let output = Command::new(script)
         .args(["--profile", programs.file_name().unwrap().to_str().unwrap()])
-        .args(["--fast", "--compress-type", "gzip", "--output"])
+        .args(["--fast", "--compress-system", "--output"])
         .arg(&package)
         .env("CARGO_TARGET_DIR", programs.parent().unwrap())
         .output()

@@ -52,7 +52,7 @@ pub(crate) fn list(stage: &mut Stage) {
         assert!(recipient.get(field).is_some(), "{field}: {recipient}");
     }
     let time = list[0]["expires"].as_str().unwrap();
-    assert!(time.len() == "2026-11-29T00:00:00Z".len() && time.ends_with('Z'), "{time}");
+    assert!(time.starts_with("20") && time.ends_with('Z'), "{time}");
     assert_eq!(stage.json(0, &["queue", "list", "--node", "2"], &[])[0]["id"], **id);
     stage.human(1, &["queue", "list", "nonsense"], &["expected a message id like"]);
     stage.human(2, &["queue", "list", "--state", "stuck"], &["stuck", "deferred"]);
@@ -91,8 +91,9 @@ pub(crate) fn hold(stage: &mut Stage) {
     let id = &stage.names["id1"];
     let words = [format!("{id}: held, 2 recipients"), "1 messages held, 0 refused".to_owned()];
     stage.human(0, &["queue", "hold", id], &[&words[0], &words[1]]);
-    let held = stage.json(0, &["queue", "hold", "--domain", "example.org"], &OPERATED);
-    assert_eq!((&held["done"], held["messages"].as_array().unwrap().len()), (&json!("held"), 3));
+    let others = [stage.names["id2"].as_str(), stage.names["id3"].as_str()];
+    let held = stage.json(0, &[&["queue", "hold"], &others[..]].concat(), &OPERATED);
+    assert_eq!((&held["done"], held["messages"].as_array().unwrap().len()), (&json!("held"), 2));
     stage.human(1, &["queue", "hold"], &["--all"]);
     stage.human(
         1,

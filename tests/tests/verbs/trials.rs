@@ -32,6 +32,9 @@ pub(crate) struct Trial {
 
 /// What the control group is told when it has no majority.
 const NO_MAJORITY: Alone = Alone::Fails(3, "are most of its nodes down?");
+/// ... and who makes versions.
+const UNPREPARED: Alone =
+    Alone::Fails(3, "1 of 3 members are prepared, and 2 have to be; nothing has changed");
 /// What verbs on messages say when partitions have no leader who answers. Node 1 goes on leading its own.
 const MISSING: &str = "no answer from node 2, 3: messages of partition 2, 3 may be missing";
 const NOT_ALL_DONE: Alone = Alone::Fails(1, MISSING);
@@ -83,10 +86,20 @@ pub(crate) const TRIALS: &[Trial] = {
         trial("shed clear", "smart", Administrator, NO_MAJORITY),
         trial("domains list", "", Viewer, Shows("botolph.cam.ac.uk")),
         trial("domains show", "botolph.cam.ac.uk", Viewer, Shows("botolph.cam.ac.uk")),
-        trial("domains set", "lists.cam.ac.uk --aliases {aliases}", Administrator, NO_MAJORITY),
-        trial("domains reset", "lists.cam.ac.uk", Administrator, NO_MAJORITY),
+        trial(
+            "domains set",
+            "lists.cam.ac.uk --aliases {aliases} --force",
+            Administrator,
+            UNPREPARED,
+        ),
+        trial("domains reset", "lists.cam.ac.uk", Administrator, UNPREPARED),
         trial("domains unset", "botolph.cam.ac.uk", Administrator, NO_MAJORITY),
-        trial("domains fetch", "botolph.cam.ac.uk", Administrator, NO_MAJORITY),
+        trial(
+            "domains fetch",
+            "botolph.cam.ac.uk",
+            Administrator,
+            Fails(1, "are most of its nodes down?"),
+        ),
         trial("domains check", "botolph.cam.ac.uk", Viewer, Shows("botolph.cam.ac.uk")),
         trial("route", "a@example.org", Viewer, Shows("=> a@example.org")),
         trial(
@@ -95,14 +108,14 @@ pub(crate) const TRIALS: &[Trial] = {
             Viewer,
             Shows("Nothing was accepted or sent."),
         ),
-        trial("tables push", "{other} --reason x", Administrator, NO_MAJORITY),
+        trial("tables push", "{other} --reason x", Administrator, UNPREPARED),
         trial("tables versions", "", Viewer, Shows("active")),
         trial("tables diff", "1 active", Administrator, Shows("")),
-        trial("tables rollback", "1 --reason x", Administrator, NO_MAJORITY),
+        trial("tables rollback", "1 --reason x", Administrator, UNPREPARED),
         trial("tables get", "domainlist cam.ac.uk", Administrator, Shows("cam.ac.uk")),
         trial("tables status", "", Viewer, Shows("does not answer")),
-        trial("lists set", "punting --members {aliases}", Administrator, NO_MAJORITY),
-        trial("lists reset", "punting", Administrator, NO_MAJORITY),
+        trial("lists set", "punting --members {members} --force", Administrator, UNPREPARED),
+        trial("lists reset", "punting", Administrator, UNPREPARED),
     ]
 };
 
@@ -144,6 +157,13 @@ pub(crate) fn prepare(stage: &mut Stage) {
     let url = "https://127.0.0.1:1/aliases";
     let fetched = ["--url", url, "--user", "u", "--password-file", &password];
     stage.cluster.ctl_json(&[&["domains", "set", "botolph.cam.ac.uk"], &fetched[..]].concat());
+    // Something to take back.
+    let second = stage.changed_config("second");
+    stage.cluster.ctl_json(&["tables", "push", &second, "--reason", "a trial"]);
+    let few = stage.file("few", "a@example.org\nb@example.org\n");
+    stage.cluster.ctl_json(&["lists", "set", "punting", "--members", &few]);
+    let few = stage.file("few-aliases", "one: a@example.org\ntwo: b@example.org\n");
+    stage.cluster.ctl_json(&["domains", "set", "lists.cam.ac.uk", "--aliases", &few]);
     for (name, value) in [
         ("id", id),
         ("rule", rule),
@@ -151,6 +171,7 @@ pub(crate) fn prepare(stage: &mut Stage) {
         ("config", stage.config()),
         ("other", stage.changed_config("other")),
         ("man", stage.path("man").display().to_string()),
+        ("members", stage.file("members", "c@example.org\nd@example.org\n")),
         ("aliases", stage.file("aliases", "someone: a@example.org\n")),
     ] {
         stage.names.insert(name, value);
