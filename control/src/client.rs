@@ -1,13 +1,17 @@
 //! A client of the control plane for operators: `ppswctl`, and what starts a cluster.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{error::Error, io, path::Path, sync::Arc, time::Duration};
 
 use ppsw_proto::control::{
     MakeTokenRequest, StatusReply, StatusRequest, admin_client::AdminClient,
 };
+use ppsw_spool::env::{Clock as _, SystemClock};
 use tonic::transport::{Channel, ClientTlsConfig, Identity as TlsIdentity};
 
-use crate::{dial, files, limits, pki::AnyNode};
+use crate::{
+    dial, files, limits,
+    pki::{self, AnyNode},
+};
 
 mod push;
 
@@ -20,6 +24,9 @@ pub enum ConnectError {
     /// The operator's files.
     #[error("cannot use the credentials in {folder}: {why}")]
     Credentials { folder: String, why: String },
+    /// Somebody answers there who is not of the cluster whose CA the operator has.
+    #[error("{address} is no node of the cluster of these credentials: {why}")]
+    Foreign { address: String, why: String },
     /// The address, or the node behind it.
     #[error("{address}: {why}")]
     Unreachable { address: String, why: String },
@@ -40,18 +47,17 @@ pub struct Operator {
 }
 
 impl Credentials {
-    /// Reads `ca.pem`, `cert.pem` and `key.pem`.
+    /// Reads `ca.pem`, `cert.pem` and `key.pem`, and checks them.
     ///
     /// # Errors
-    /// Says which file is missing.
+    /// Says which file is missing, or cannot be used.
     pub fn load(folder: &Path) -> Result<Self, ConnectError> {
-        let read = |name: &str| {
-            files::read(&folder.join(name)).map_err(|error| ConnectError::Credentials {
-                folder: folder.display().to_string(),
-                why: error.to_string(),
-            })
-        };
-        Ok(Self { ca: read("ca.pem")?, certificate: read("cert.pem")?, key: read("key.pem")? })
+        let wrong = |why| ConnectError::Credentials { folder: folder.display().to_string(), why };
+        let read =
+            |name: &str| files::read(&folder.join(name)).map_err(|error| wrong(error.to_string()));
+        let (ca, certificate, key) = (read("ca.pem")?, read("cert.pem")?, read("key.pem")?);
+        pki::check_own(&ca, &certificate, &key, SystemClock.now()).map_err(wrong)?;
+        Ok(Self { ca, certificate, key })
     }
 }
 
@@ -61,7 +67,7 @@ impl Operator {
     /// # Errors
     /// If no node of this cluster answers there.
     pub async fn connect(address: &str, credentials: &Credentials) -> Result<Self, ConnectError> {
-        let unreachable = |error: &dyn std::error::Error| ConnectError::Unreachable {
+        let unreachable = |error: &dyn Error| ConnectError::Unreachable {
             address: address.to_owned(),
             why: deepest(error),
         };
@@ -76,7 +82,10 @@ impl Operator {
             .map_err(|error| unreachable(&error))?
             .connect()
             .await
-            .map_err(|error| unreachable(&error))?;
+            .map_err(|error| match is_foreign(&error) {
+                true => ConnectError::Foreign { address: address.to_owned(), why: deepest(&error) },
+                false => unreachable(&error),
+            })?;
         let client = AdminClient::new(channel)
             .max_decoding_message_size(limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(limits::MESSAGE_BYTES_MAX);
@@ -108,8 +117,26 @@ impl Operator {
     }
 }
 
+/// Whether the other end's certificate is what was wrong.
+fn is_foreign(error: &(dyn Error + 'static)) -> bool {
+    let of_tls = |cause: &(dyn Error + 'static)| {
+        let inner = || cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref();
+        let tls = cause.downcast_ref::<rustls::Error>().or_else(inner);
+        matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    };
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if of_tls(error) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
 /// The cause that says most: the transport wraps it in "transport error".
-pub(crate) fn deepest(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn deepest(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;

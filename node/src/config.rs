@@ -1,6 +1,11 @@
 //! `ppswd.toml`: what one node must know before it can ask the cluster for anything.
 
+#[macro_use]
+mod documented;
+
+mod annotated;
 mod https;
+mod values;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -9,8 +14,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
+pub use annotated::{annotated, page};
 pub use https::HttpsConfig;
 
 use crate::{
@@ -19,75 +25,114 @@ use crate::{
     policy::Service,
 };
 
-/// The configuration file of one node. Every option is written in the example of `docs/operations.md`.
-#[derive(Clone, Debug, Deserialize)]
+documented! {
+/// What a node must know before it can ask the cluster for anything.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct NodeConfig {
     /// Name in banners, `Received` and logs; the machine's host name in real life.
     pub name: String,
-    /// `log/` (the spool), `identity/` and `callouts` (answers to callouts) are in it.
+    /// A directory: `log/` (the spool), `identity/`, `blobs/`, `active` and `callouts` (answers to callouts) are made in it.
+    /// One ppswd at a time uses it.
     pub data: PathBuf,
-    /// `mainlog` and `events.jsonl` are written here.
+    /// A directory: `mainlog` and `events.jsonl` are written here.
     pub log: PathBuf,
-    /// `policy.kdl`, `tables/`, `domains/`, `lists/`, `users/`.
+    /// A directory with `policy.kdl`, `tables/`, `domains/`, `lists/`, `users/`; read again on SIGHUP. Only until a version is
+    /// pushed (`ppswctl tables push`): from then on it is not looked at.
     pub config: PathBuf,
-    /// `NAME.pem` and `NAME.key` for each personality that offers TLS; `clients.pem`, the CAs of clients.
+    /// A directory with `NAME.pem` and `NAME.key` for each personality that offers TLS, and `clients.pem`, the CAs of clients;
+    /// read again on SIGHUP.
     pub certificates: PathBuf,
-    /// Where other nodes and ppswctl reach this node.
+    /// Where other nodes and ppswctl reach this node. An address of this machine, not of the service; only nodes and operators
+    /// need to reach it.
     pub control: SocketAddr,
-    /// `/livez`, `/readyz`, `/metrics`.
+    /// For HTTP: `/livez`, `/readyz`, `/metrics`, and the status page at `/`. Balancers and Prometheus need to reach it.
     pub http: SocketAddr,
-    /// The agent check of HAProxy; none if absent.
+    /// For the agent check of HAProxy.
     pub agent: Option<SocketAddr>,
-    /// Resolvers to ask; the system's own if empty.
+    /// Resolvers to ask; those of `/etc/resolv.conf` if there are none.
     #[serde(default)]
     pub dns: Vec<SocketAddr>,
-    /// SMTP listeners.
-    #[serde(default, rename = "listener")]
-    pub listeners: Vec<ListenerConfig>,
-    /// Our addresses for connections to other servers.
-    #[serde(default, rename = "source")]
-    sources: Vec<SourceConfig>,
-    /// The listener where programs of this machine hand mail in, if there is one: list programs are told of it.
+    /// Where mail comes in: an SMTP listener each.
+    #[serde(default, skip_serializing)]
+    pub listener: Vec<ListenerConfig>,
+    /// Our addresses for connections to other servers, one for each family of addresses; without, the operating system chooses.
+    #[serde(default, skip_serializing)]
+    source: Vec<SourceConfig>,
+    /// The address of a listener without `proxy_from` where programs of this machine hand mail in: list programs are told of it.
+    /// It must not be in the table `addrparams`.
     pub local_smtp: Option<SocketAddr>,
-    /// Size of one file of the spool's log, bytes.
-    #[serde(default = "default_segment_bytes")]
+    /// Size of one file of the spool's log, at least `8M`. Sizes are bytes, or have K, M or G behind them: 2^10, 2^20, 2^30.
+    #[serde(
+        default = "default_segment_bytes",
+        deserialize_with = "values::bytes",
+        serialize_with = "values::show_bytes"
+    )]
     pub segment_bytes: u64,
-    /// How long the log may get, in bytes, before what is old in it is carried, however little is alive.
-    #[serde(default = "default_log_floor")]
+    /// How long the log may get before what is old in it is carried, however little is alive; at least four times `segment_bytes`.
+    #[serde(
+        default = "default_log_floor",
+        deserialize_with = "values::bytes",
+        serialize_with = "values::show_bytes"
+    )]
     pub log_floor: u64,
-    /// Memory for log entries that were appended lately, bytes.
-    #[serde(default = "default_cache_bytes")]
+    /// Memory for log entries that were appended lately.
+    #[serde(
+        default = "default_cache_bytes",
+        deserialize_with = "values::memory",
+        serialize_with = "values::show_memory"
+    )]
     pub cache_bytes: usize,
-    /// After an unplanned takeover, messages that may have been in flight wait this long.
-    #[serde(default = "default_takeover_grace", deserialize_with = "period")]
+    /// After an unplanned takeover, messages that may have been in flight wait this long. Times are `30s`, `5m`, `1h 30m`, `7days`.
+    #[serde(
+        default = "default_takeover_grace",
+        deserialize_with = "values::period",
+        serialize_with = "values::show_period"
+    )]
     pub takeover_grace: Duration,
     /// A node that is to be drained goes on taking sessions for this long: balancers look at `/readyz` and the agent check now and
-    /// then, and nobody is to be turned away before they have.
-    #[serde(default = "default_drain_notice", deserialize_with = "period")]
+    /// then, and nobody is to be turned away before they have. At most `1m`.
+    #[serde(
+        default = "default_drain_notice",
+        deserialize_with = "values::period",
+        serialize_with = "values::show_period"
+    )]
     pub drain_notice: Duration,
-    /// A retry rule for all addresses, as `F,2h,15m; F,5d,8h`; without it, those of the paper.
-    #[serde(default, deserialize_with = "retry_rule")]
+    /// A retry rule for all addresses, instead of those of the policy: up to an age of the message, the time between two
+    /// attempts (`F`), or that of the first two and by how much it grows (`G`).
+    #[serde(default, deserialize_with = "values::retry_rule", skip_serializing)]
     pub retry: Option<RetryRule>,
-    /// What a node does that cannot read its log any more.
+    /// What to do when the log is damaged or gone: `rejoin` moves it aside and comes back under a new number, once: while a log
+    /// lies aside it stops instead; `stop` stops, and waits for `ppswd rejoin`.
     #[serde(default)]
     pub on_damage: OnDamage,
-    /// How often the spool's log is read through in the background; zero: never.
-    #[serde(default = "default_scrub_period", deserialize_with = "period")]
+    /// How often the spool's log is read through in the background: `1h` to a year. `0s`: never, which leaves damage to be found
+    /// when the last whole copy may be gone; a warning says so.
+    #[serde(
+        default = "default_scrub_period",
+        deserialize_with = "values::period",
+        serialize_with = "values::show_period"
+    )]
     scrub_period: Duration,
-    /// The disk of `data` is low when fewer bytes are free there: `1000M`, or a number. `M` is 2^20.
-    #[serde(default = "default_check_spool_space", deserialize_with = "bytes")]
+    /// The disk of `data` is low when less space than this is free there: the node takes no new mail then.
+    #[serde(
+        default = "default_check_spool_space",
+        deserialize_with = "values::bytes",
+        serialize_with = "values::show_bytes"
+    )]
     pub check_spool_space: u64,
-    /// The disk of `data` is low when fewer files can be made there.
+    /// The disk of `data` is low when fewer files than this can be made there.
     #[serde(default = "default_check_spool_inodes")]
     pub check_spool_inodes: u64,
-    /// What may be spent on fetching the aliases of managed domains.
+    /// What may be spent on fetching the aliases of managed domains from web servers. The same on all nodes: any of them may be
+    /// the one that fetches.
     #[serde(default)]
     pub https_domains: HttpsConfig,
 }
+}
 
 /// What a node does whose log is damaged or gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnDamage {
     /// Moves the log aside and comes back under a new number, once: while a log lies aside, it stops instead.
@@ -97,26 +142,33 @@ pub enum OnDamage {
     Stop,
 }
 
+documented! {
 /// One SMTP listener.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ListenerConfig {
-    #[serde(deserialize_with = "service")]
+    /// `smtp`, `submission`, or `submissions` (TLS from the first byte).
+    #[serde(deserialize_with = "values::service")]
     pub service: Service,
+    /// Address and port.
     pub address: SocketAddr,
     /// Networks of the balancers whose PROXY header (v1 or v2) begins each connection here: its addresses are those of
-    /// client and server then. Empty: no header is expected, and none is taken.
+    /// client and server then. Without, no header is expected, and none is taken: for anycast, IPVS, or one machine.
     #[serde(default)]
     pub proxy_from: Vec<IpNet>,
 }
+}
 
+documented! {
 /// An address for connections to other servers.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceConfig {
     /// Name of the personality whose mail goes out from it; `*` for that of all others.
     personality: String,
+    /// An address of this machine.
     address: IpAddr,
+}
 }
 
 impl ListenerConfig {
@@ -170,7 +222,7 @@ impl NodeConfig {
     /// Our addresses for connections to other servers, by personality.
     #[must_use]
     pub fn sources(&self) -> Sources {
-        self.sources.iter().map(|source| (source.personality.clone(), source.address)).collect()
+        self.source.iter().map(|source| (source.personality.clone(), source.address)).collect()
     }
 
     fn check(&self) -> Result<(), String> {
@@ -183,7 +235,7 @@ impl NodeConfig {
                 self.name
             ));
         }
-        if self.sources.len() > limits::SOURCES_MAX {
+        if self.source.len() > limits::SOURCES_MAX {
             return Err(format!("source: expected at most {}", limits::SOURCES_MAX));
         }
         if self.drain_notice > limits::DRAIN_NOTICE_MAX {
@@ -201,14 +253,14 @@ impl NodeConfig {
             ));
         }
         if let Some(local) = self.local_smtp
-            && !self.listeners.iter().any(|l| l.takes_of(local) && l.proxy_from.is_empty())
+            && !self.listener.iter().any(|l| l.takes_of(local) && l.proxy_from.is_empty())
         {
             return Err(format!(
                 "local_smtp = \"{local}\": expected the address of a listener without proxy_from"
             ));
         }
         if let Some(listener) =
-            self.listeners.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
+            self.listener.iter().find(|l| l.proxy_from.len() > limits::PROXY_NETWORKS_MAX)
         {
             return Err(format!(
                 "proxy_from of {}: expected at most {} networks",
@@ -237,7 +289,7 @@ impl NodeConfig {
         self.https_domains.check()?;
         let mut seen = std::collections::BTreeSet::new();
         let own = [self.control, self.http].into_iter().chain(self.agent);
-        for address in self.listeners.iter().map(|l| l.address).chain(own) {
+        for address in self.listener.iter().map(|l| l.address).chain(own) {
             if !seen.insert(address) {
                 return Err(format!("{address} is used twice"));
             }
@@ -266,22 +318,8 @@ const fn default_takeover_grace() -> Duration {
     ppsw_spool::limits::TAKEOVER_GRACE
 }
 
-fn retry_rule<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<RetryRule>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    text.parse().map(Some).map_err(serde::de::Error::custom)
-}
-
 const fn default_scrub_period() -> Duration {
     ppsw_spool::limits::SCRUB_PERIOD
-}
-
-fn period<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|e| {
-        serde::de::Error::custom(format!("{text:?} is no period: {e}; expected one like \"7days\""))
-    })
 }
 
 const fn default_check_spool_space() -> u64 {
@@ -292,127 +330,5 @@ const fn default_check_spool_inodes() -> u64 {
     1000
 }
 
-/// A number of bytes, or a text of a number and `K`, `M` or `G` (2^10, 2^20, 2^30).
-fn bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Bytes {
-        Number(u64),
-        Text(String),
-    }
-    let text = match Bytes::deserialize(deserializer)? {
-        Bytes::Number(bytes) => return Ok(bytes),
-        Bytes::Text(text) => text,
-    };
-    let digits = text.trim_end_matches(['K', 'M', 'G']);
-    let shift = match &text[digits.len()..] {
-        "" => Some(0),
-        "K" => Some(10),
-        "M" => Some(20),
-        "G" => Some(30),
-        _ => None,
-    };
-    let number = digits.parse::<u64>().ok().zip(shift);
-    let bytes = number.and_then(|(number, shift)| number.checked_mul(1 << shift));
-    bytes.ok_or_else(|| {
-        serde::de::Error::custom(format!(
-            "{text:?}: expected a number of bytes, or one with K, M or G behind it, as in \"1000M\""
-        ))
-    })
-}
-
-fn service<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Service, D::Error> {
-    let word = String::deserialize(deserializer)?;
-    match word.as_str() {
-        "smtp" => Ok(Service::Smtp),
-        "submission" => Ok(Service::Submission),
-        "submissions" => Ok(Service::Submissions),
-        _ => Err(serde::de::Error::unknown_variant(&word, &["smtp", "submission", "submissions"])),
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = r#"
-name = "ppsw-1.example"
-data = "data"
-log = "log"
-config = "../config"
-certificates = "../certs"
-control = "127.10.1.9:2590"
-http = "127.10.1.9:2580"
-[[listener]]
-service = "smtp"
-address = "127.10.1.1:2525"
-"#;
-
-    #[test]
-    fn a_misspelt_option_is_an_error_with_its_line() {
-        let error = toml::from_str::<NodeConfig>(&GOOD.replace("http =", "htp =")).unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("line 8") && text.contains("htp"), "{text}");
-    }
-
-    #[test]
-    fn a_retry_rule_is_read_and_a_bad_one_refused() {
-        let with =
-            |rule: &str| toml::from_str::<NodeConfig>(&format!("retry = \"{rule}\"\n{GOOD}"));
-        let config = with("F,1h,2s").unwrap();
-        let wait = config.retry.unwrap().next(Duration::ZERO);
-        assert_eq!(wait, Some(Duration::from_secs(2)));
-        assert_eq!(config.drain_notice, Duration::from_secs(3));
-        assert_eq!(config.takeover_grace, ppsw_spool::limits::TAKEOVER_GRACE);
-        assert!(with("F,1h").is_err());
-    }
-
-    #[test]
-    fn the_scrub_is_switched_off_only_on_purpose() {
-        let parsed = |line: &str| {
-            let text = GOOD.replace("[[listener]]", &format!("{line}\n[[listener]]"));
-            toml::from_str::<NodeConfig>(&text)
-        };
-        assert_eq!(parsed("").unwrap().scrub_period(), Some(ppsw_spool::limits::SCRUB_PERIOD));
-        let daily = parsed("scrub_period = \"1day\"").unwrap();
-        assert_eq!(daily.scrub_period(), Some(Duration::from_secs(86_400)));
-        assert_eq!(parsed("scrub_period = \"0s\"").unwrap().scrub_period(), None);
-        assert_eq!(parsed("scrub_period = \"0\"").unwrap().scrub_period(), None);
-        let often = parsed("scrub_period = \"1s\"").unwrap().check().unwrap_err();
-        assert!(often.contains("1s") && often.contains("never"), "{often}");
-        let text = parsed("scrub_period = \"weekly\"").unwrap_err().to_string();
-        assert!(text.contains("weekly") && text.contains("7days"), "{text}");
-    }
-
-    #[test]
-    fn sizes_are_numbers_with_or_without_a_unit() {
-        let with = |value: &str| {
-            let text = format!("check_spool_space = {value}\n{GOOD}");
-            toml::from_str::<NodeConfig>(&text).map(|config| config.check_spool_space)
-        };
-        assert_eq!(with("\"1000M\"").unwrap(), 1_048_576_000);
-        assert_eq!(with("\"3G\"").unwrap(), 3 << 30);
-        assert_eq!(with("\"0\"").unwrap(), 0);
-        assert_eq!(with("123456").unwrap(), 123_456);
-        for bad in [
-            "\"1000MB\"",
-            "\"MM\"",
-            "\"1MM\"",
-            "\"\"",
-            "\"-1\"",
-            "-1",
-            "\"99999999999999999999\"",
-            "\"99999999999G\"",
-        ] {
-            assert!(with(bad).is_err(), "{bad}");
-        }
-        let default: NodeConfig = toml::from_str(GOOD).unwrap();
-        assert_eq!((default.check_spool_space, default.check_spool_inodes), (1000 << 20, 1000));
-    }
-
-    #[test]
-    fn an_address_used_twice_is_refused() {
-        let config: NodeConfig = toml::from_str(&GOOD.replace("2580", "2590")).unwrap();
-        assert!(config.check().unwrap_err().contains("used twice"));
-    }
-}
+mod tests;

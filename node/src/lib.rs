@@ -23,6 +23,7 @@ pub mod limits;
 pub mod maillog;
 pub mod message;
 pub mod net;
+pub mod pages;
 pub mod policy;
 pub mod rate;
 pub mod route;

@@ -2,12 +2,13 @@
 
 use std::{io::Write, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ppsw_node::{
     allocator,
-    config::NodeConfig,
+    config::{self, NodeConfig},
     dev,
     explode::{self, EX_TEMPFAIL, Posting},
+    files, pages,
     policy::Configuration,
     run,
 };
@@ -70,6 +71,10 @@ enum Verb {
         #[arg(long)]
         config: PathBuf,
     },
+    /// Print a configuration file with everything that there is, what it means, and its default.
+    Config,
+    /// Write man pages into a directory: of this program, its verbs, and its configuration file.
+    Man { dir: PathBuf },
     /// Start a whole cluster on loopback addresses, with a sink and a DNS server.
     Dev(dev::DevArgs),
     /// A list program that passes on: hands the message on standard input back to this machine's node, for the -outgoing address of its
@@ -142,6 +147,11 @@ fn main() -> ExitCode {
         }),
         Verb::ExplodeList { .. } => Ok(()),
         Verb::Check { config } => check(&config),
+        Verb::Config => config::annotated().map_err(Into::into).map(|text| {
+            // Fails if nobody reads it to its end.
+            let _ = std::io::stdout().lock().write_all(text.as_bytes());
+        }),
+        Verb::Man { dir } => man(&dir),
         Verb::Dev(args) => run::blocking(async { dev::dev(args).await }),
         Verb::Sink { smtp, lmtp, maildir, die_with_parent } => {
             run::die_with_parent(die_with_parent);
@@ -196,6 +206,12 @@ fn check(path: &std::path::Path) -> Result<(), run::Failure> {
         return Err(format!("{} errors in {}", problems.len(), config.config.display()).into());
     }
     println!("{}: good", path.display());
+    Ok(())
+}
+
+fn man(dir: &std::path::Path) -> Result<(), run::Failure> {
+    pages::man(Args::command(), "ppswd", dir)?;
+    files::write(&dir.join("ppswd.toml.5"), &config::page()?)?;
     Ok(())
 }
 

@@ -166,7 +166,7 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
     hooks.attach(front.clone(), deliverer.clone(), domains.clone(), current);
 
     let mut tasks = JoinSet::new();
-    for listener in &config.listeners {
+    for listener in &config.listener {
         let socket = Listener::open(listener.address, listener.service)?;
         let listener = match listener.proxy_from.as_slice() {
             [] => socket,

@@ -4,6 +4,7 @@
 //! (`node-N.CLUSTER.ppswitch.internal`) and may be used by a server, so that an operator's credential can't pose as
 //! a node, and a connection to the wrong node is refused by TLS itself.
 
+mod own;
 mod verify;
 
 use jiff::{Timestamp, ToSpan, tz::TimeZone};
@@ -15,6 +16,7 @@ use rcgen::{
 use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+pub(crate) use own::check as check_own;
 pub use verify::{AnyNode, PinnedCa};
 
 use crate::limits;

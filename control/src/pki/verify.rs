@@ -134,7 +134,7 @@ const fn algorithms(provider: &CryptoProvider) -> &WebPkiSupportedAlgorithms {
     &provider.signature_verification_algorithms
 }
 
-fn roots(ca: CertificateDer<'static>) -> Result<Arc<RootCertStore>, PkiError> {
+pub(super) fn roots(ca: CertificateDer<'static>) -> Result<Arc<RootCertStore>, PkiError> {
     let mut roots = RootCertStore::empty();
     roots
         .add(ca)

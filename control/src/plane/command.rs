@@ -19,7 +19,8 @@ pub(crate) enum CommandError {
     Refused(String),
     /// No leader or no majority in time.
     #[error(
-        "the control group does not answer ({0}): have most of the nodes stopped? Try again later"
+        "the control group does not answer ({0}): are most of its nodes down? What was asked for may still be done when they \
+         are back: look before asking again"
     )]
     NoMajority(String),
 }

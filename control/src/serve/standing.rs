@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tonic::Status;
 
 use super::filter::Filter;
-use crate::{Verb, Wanted, limits, plane::Shared};
+use crate::{NodeId, Verb, Wanted, limits, plane::Shared};
 
 pub(super) async fn add(
     shared: &Arc<Shared>,
@@ -173,7 +173,12 @@ pub(super) async fn cat_anywhere(shared: &Arc<Shared>, id: &str) -> Result<Chunk
     if silent.is_empty() {
         return Err(answer);
     }
-    Err(Status::unavailable(format!("{}; of nodes {silent:?} nothing is known", answer.message())))
+    let silent: Vec<String> = silent.iter().map(NodeId::to_string).collect();
+    Err(Status::unavailable(format!(
+        "{}, as far as is known: nodes {} do not answer",
+        answer.message(),
+        silent.join(", ")
+    )))
 }
 
 fn pieces(body: BodyReader) -> impl Stream<Item = Result<pb::CatChunk, Status>> + Send {

@@ -2,30 +2,33 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{bytes, period};
+use super::values;
 use crate::limits;
 
-/// Times and sizes of fetches. The same on all nodes: any may lead the control group, and so do the fetching.
-#[derive(Clone, Copy, Debug, Deserialize)]
+documented! {
+/// What may be spent on fetching the aliases of managed domains from web servers. The same on all nodes: any of them may lead
+/// the control group, and so do the fetching.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct HttpsConfig {
-    /// How often a domain is fetched.
-    #[serde(deserialize_with = "period")]
+    /// How often a domain is fetched: `10s` to `1day`.
+    #[serde(deserialize_with = "values::period", serialize_with = "values::show_period")]
     pub period: Duration,
-    /// Time for a connection, TLS included.
-    #[serde(deserialize_with = "period")]
+    /// Time for a connection, TLS included: `1s` to `10m`.
+    #[serde(deserialize_with = "values::period", serialize_with = "values::show_period")]
     pub connect_time: Duration,
-    /// Time for a whole fetch.
-    #[serde(deserialize_with = "period")]
+    /// Time for a whole fetch: `1s` to `10m`.
+    #[serde(deserialize_with = "values::period", serialize_with = "values::show_period")]
     pub fetch_time: Duration,
-    /// Largest file: `8M`, or a number of bytes.
-    #[serde(deserialize_with = "bytes")]
+    /// Largest file: `4K` to `64M`.
+    #[serde(deserialize_with = "values::bytes", serialize_with = "values::show_bytes")]
     pub size_max: u64,
-    /// How often managers get a report, if there is something to say.
-    #[serde(deserialize_with = "period")]
+    /// How often managers get a report, if there is something to say: `1h` to a year.
+    #[serde(deserialize_with = "values::period", serialize_with = "values::show_period")]
     pub report_period: Duration,
+}
 }
 
 impl Default for HttpsConfig {

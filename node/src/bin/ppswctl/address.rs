@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ppsw_control::client::{Credentials, Operator};
+use ppsw_control::client::{ConnectError, Credentials, Operator};
 use ppsw_proto::control::admin_client::AdminClient;
 use serde::Deserialize;
 use tonic::transport::Channel;
@@ -92,15 +92,23 @@ fn beside(file: &Path, name: PathBuf) -> PathBuf {
 /// Connects to the first node that answers.
 pub(crate) async fn connect(cluster: &Cluster) -> Result<Admin, Failure> {
     let credentials = Credentials::load(&cluster.credentials)
-        .map_err(|error| Failure::Usage(error.to_string()))?;
-    let mut reasons = Vec::new();
+        .map_err(|error| Failure::Usage(format!("{error}; give others with --credentials DIR")))?;
+    let (mut reasons, mut foreign) = (Vec::new(), false);
     for address in &cluster.addresses {
         match Operator::connect(address, &credentials).await {
             Ok(operator) => return Ok(operator.admin()),
-            Err(error) => reasons.push(error.to_string()),
+            Err(error) => {
+                foreign |= matches!(error, ConnectError::Foreign { .. });
+                reasons.push(error.to_string());
+            }
         }
     }
-    Err(Failure::Silent(reasons.join("; ")))
+    let reasons = reasons.join("; ");
+    Err(if foreign {
+        Failure::Refused(format!("{reasons}; give those of this cluster with --credentials DIR"))
+    } else {
+        Failure::Silent(format!("no node answered: {reasons}"))
+    })
 }
 
 /// A small file that the user names.

@@ -14,6 +14,7 @@ mod domains;
 mod drain;
 mod events;
 mod explain;
+mod gaps;
 mod log;
 mod node;
 mod operate;
@@ -29,12 +30,14 @@ mod token;
 mod trace;
 
 use std::{
+    error::Error as _,
     fmt,
     io::{self, Write},
     process::ExitCode,
 };
 
 use clap::Parser;
+use ppsw_control::client;
 use tonic::Code;
 
 use crate::args::{
@@ -51,8 +54,8 @@ enum Failure {
     /// The command line or a file that it names is wrong.
     #[error("{0}")]
     Usage(String),
-    /// No node of the cluster answered.
-    #[error("no node answered: {0}")]
+    /// No node of the cluster answered, or not enough of them.
+    #[error("{0}")]
     Silent(String),
     /// It is not done, and may still be.
     #[error("{0}")]
@@ -75,6 +78,11 @@ impl From<tonic::Status> for Failure {
         match status.code() {
             Code::Unavailable => Self::Silent(status.message().to_owned()),
             Code::DeadlineExceeded => Self::TimedOut(status.message().to_owned()),
+            // Not the node's word, but what became of the connection to it.
+            _ if status.source().is_some() => Self::Silent(format!(
+                "the connection to the node broke ({}): it is not known whether this was done",
+                client::deepest(&status)
+            )),
             Code::Unauthenticated | Code::PermissionDenied => {
                 Self::Refused(format!("{}; give credentials of the right role", status.message()))
             }
@@ -124,7 +132,7 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::SUCCESS);
     }
     if let Verb::Man { dir } = &args.verb {
-        return pages::man(dir).map(|()| ExitCode::SUCCESS);
+        return pages::man(dir, args.json).map(|()| ExitCode::SUCCESS);
     }
     if let Verb::Route(asked) = &args.verb {
         let mut admin = address::connect(&address::find(&args)?).await?;
@@ -178,7 +186,7 @@ async fn operate(args: Args) -> Result<(), Failure> {
         Verb::Token { verb } => match verb {
             TokenVerb::Create { expires } => token::create(&mut admin, expires, json).await,
             TokenVerb::List => token::list(&mut admin, json).await,
-            TokenVerb::Revoke { id } => token::revoke(&mut admin, &id).await,
+            TokenVerb::Revoke { id } => token::revoke(&mut admin, &id, json).await,
         },
         Verb::Queue { verb } => match verb {
             QueueVerb::Summary(filter) => queue::summary(&mut admin, filter, json).await,

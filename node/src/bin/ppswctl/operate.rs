@@ -40,14 +40,15 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// Does it, and says what became of each message. Exit code 1 if something was not done: refused, of a node that does not
-/// answer, or asked for by id and not there.
+/// Does it, and says what became of each message. Exit code 1 if something was not done: refused, of a partition that nobody
+/// leads who answers, or asked for by id and not there.
 pub(crate) async fn operate(
     admin: &mut Admin,
     asked: &Asked<'_>,
     as_json: bool,
 ) -> Result<ExitCode, Failure> {
-    let filter = queue::filter(admin, asked.chosen.filter.clone()).await?;
+    let (before, filter) = queue::prepared(admin, asked.chosen.filter.clone()).await?;
+    let node = filter.node;
     let mut missing = filter.ids.clone();
     let (verb, to) = asked.verb.to_proto();
     let request = OperateRequest {
@@ -67,7 +68,6 @@ pub(crate) async fn operate(
     let (mut items, mut silent): (Vec<Operated>, Vec<u64>) = Default::default();
     let (mut done, mut refused) = (0_u64, 0_u64);
     while let Some(page) = pages.message().await? {
-        queue::warn_of_silent(&page.silent);
         silent.extend(page.silent);
         for item in page.items {
             missing.retain(|id| *id != item.id);
@@ -83,18 +83,19 @@ pub(crate) async fn operate(
             }
         }
     }
+    let gaps = before.gaps(admin, node, &silent).await;
+    gaps.warn();
     if as_json {
-        let messages = Value::from_iter(items.iter().map(|item| {
-            json!({
-                "id": item.id,
-                "node": item.node,
-                "recipients": item.recipients,
-                "refused": (!item.refused.is_empty()).then_some(&item.refused),
-            })
-        }));
+        let messages = Value::from_iter(items.iter().map(item_json));
         say!(
             "{}",
-            json!({ "done": past, "messages": messages, "missing": missing, "silent": silent })
+            json!({
+                "done": past,
+                "messages": messages,
+                "missing": missing,
+                "silent": silent,
+                "missing_partitions": gaps.partitions,
+            })
         );
     } else {
         for id in &missing {
@@ -102,8 +103,17 @@ pub(crate) async fn operate(
         }
         say!("{done} messages {past}, {refused} refused");
     }
-    let all_done = refused == 0 && silent.is_empty() && missing.is_empty();
+    let all_done = refused == 0 && gaps.is_empty() && missing.is_empty();
     Ok(if all_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn item_json(item: &Operated) -> Value {
+    json!({
+        "id": item.id,
+        "node": item.node,
+        "recipients": item.recipients,
+        "refused": (!item.refused.is_empty()).then_some(&item.refused),
+    })
 }
 
 fn line(item: &Operated, past: &str) -> String {

@@ -11,6 +11,7 @@ use crate::{
     address::Admin,
     age::{Age, rfc3339, span},
     args::Filter,
+    gaps::{Before, Gaps},
     status,
 };
 
@@ -19,11 +20,13 @@ pub(crate) async fn summary(
     filter: Filter,
     as_json: bool,
 ) -> Result<(), Failure> {
-    let request = request(admin, filter).await?;
-    let summary = admin.summarise(request).await?.into_inner();
-    warn_of_silent(&summary.silent);
+    let (before, filter) = prepared(admin, filter).await?;
+    let node = filter.node;
+    let summary = admin.summarise(QueueRequest { filter: Some(filter) }).await?.into_inner();
+    let gaps = before.gaps(admin, node, &summary.silent).await;
+    gaps.warn();
     if as_json {
-        say!("{}", summary_json(&summary));
+        say!("{}", summary_json(&summary, &gaps));
         return Ok(());
     }
     let mut table = Table::new();
@@ -119,26 +122,28 @@ pub(crate) async fn cat(admin: &mut Admin, id: String) -> Result<(), Failure> {
 }
 
 async fn fetch(admin: &mut Admin, filter: Filter) -> Result<Vec<QueueItem>, Failure> {
-    let request = request(admin, filter).await?;
-    let mut pages = admin.queue(request).await?.into_inner();
-    let mut items = Vec::new();
+    let (before, filter) = prepared(admin, filter).await?;
+    let node = filter.node;
+    let mut pages = admin.queue(QueueRequest { filter: Some(filter) }).await?.into_inner();
+    let (mut items, mut silent) = (Vec::new(), Vec::new());
     while let Some(page) = pages.message().await? {
-        warn_of_silent(&page.silent);
+        silent.extend(page.silent);
         items.extend(page.items);
     }
+    before.gaps(admin, node, &silent).await.warn();
     // Oldest first; an id sorts by time.
     items.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(items)
 }
 
-async fn request(admin: &mut Admin, filter: Filter) -> Result<QueueRequest, Failure> {
-    Ok(QueueRequest { filter: Some(self::filter(admin, filter).await?) })
-}
-
-/// The filter as nodes understand it: with the number of a node instead of its name.
-pub(crate) async fn filter(admin: &mut Admin, filter: Filter) -> Result<QueueFilter, Failure> {
+/// The filter as nodes understand it, with the number of a node instead of its name; and who leads what now.
+pub(crate) async fn prepared(
+    admin: &mut Admin,
+    filter: Filter,
+) -> Result<(Before, QueueFilter), Failure> {
+    let status = status::ask(admin).await?;
     let node = match &filter.node {
-        Some(given) => status::find_node(&status::ask(admin).await?, given)?,
+        Some(given) => status::find_node(&status, given)?,
         None => 0,
     };
     let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -147,7 +152,7 @@ pub(crate) async fn filter(admin: &mut Admin, filter: Filter) -> Result<QueueFil
         Some(Age::Younger(age)) => (0, ms(age)),
         None => (0, 0),
     };
-    Ok(QueueFilter {
+    let filter = QueueFilter {
         sender: filter.sender.unwrap_or_default(),
         recipient: filter.recipient.unwrap_or_default(),
         domain: filter.domain.unwrap_or_default(),
@@ -156,7 +161,8 @@ pub(crate) async fn filter(admin: &mut Admin, filter: Filter) -> Result<QueueFil
         younger_than_ms,
         node,
         ids: filter.ids,
-    })
+    };
+    Ok((Before::new(&status), filter))
 }
 
 fn item_json(item: &QueueItem) -> Value {
@@ -183,7 +189,7 @@ fn item_json(item: &QueueItem) -> Value {
     })
 }
 
-fn summary_json(summary: &QueueSummary) -> Value {
+fn summary_json(summary: &QueueSummary, gaps: &Gaps) -> Value {
     let domains = summary.domains.iter().map(|d| {
         json!({
             "domain": d.domain,
@@ -199,17 +205,8 @@ fn summary_json(summary: &QueueSummary) -> Value {
         "oldest": rfc3339(summary.oldest_ms),
         "domains": Value::from_iter(domains),
         "silent": summary.silent,
+        "missing_partitions": gaps.partitions,
     })
-}
-
-pub(crate) fn warn_of_silent(silent: &[u64]) {
-    if !silent.is_empty() {
-        let nodes: Vec<String> = silent.iter().map(u64::to_string).collect();
-        eprintln!(
-            "ppswctl: no answer from node {}: their messages are missing here",
-            nodes.join(", ")
-        );
-    }
 }
 
 fn now_ms() -> u64 {

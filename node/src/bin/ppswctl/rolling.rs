@@ -69,7 +69,7 @@ async fn one(cluster: &Cluster, node: u64, asked: &Asked, as_json: bool) -> Resu
     };
     healthy(cluster, asked.patience).await?;
     let status = fresh_status(cluster).await;
-    let status = status.ok_or_else(|| Failure::Silent("nothing at all".to_owned()))?;
+    let status = status.ok_or_else(|| Failure::Silent("no node answers".to_owned()))?;
     let (started, command) = {
         let found = find(&status, node)?;
         (started(found), command(&asked.exec, found))

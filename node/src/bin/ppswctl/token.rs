@@ -52,7 +52,12 @@ pub(crate) async fn list(admin: &mut Admin, as_json: bool) -> Result<(), Failure
     Ok(())
 }
 
-pub(crate) async fn revoke(admin: &mut Admin, id: &str) -> Result<(), Failure> {
+pub(crate) async fn revoke(admin: &mut Admin, id: &str, as_json: bool) -> Result<(), Failure> {
     admin.drop_token(DropTokenRequest { id: id.to_owned() }).await?;
+    if as_json {
+        say!("{}", json!({ "id": id, "revoked": true }));
+    } else {
+        say!("token {id}: revoked");
+    }
     Ok(())
 }
