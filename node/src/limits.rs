@@ -724,8 +724,8 @@ pub const TRACE_LINES_WAITING: usize = 2_048;
 /// Lines of one page: bounded memory on both sides.
 pub const TRACE_PAGE_LINES: usize = 256;
 
-/// Lines that a session keeps while somebody watches: a greeting, EHLO, TLS, AUTH, and a transaction of some recipients.
-pub const TRACE_KEPT_LINES: usize = 64;
+/// Lines that a session keeps while somebody watches: a submission has 35 before its first transaction.
+pub const TRACE_KEPT_LINES: usize = 128;
 
 /// Longest line that is shown, without the mark that it was cut: an address of the longest kind fits, with its verb.
 pub const TRACE_LINE_BYTES_MAX: usize = 512;
