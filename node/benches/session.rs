@@ -40,7 +40,7 @@ impl NodeFacts for Quiet {
     }
 }
 
-fn cambridge() -> Configuration {
+fn cambridge() -> Arc<Configuration> {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/cambridge");
     Configuration::load(&dir).unwrap()
 }
