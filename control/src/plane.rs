@@ -31,12 +31,13 @@ use crate::{
     agent::Agent,
     census,
     dial::Dialer,
-    figures,
+    figures, gauges,
     identity::{AddressBook, Identity},
     limits, serve,
     standing::{Compiled, Orders},
     state::{ControlMachine, State},
     versions::{self as tables, Shelf},
+    view::{ClusterView, Views},
 };
 
 mod command;
@@ -84,6 +85,8 @@ pub(crate) struct Shared {
     pub(crate) started: UnixMs,
     /// The standing rules of the state, ready for use.
     pub(crate) orders: Compiled,
+    /// What others are shown of the cluster.
+    pub(crate) views: Views,
     /// The agent and drains end.
     pub(crate) stop: CancellationToken,
     /// The server ends.
@@ -158,6 +161,7 @@ impl Plane {
             view: watch::Sender::default(),
             was_drained: AtomicBool::new(book.drained),
             orders: Compiled::default(),
+            views: Views::default(),
             started,
             progress: watch::Sender::default(),
             shelf,
@@ -175,7 +179,9 @@ impl Plane {
         let agent = tokio::spawn(Agent::new(Arc::clone(&shared), book).run());
         let census = tokio::spawn(census::run(Arc::clone(&shared)));
         let tables = tokio::spawn(tables::follow(Arc::clone(&shared), ran));
-        Ok(Self { shared, tasks: Arc::new(Mutex::new(vec![agent, census, tables, served])) })
+        let gauges = tokio::spawn(gauges::run(Arc::clone(&shared)));
+        let tasks = vec![agent, census, tables, gauges, served];
+        Ok(Self { shared, tasks: Arc::new(Mutex::new(tasks)) })
     }
 
     /// This node's number.
@@ -207,6 +213,12 @@ impl Plane {
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
         self.shared.not_ready()
+    }
+
+    /// The whole cluster as this node sees it, at most some seconds old: all who ask meanwhile get the same. Nodes that do
+    /// not answer soon are silent in it. `None`: the process ends.
+    pub async fn view(&self) -> Option<Arc<ClusterView>> {
+        self.shared.views.get(&self.shared).await
     }
 
     /// Records an outcome with whoever leads the partition now (called when `Partition::record` said `NotLeader`).
@@ -358,6 +370,10 @@ impl Shared {
             groups,
             started_ms: self.started.0,
             shedding: self.hooks.shedding(),
+            totals: Some(pb::Totals {
+                accepted: ppsw_spool::queue::accepted_total(),
+                ..self.hooks.delivered()
+            }),
             tables: Some(self.tables_report()),
         }
     }

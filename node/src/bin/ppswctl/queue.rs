@@ -183,7 +183,7 @@ fn item_json(item: &QueueItem) -> Value {
     })
 }
 
-fn summary_json(summary: &QueueSummary) -> Value {
+pub(crate) fn summary_json(summary: &QueueSummary) -> Value {
     let domains = summary.domains.iter().map(|d| {
         json!({
             "domain": d.domain,
@@ -198,6 +198,11 @@ fn summary_json(summary: &QueueSummary) -> Value {
         "bytes": summary.bytes,
         "oldest": rfc3339(summary.oldest_ms),
         "domains": Value::from_iter(domains),
+        "held": summary.held,
+        "ages": summary.ages.iter().map(|age| json!({
+            "from_seconds": age.from_ms / 1000,
+            "messages": age.messages,
+        })).collect::<Value>(),
         "silent": summary.silent,
     })
 }
@@ -212,7 +217,7 @@ pub(crate) fn warn_of_silent(silent: &[u64]) {
     }
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     use ppsw_spool::env::{Clock, SystemClock};
     SystemClock.now().0
 }
