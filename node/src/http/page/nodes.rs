@@ -134,7 +134,7 @@ pub(super) fn groups(view: &ClusterView) -> Markup {
                     @for group in groups.iter().take(PAGE_NODES_MAX) {
                         tr id={ "group-" (group.id) } {
                             th scope="row" {
-                                (group_name(group.id))
+                                @if group.id == 0 { "control" } @else { (group_name(group.id)) }
                                 @if group.orphaned { span.note { " its node has left" } }
                             }
                             td {

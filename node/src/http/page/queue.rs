@@ -70,7 +70,7 @@ pub(super) fn destinations(view: &ClusterView) -> Markup {
     html! {
         @if domains.is_empty() { p.soft { "Nothing waits." } } @else {
             div.box {
-                table {
+                table.lines {
                     thead { tr {
                         th { "domain" } th.n { "recipients" } th.n { "deferred" } th.n { "oldest" }
                     } }
@@ -78,9 +78,9 @@ pub(super) fn destinations(view: &ClusterView) -> Markup {
                         @for domain in domains.iter().take(PAGE_DESTINATIONS_MAX) {
                             tr {
                                 td.name { bdi { (destination(&domain.domain)) } }
-                                td.n { (words::count(domain.recipients)) }
-                                td.n { (words::count(domain.deferred)) }
-                                td.n { (age(domain.oldest_ms, view)) }
+                                td.n data-label="recipients" { (words::count(domain.recipients)) }
+                                td.n data-label="deferred" { (words::count(domain.deferred)) }
+                                td.n data-label="oldest" { (age(domain.oldest_ms, view)) }
                             }
                         }
                     }
