@@ -42,16 +42,16 @@ fn done(cluster: &Cluster, arguments: &[&str]) {
 
 /// Mail that stays in the queue: deliveries to its domains are suspended.
 fn fill(cluster: &Cluster) {
-    for destination in ["*.example.org", HOSTILE] {
+    for destination in ["example.org", "hermes.cam.ac.uk", HOSTILE] {
         done(cluster, &["suspend", destination, "--for", "1h", "--reason", "test"]);
     }
     done(cluster, &["shed", "set", "mx", "25%", "--for", "30m", "--reason", "test"]);
-    for (number, domain) in ["slow", "slow", "other"].into_iter().enumerate() {
+    let recipients = ["somebody@example.org", "somebody@example.org", "spqr1@hermes.cam.ac.uk"];
+    for (number, recipient) in recipients.into_iter().enumerate() {
         let mut client = Client::connect(cluster.node(1).smart).unwrap();
         client.ehlo().unwrap();
         let content = format!("{ID_FIELD}: page-{number}\r\n\r\nx\r\n");
-        let recipient = format!("somebody@{domain}.example.org");
-        let reply = client.send("a@example.org", &[&recipient], content.as_bytes()).unwrap();
+        let reply = client.send("a@example.org", &[recipient], content.as_bytes()).unwrap();
         assert_eq!(reply.code, 250, "{reply:?}");
         client.quit();
     }
@@ -100,7 +100,7 @@ fn a_browser_shows_the_cluster_on_a_phone_and_on_a_desk() {
 
     let nodes = texts(&browser, "#nodes tbody tr");
     assert_eq!(nodes.len(), 3, "{nodes:?}");
-    assert!(nodes[1].contains("safe to stop") && nodes[1].contains("leads nothing"), "{nodes:?}");
+    assert!(nodes[1].contains("safe to stop") && nodes[1].contains("nothing"), "{nodes:?}");
     let ready = texts(&browser, "#node-1 .chip, #node-3 .chip");
     assert_eq!(ready, ["ready", "ready"]);
     let groups = texts(&browser, "#groups tbody tr");
@@ -109,9 +109,9 @@ fn a_browser_shows_the_cluster_on_a_phone_and_on_a_desk() {
         let row = texts(&browser, &format!("#group-{partition}")).concat();
         assert!(row.contains(&format!("partition {partition} node {leader} ")), "{row}");
     }
-    let destinations = texts(&browser, "#destinations tbody tr");
-    assert!(destinations[0].starts_with("slow.example.org 2 "), "{destinations:?}");
-    assert!(destinations[1].starts_with("other.example.org 1 "), "{destinations:?}");
+    let destinations = texts(&browser, "#destinations tbody td");
+    assert_eq!(destinations[..2], ["example.org", "2"], "{destinations:?}");
+    assert_eq!(destinations[4..6], ["hermes.cam.ac.uk", "1"], "{destinations:?}");
     let ages = texts(&browser, "#ages tbody tr");
     assert!(ages[0].starts_with("less than 10 min 3"), "{ages:?}");
     assert!(texts(&browser, "#verdict").concat().contains("node 2 is drained"));
@@ -122,7 +122,8 @@ fn a_browser_shows_the_cluster_on_a_phone_and_on_a_desk() {
     assert!(rules.iter().any(|rule| rule.contains(&hostile)), "{rules:?}");
     assert_eq!(browser.eval("return document.querySelectorAll('img, script').length"), 0);
     let text = texts(&browser, "body").concat();
-    assert!(!text.contains("somebody"), "an address of a person is shown: {text}");
+    let addresses = text.contains("somebody") || text.contains("spqr1") || text.contains('@');
+    assert!(!addresses, "an address of a person is shown: {text}");
 
     let width = "return [document.documentElement.scrollWidth, window.innerWidth]";
     assert_eq!(browser.eval(width), serde_json::json!([PHONE.0, PHONE.0]), "wider than the phone");
