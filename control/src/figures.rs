@@ -13,6 +13,20 @@ pub(crate) fn describe() {
         "ppsw_leaving_nodes",
         "Nodes that are being removed; said by the leader of the control group"
     );
+    describe_gauge!(
+        "ppsw_raft_replica_lag_entries",
+        "On the leader: entries of the group's log that another replica is not known to have"
+    );
+    describe_gauge!(
+        "ppsw_raft_replica_lag_bytes",
+        Unit::Bytes,
+        "On the leader: bytes of the partition's log that another replica is not known to have, about"
+    );
+    describe_gauge!(
+        "ppsw_queue_oldest_age_seconds",
+        Unit::Seconds,
+        "Age of the oldest message in the partitions that this node leads, by state (queued, held)"
+    );
     describe_counter!(
         "ppsw_handover_attempts_in_flight_total",
         "Attempts that were still in flight when a partition was handed over: possible duplicates"

@@ -29,6 +29,7 @@ mod enrol;
 mod events;
 mod figures;
 mod files;
+mod gauges;
 pub mod https;
 pub mod identity;
 pub mod limits;
@@ -44,6 +45,7 @@ pub mod state;
 mod tend;
 pub mod token;
 pub mod versions;
+mod view;
 
 pub use enrol::{init, join};
 pub use operate::{Verb, Wanted};
@@ -51,6 +53,7 @@ pub use plane::Plane;
 pub use rejoin::{Aside, finish_rejoin, rejoin, set_aside};
 pub use serve::filter::Pattern;
 pub use standing::{Order, Orders, Suspension};
+pub use view::ClusterView;
 
 /// What the control plane asks of the node that it runs in.
 #[async_trait]
@@ -61,6 +64,8 @@ pub trait NodeHooks: Send + Sync + 'static {
     fn open_transactions(&self) -> usize;
     /// What the node turns away by itself; `None`: nothing.
     fn shedding(&self) -> Option<pb::Shedding>;
+    /// Results of delivery since the process was started; what was accepted is the spool's to count.
+    fn delivered(&self) -> pb::Totals;
     /// Delivery attempts in flight for a partition.
     fn attempts_in_flight(&self, partition: PartitionId) -> usize;
     /// Does what an operator wants with one message of a partition that this node leads, as far as it is about these of its

@@ -83,6 +83,33 @@ pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 /// Waiting for a report of another node: longer and `status` seems to hang when a node is down.
 pub const REPORT_PATIENCE: Duration = Duration::from_millis(1500);
 
+/// A view of the whole cluster is good for so long, however many look at it: about as long as a person reads.
+pub const VIEW_LIFETIME: Duration = Duration::from_secs(3);
+
+/// ... or for so many times as long as its queue took to sum up, so that looking costs a twentieth of a processor at most,
+/// even with a queue that takes seconds.
+pub const VIEW_REST: u32 = 20;
+
+/// ... but no longer than this: older is not what anybody wants to look at.
+pub const VIEW_LIFETIME_MAX: Duration = Duration::from_secs(60);
+
+/// Ages by which a summary counts messages: what passes at once, what the first retries (every 15 minutes) take, hours, the
+/// warning after a day, and what will soon be given up.
+pub const AGE_STEPS: [Duration; 6] = [
+    Duration::ZERO,
+    Duration::from_secs(600),
+    Duration::from_secs(3600),
+    Duration::from_secs(6 * 3600),
+    Duration::from_secs(24 * 3600),
+    Duration::from_secs(3 * 24 * 3600),
+];
+
+/// How often lags and ages are looked at: as often as Prometheus asks, by default.
+pub const GAUGES_INTERVAL: Duration = Duration::from_secs(15);
+
+/// Messages that are looked at to find the oldest one of a state: a tenth of a second's work.
+pub const OLDEST_SEARCH_MAX: usize = 100_000;
+
 /// Waiting for one page of another node's queue.
 pub const QUEUE_PATIENCE: Duration = Duration::from_secs(10);
 

@@ -32,12 +32,13 @@ use crate::{
     census,
     dial::Dialer,
     events::{self, EventLog, Kind},
-    figures,
+    figures, gauges,
     identity::{AddressBook, Identity},
     limits, serve,
     standing::{Compiled, Orders},
     state::{ControlMachine, State},
     versions::{self as tables, Shelf},
+    view::{ClusterView, Views},
 };
 
 mod command;
@@ -87,6 +88,8 @@ pub(crate) struct Shared {
     pub(crate) orders: Compiled,
     /// What happened lately.
     pub(crate) events: EventLog,
+    /// What others are shown of the cluster.
+    pub(crate) views: Views,
     /// The agent and drains end.
     pub(crate) stop: CancellationToken,
     /// The server ends.
@@ -162,6 +165,7 @@ impl Plane {
             was_drained: AtomicBool::new(book.drained),
             orders: Compiled::default(),
             events: EventLog::default(),
+            views: Views::default(),
             started,
             progress: watch::Sender::default(),
             shelf,
@@ -180,7 +184,8 @@ impl Plane {
         let census = tokio::spawn(census::run(Arc::clone(&shared)));
         let tables = tokio::spawn(tables::follow(Arc::clone(&shared), ran));
         let events = tokio::spawn(events::run(Arc::clone(&shared)));
-        let tasks = vec![agent, census, tables, events, served];
+        let gauges = tokio::spawn(gauges::run(Arc::clone(&shared)));
+        let tasks = vec![agent, census, tables, events, gauges, served];
         Ok(Self { shared, tasks: Arc::new(Mutex::new(tasks)) })
     }
 
@@ -213,6 +218,12 @@ impl Plane {
     #[must_use]
     pub fn not_ready(&self) -> Vec<String> {
         self.shared.not_ready()
+    }
+
+    /// The whole cluster as this node sees it, at most some seconds old: all who ask meanwhile get the same. Nodes that do
+    /// not answer soon are silent in it. `None`: the process ends.
+    pub async fn view(&self) -> Option<Arc<ClusterView>> {
+        self.shared.views.get(&self.shared).await
     }
 
     /// Records an outcome with whoever leads the partition now (called when `Partition::record` said `NotLeader`).
@@ -381,6 +392,10 @@ impl Shared {
             groups,
             started_ms: self.started.0,
             shedding: self.hooks.shedding(),
+            totals: Some(pb::Totals {
+                accepted: ppsw_spool::queue::accepted_total(),
+                ..self.hooks.delivered()
+            }),
             tables: Some(self.tables_report()),
         }
     }

@@ -29,6 +29,17 @@ pub(crate) fn describe() {
         "Connections that could not be accepted: no file descriptors, most likely"
     );
     describe_counter!(
+        "ppsw_smtp_tls_handshakes_total",
+        "TLS handshakes with clients, by result and version"
+    );
+    describe_counter!("ppsw_dns_questions_total", "Questions to the DNS, by type and result");
+    describe_histogram!(
+        "ppsw_dns_question_seconds",
+        Unit::Seconds,
+        "From a question to its answer; those that the cache knew are among them"
+    );
+    crate::http::describe_process();
+    describe_counter!(
         "ppsw_callouts_total",
         "Answers to callouts, by result and whether they were known"
     );

@@ -38,6 +38,27 @@ pub const HISTOGRAM_BYTES: &[f64] = &[
 /// How often histogram samples are moved into their buckets: they wait in memory until then.
 pub const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
+/// How often a browser gets the status page again; each looks at a view that is collected for all of them.
+pub const PAGE_REFRESH: Duration = Duration::from_secs(10);
+
+/// Nodes, and groups, on the status page: clusters are smaller, and a phone shows no more.
+pub const PAGE_NODES_MAX: usize = 50;
+
+/// Destinations on the status page: the largest; `ppswctl queue summary` has them all.
+pub const PAGE_DESTINATIONS_MAX: usize = 20;
+
+/// Sheds and suspensions on the status page; there can be a hundred.
+pub const PAGE_RULES_MAX: usize = 20;
+
+/// Reasons that are shown of one node, and partitions that it leads.
+pub const PAGE_REASONS_MAX: usize = 8;
+
+/// Lines of what is wrong, at the top of the status page.
+pub const PAGE_TROUBLES_MAX: usize = 10;
+
+/// Characters of a name, or reason, on the status page: a domain has 253 at most, and this much is enough to know it.
+pub const PAGE_NAME_CHARS: usize = 160;
+
 /// Memory for one message in the sink; what is longer goes to its file in pieces of this size.
 pub const SINK_BUFFER_BYTES: usize = 64 * 1024;
 

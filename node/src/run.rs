@@ -197,7 +197,14 @@ pub async fn node(config: NodeConfig) -> Result<(), Failure> {
         let ready = ready.clone();
         tasks.spawn(async move { Ok(agent_check::serve(address, ready).await?) });
     }
-    let router = http::router(metrics.clone(), ready);
+    let views: http::Views = {
+        let plane = plane.clone();
+        Arc::new(move || {
+            let plane = plane.clone();
+            Box::pin(async move { plane.view().await })
+        })
+    };
+    let router = http::router(metrics.clone(), ready, views);
     let address = config.http;
     tasks.spawn(async move { http::serve(address, router).await.map_err(Failure::from) });
     tasks.spawn(async move {

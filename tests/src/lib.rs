@@ -11,6 +11,7 @@
 )]
 
 pub mod bench;
+pub mod browser;
 pub mod campus;
 pub mod client;
 pub mod cluster;

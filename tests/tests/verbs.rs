@@ -22,6 +22,8 @@ mod stage;
 mod tables;
 #[path = "verbs/trials.rs"]
 mod trials;
+#[path = "verbs/watching.rs"]
+mod watching;
 
 use std::{
     collections::BTreeSet,

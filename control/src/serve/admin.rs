@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use futures::{StreamExt, future::join_all, stream, stream::BoxStream};
+use futures::{StreamExt, stream, stream::BoxStream};
 use ppsw_proto::control::{self as pb, admin_server::Admin, command::Change};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -11,10 +11,11 @@ use super::{
 };
 use crate::{
     NodeId, Wanted, limits,
-    overview::{drain_is_safe, group_status, node_status, removal_is_safe},
+    overview::{drain_is_safe, removal_is_safe},
     pki::{self, Peer},
-    plane::{CONTROL, Shared},
+    plane::Shared,
     token::{self, Token},
+    view,
 };
 
 pub(crate) struct Service(pub(crate) Arc<Shared>);
@@ -25,25 +26,7 @@ impl Admin for Service {
         &self,
         _: Request<pb::StatusRequest>,
     ) -> Result<Response<pb::StatusReply>, Status> {
-        let shared = &self.0;
-        let state = shared.state();
-        let reports = shared.ask_all(&state).await;
-        let partitions =
-            state.partitions.keys().map(|id| group_status(*id, &state, &reports)).collect();
-        let nodes = state.members.values().map(|m| node_status(m, &state, &reports)).collect();
-        Ok(Response::new(pb::StatusReply {
-            cluster: shared.identity.cluster.clone(),
-            asked: shared.node,
-            nodes,
-            partitions,
-            control: Some(group_status(CONTROL, &state, &reports)),
-            settings: Some(pb::Settings {
-                voters: u32::try_from(state.voters()).unwrap_or(u32::MAX),
-                replace_after_ms: u64::try_from(state.replace_after().as_millis())
-                    .unwrap_or(u64::MAX),
-            }),
-            removed: state.removed.values().cloned().collect(),
-        }))
+        Ok(Response::new(view::status(&self.0).await))
     }
 
     async fn log(&self, _: Request<pb::LogRequest>) -> Result<Response<pb::LogReply>, Status> {
@@ -74,8 +57,9 @@ impl Admin for Service {
         let request = request.into_inner();
         let filter = Filter::new(request.filter.clone(), self.0.now())?;
         let nodes = self.asked(request.filter.as_ref())?;
-        let parts = nodes.into_iter().map(|node| summary(&self.0, node, &filter, &request));
-        Ok(Response::new(queue::merge(join_all(parts).await)))
+        let patience = limits::QUEUE_PATIENCE;
+        let sum = queue::summary_of(&self.0, &nodes, &filter, &request, patience);
+        Ok(Response::new(sum.await.0))
     }
 
     type OperateStream = BoxStream<'static, Result<pb::OperatePage, Status>>;
@@ -451,25 +435,6 @@ fn queue_of(
     }
     let client = shared.dialer.node(node);
     pages::of_node(client.map(|mut client| async move { client.queue(request).await }), silent)
-}
-
-async fn summary(
-    shared: &Shared,
-    node: NodeId,
-    filter: &Filter,
-    request: &pb::QueueRequest,
-) -> pb::QueueSummary {
-    if node == shared.node {
-        return queue::summary_here(shared, filter);
-    }
-    let asked = async {
-        let mut client = shared.dialer.node(node)?;
-        let asked = client.summarise(request.clone());
-        let answer = tokio::time::timeout(limits::QUEUE_PATIENCE, asked).await;
-        Some(answer.ok()?.ok()?.into_inner())
-    };
-    let silent = || pb::QueueSummary { silent: vec![node], ..pb::QueueSummary::default() };
-    asked.await.unwrap_or_else(silent)
 }
 
 fn caller<T>(request: &Request<T>) -> String {

@@ -9,8 +9,8 @@ mod log;
 mod node;
 mod operate;
 mod pages;
-mod queue;
-mod standing;
+pub(crate) mod queue;
+pub(crate) mod standing;
 mod tables;
 mod watch;
 

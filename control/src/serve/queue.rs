@@ -1,15 +1,17 @@
 //! Listings of the queue, and how messages are shown. Each node answers for the
 //! partitions that it leads.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures::{Stream, stream};
+use futures::{Stream, future::join_all, stream};
 use ppsw_proto::control as pb;
 use ppsw_spool::{
     NodeId,
+    env::UnixMs,
     queue::{Attempt, MessageState, Partition, QueuedMessage, RecipientState},
 };
 use prost::Message;
+use tokio::time::timeout;
 
 use super::filter::Filter;
 use crate::{
@@ -47,7 +49,7 @@ pub(crate) fn pages_here(
 
 /// Figures of the matching messages of the partitions that this node leads.
 pub(crate) fn summary_here(shared: &Shared, filter: &Filter) -> pb::QueueSummary {
-    let mut sum = Sum::default();
+    let mut sum = Sum::new(shared.now());
     let messages = shared.led().into_iter().flat_map(|partition: Partition| partition.messages());
     for message in messages.filter(|message| filter.matches(message)) {
         sum.add(&message);
@@ -55,15 +57,48 @@ pub(crate) fn summary_here(shared: &Shared, filter: &Filter) -> pb::QueueSummary
     sum.finish()
 }
 
+/// The same of several nodes, asked at once; those that do not answer in time are named. With the time
+/// of the one that answered last.
+pub(crate) async fn summary_of(
+    shared: &Shared,
+    nodes: &[NodeId],
+    filter: &Filter,
+    request: &pb::QueueRequest,
+    patience: Duration,
+) -> (pb::QueueSummary, Duration) {
+    let clock = &shared.clock;
+    let start = clock.instant();
+    let took = || clock.instant().saturating_duration_since(start);
+    let parts = nodes.iter().map(|node| async {
+        if *node == shared.node {
+            return (summary_here(shared, filter), took());
+        }
+        let asked = async {
+            let mut client = shared.dialer.node(*node)?;
+            let answer = timeout(patience, client.summarise(request.clone())).await;
+            Some((answer.ok()?.ok()?.into_inner(), took()))
+        };
+        let silent = pb::QueueSummary { silent: vec![*node], ..pb::QueueSummary::default() };
+        asked.await.unwrap_or((silent, Duration::ZERO))
+    });
+    let (parts, times): (Vec<_>, Vec<_>) = join_all(parts).await.into_iter().unzip();
+    (merge(parts), times.into_iter().max().unwrap_or_default())
+}
+
 /// Adds up what several nodes said.
-pub(crate) fn merge(parts: Vec<pb::QueueSummary>) -> pb::QueueSummary {
-    let mut sum = Sum::default();
+fn merge(parts: Vec<pb::QueueSummary>) -> pb::QueueSummary {
+    // Their ages are counted already.
+    let mut sum = Sum::new(UnixMs(0));
     for part in parts {
         sum.total.messages += part.messages;
+        sum.total.held += part.held;
         sum.total.recipients += part.recipients;
         sum.total.bytes += part.bytes;
         sum.total.oldest_ms = oldest(sum.total.oldest_ms, part.oldest_ms);
         sum.total.silent.extend(part.silent);
+        for age in part.ages {
+            *sum.ages.entry(age.from_ms).or_default() += age.messages;
+        }
         for domain in part.domains {
             sum.add_domain(domain);
         }
@@ -71,18 +106,31 @@ pub(crate) fn merge(parts: Vec<pb::QueueSummary>) -> pb::QueueSummary {
     sum.finish()
 }
 
-#[derive(Default)]
 struct Sum {
+    now: UnixMs,
     total: pb::QueueSummary,
     domains: BTreeMap<String, pb::DomainSummary>,
+    /// Messages by the step of `limits::AGE_STEPS` that they have reached, in milliseconds.
+    ages: BTreeMap<u64, u64>,
 }
 
 impl Sum {
+    fn new(now: UnixMs) -> Self {
+        // All steps, so that a listing has the same rows always.
+        let ages = limits::AGE_STEPS.into_iter().map(|step| (millis(step), 0)).collect();
+        Self { now, total: pb::QueueSummary::default(), domains: BTreeMap::new(), ages }
+    }
+
     fn add(&mut self, message: &QueuedMessage) {
         let received_ms = message.envelope.received.0;
         self.total.messages += 1;
         self.total.bytes += message.size;
         self.total.oldest_ms = oldest(self.total.oldest_ms, received_ms);
+        self.total.held += u64::from(message.state == MessageState::Held);
+        let age = self.now.0.saturating_sub(received_ms);
+        if let Some((_, messages)) = self.ages.range_mut(..=age).next_back() {
+            *messages += 1;
+        }
         for attempt in message.recipients.iter().filter(|attempt| attempt.is_open()) {
             self.total.recipients += 1;
             self.add_domain(pb::DomainSummary {
@@ -114,8 +162,14 @@ impl Sum {
             .map(|(domain, entry)| pb::DomainSummary { domain, ..entry })
             .collect();
         domains.sort_by(|a, b| b.recipients.cmp(&a.recipients).then(a.domain.cmp(&b.domain)));
-        pb::QueueSummary { domains, ..self.total }
+        let ages = self.ages.into_iter();
+        let ages = ages.map(|(from_ms, messages)| pb::AgeSummary { from_ms, messages }).collect();
+        pb::QueueSummary { domains, ages, ..self.total }
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn item(message: &QueuedMessage, partition: u32, node: NodeId) -> pb::QueueItem {
@@ -174,8 +228,9 @@ mod tests {
 
     #[test]
     fn sums_of_nodes_add_up() {
+        let hour = 3_600_000;
         let sum = |message: &QueuedMessage| {
-            let mut sum = Sum::default();
+            let mut sum = Sum::new(UnixMs(hour + 8));
             sum.add(message);
             sum.finish()
         };
@@ -192,6 +247,9 @@ mod tests {
         let merged = merge(vec![one, two]);
         assert_eq!((merged.messages, merged.recipients, merged.bytes), (2, 3, 200));
         assert_eq!(merged.oldest_ms, 7);
+        let ages: Vec<_> = merged.ages.iter().map(|age| (age.from_ms, age.messages)).collect();
+        assert!(ages.contains(&(hour, 1)) && ages.contains(&(600_000, 1)), "{ages:?}");
+        assert_eq!(ages.len(), limits::AGE_STEPS.len());
         let first = &merged.domains[0];
         assert_eq!((first.domain.as_str(), first.recipients, first.deferred), ("a.test", 2, 1));
     }

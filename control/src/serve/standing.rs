@@ -99,7 +99,7 @@ fn checked(order: pb::OperateRequest, shared: &Shared) -> Result<pb::OperateRequ
 }
 
 /// Those that stand at this time.
-pub(super) fn list(shared: &Shared) -> Vec<pb::StandingRule> {
+pub(crate) fn list(shared: &Shared) -> Vec<pb::StandingRule> {
     let (state, now) = (shared.state(), shared.now().0);
     state.standing.values().filter(|rule| now < rule.until_ms).cloned().collect()
 }

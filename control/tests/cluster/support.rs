@@ -87,6 +87,11 @@ impl NodeHooks for Hooks {
     fn shedding(&self) -> Option<pb::Shedding> {
         None
     }
+
+    fn delivered(&self) -> pb::Totals {
+        pb::Totals::default()
+    }
+
     fn open_transactions(&self) -> usize {
         self.transactions.load(Ordering::SeqCst)
     }

@@ -40,6 +40,7 @@ use std::sync::Arc;
 use ppsw_spool::env::Clock;
 
 pub use load::LoadAverage;
+pub(crate) use progress::totals;
 pub use schedule::Deliverer;
 pub use seams::ConfiguredRouter;
 pub use standing::StandingOrders;

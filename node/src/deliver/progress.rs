@@ -1,10 +1,18 @@
 //! What becomes known in the course of an attempt. What is delivered is recorded while other destinations of the message
 //! keep the attempt waiting, so that a crash repeats no more than what was on its way.
 
-use std::{future::pending, pin::Pin, sync::Arc};
+use std::{
+    future::pending,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use metrics::{counter, histogram};
+use ppsw_proto::control as pb;
 use ppsw_spool::{
     env::UnixMs,
     queue::{Outcome, QueuedMessage, Verdict},
@@ -259,7 +267,23 @@ fn full_results(now: UnixMs, leg: &Leg, out: &mut Vec<Result>) {
     }
 }
 
+/// Attempts of this process by their result: what the counter below says, for those who ask the node itself.
+static TOTALS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+
+/// Results of all attempts since this process was started.
+pub(crate) fn totals() -> pb::Totals {
+    let [delivered, deferred, failed] =
+        TOTALS.each_ref().map(|total| total.load(Ordering::Relaxed));
+    pb::Totals { delivered, deferred, failed, ..pb::Totals::default() }
+}
+
 fn count(verdict: &Verdict, transport: &'static str) {
+    let place = match verdict {
+        Verdict::Delivered => 0,
+        Verdict::Deferred { .. } => 1,
+        Verdict::Failed => 2,
+    };
+    TOTALS[place].fetch_add(1, Ordering::Relaxed);
     counter!(
         "ppsw_delivery_attempts_total",
         "result" => label(verdict),

@@ -18,6 +18,7 @@ use hickory_resolver::{
         rr::{Name, RData, RecordType},
     },
 };
+use ppsw_spool::env::{Clock as _, SystemClock};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{Dns, DnsError, Mx};
@@ -72,16 +73,45 @@ impl Resolver {
 
     /// The records of one type, in the order of the answer.
     async fn records(&self, name: Name, kind: RecordType) -> Result<Vec<RData>, DnsError> {
+        let start = SystemClock.instant();
         let question = async {
             let _place = self.questions.acquire().await;
             self.inner.lookup(name, kind).await
         };
-        let lookup = timeout(self.question_timeout, question)
-            .await
-            .map_err(|_| DnsError::Temporary("no answer in time".to_owned()))?
-            .map_err(|e| error(&e))?;
+        let answer = timeout(self.question_timeout, question).await;
+        let seconds = SystemClock.instant().saturating_duration_since(start).as_secs_f64();
+        let kind = label(kind);
+        metrics::histogram!("ppsw_dns_question_seconds", "type" => kind).record(seconds);
+        let count = |result| {
+            metrics::counter!("ppsw_dns_questions_total", "type" => kind, "result" => result)
+                .increment(1);
+        };
+        let Ok(answer) = answer else {
+            count("timed_out");
+            return Err(DnsError::Temporary("no answer in time".to_owned()));
+        };
+        let lookup = answer.map_err(|e| error(&e)).inspect_err(|error| {
+            count(match error {
+                DnsError::NoName => "no_name",
+                DnsError::NoRecord => "no_record",
+                DnsError::Temporary(_) => "failed",
+            });
+        })?;
+        count("found");
         let records = lookup.answers().iter().map(|record| record.data.clone());
         Ok(records.collect())
+    }
+}
+
+/// Types that are asked for: a closed set, for metrics.
+const fn label(kind: RecordType) -> &'static str {
+    match kind {
+        RecordType::A => "A",
+        RecordType::AAAA => "AAAA",
+        RecordType::MX => "MX",
+        RecordType::PTR => "PTR",
+        RecordType::TXT => "TXT",
+        _ => "other",
     }
 }
 

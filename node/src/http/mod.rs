@@ -7,6 +7,7 @@
 
 mod listen;
 mod page;
+mod process;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -14,15 +15,21 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
-    response::{Html, IntoResponse},
+    response::{Html, IntoResponse, Response},
     routing::get,
 };
+use futures::future::BoxFuture;
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use ppsw_control::ClusterView;
 
+pub(crate) use self::process::describe as describe_process;
 use crate::limits::{HISTOGRAM_BYTES, HISTOGRAM_SECONDS, METRICS_UPKEEP};
 
 /// Asks the node why it should not get new connections; empty: ready.
 pub type Readiness = Arc<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// Asks the node what it knows of the whole cluster; `None`: it is about to end. Cheap, however often it is asked.
+pub type Views = Arc<dyn Fn() -> BoxFuture<'static, Option<Arc<ClusterView>>> + Send + Sync>;
 
 /// Makes the recorder for everything that the crates count, and installs it for this process.
 ///
@@ -34,14 +41,14 @@ pub fn install_metrics() -> Result<PrometheusHandle, BuildError> {
     builder()?.install_recorder()
 }
 
-/// The endpoints. `handle` renders `/metrics`, `ready` answers for `/readyz`.
-pub fn router(handle: PrometheusHandle, ready: Readiness) -> Router {
+/// The endpoints. `handle` renders `/metrics`, `ready` answers for `/readyz`, `views` for the status page.
+pub fn router(handle: PrometheusHandle, ready: Readiness, views: Views) -> Router {
     Router::new()
         .route("/livez", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/", get(status_page))
-        .with_state(Endpoints { handle, ready })
+        .with_state(Endpoints { handle, ready, views })
 }
 
 /// Serves until the socket fails.
@@ -65,6 +72,7 @@ pub async fn upkeep(handle: PrometheusHandle) {
 struct Endpoints {
     handle: PrometheusHandle,
     ready: Readiness,
+    views: Views,
 }
 
 fn builder() -> Result<PrometheusBuilder, BuildError> {
@@ -84,12 +92,22 @@ async fn readyz(State(endpoints): State<Endpoints>) -> impl IntoResponse {
 }
 
 async fn metrics(State(endpoints): State<Endpoints>) -> impl IntoResponse {
+    process::collect();
     let text = endpoints.handle.render();
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
 }
 
-async fn status_page(State(endpoints): State<Endpoints>) -> impl IntoResponse {
-    Html(page::render(&(endpoints.ready)(), &endpoints.handle.render()))
+async fn status_page(State(endpoints): State<Endpoints>) -> Response {
+    let Some(view) = (endpoints.views)().await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "this node is about to end\n").into_response();
+    };
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, page::POLICY.as_str()),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    (headers, Html(page::render(&(endpoints.ready)(), &view))).into_response()
 }
 
 #[cfg(test)]
@@ -130,16 +148,21 @@ mod tests {
                 vec!["no quorum".to_owned(), "draining".to_owned()]
             }
         });
+        let views: Views =
+            Arc::new(|| Box::pin(async { Some(Arc::new(ClusterView::default())) }) as _);
         let listener = listen::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = listener.local_addr().unwrap();
         let server =
-            tokio::spawn(async move { axum::serve(listener, router(handle, ready)).await });
+            tokio::spawn(async move { axum::serve(listener, router(handle, ready, views)).await });
 
         assert!(get(address, "/livez").await.starts_with("HTTP/1.1 200 "));
         let answer = get(address, "/readyz").await;
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
         assert!(answer.ends_with("\r\n\r\nno quorum\ndraining\n"), "{answer}");
-        assert!(get(address, "/").await.contains("no quorum"));
+        let answer = get(address, "/").await;
+        assert!(answer.contains("no quorum; draining"), "{answer}");
+        let policy = answer.lines().find(|line| line.starts_with("content-security-policy: "));
+        assert!(policy.unwrap().contains("default-src 'none'; style-src 'sha256-"), "{answer}");
         up.store(true, Ordering::Relaxed);
         assert!(get(address, "/readyz").await.starts_with("HTTP/1.1 200 "));
         let answer = get(address, "/metrics").await;

@@ -67,6 +67,10 @@ impl NodeHooks for Hooks {
         self.parts.get().and_then(|(front, _)| front.shedding())
     }
 
+    fn delivered(&self) -> pb::Totals {
+        crate::deliver::totals()
+    }
+
     fn attempts_in_flight(&self, partition: PartitionId) -> usize {
         self.parts.get().map_or(0, |(_, deliverer)| deliverer.attempts_in_flight(partition))
     }

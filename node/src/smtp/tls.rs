@@ -214,13 +214,18 @@ fn certificates_in(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError
     if all.is_empty() { Err(TlsError::Empty { file: file.to_owned() }) } else { Ok(all) }
 }
 
-/// Version and cipher, for logs and `Received`: `TLS1.3:TLS_AES_256_GCM_SHA384`.
-pub(crate) fn description<Side>(connection: &ConnectionCommon<Side>) -> String {
-    let version = match connection.protocol_version() {
+/// Version of a connection's protocol: a closed set.
+pub(super) fn version<Side>(connection: &ConnectionCommon<Side>) -> &'static str {
+    match connection.protocol_version() {
         Some(rustls::ProtocolVersion::TLSv1_3) => "TLS1.3",
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLS1.2",
         _ => "TLS",
-    };
+    }
+}
+
+/// Version and cipher, for logs and `Received`: `TLS1.3:TLS_AES_256_GCM_SHA384`.
+pub(crate) fn description<Side>(connection: &ConnectionCommon<Side>) -> String {
+    let version = version(connection);
     let cipher = connection.negotiated_cipher_suite().map(|s| format!("{:?}", s.suite()));
     let cipher = cipher.unwrap_or_default().replacen("TLS13_", "TLS_", 1);
     format!("{version}:{cipher}")

@@ -156,7 +156,22 @@ impl Wire {
         }
         let stream = std::mem::replace(&mut self.stream, Box::new(tokio::io::empty()));
         let accepted = timeout(TLS_HANDSHAKE_TIMEOUT, acceptor.tls().accept(stream)).await;
-        let stream = accepted.map_err(|_| Lost::TimedOut)?.map_err(Lost::Tls)?;
+        let count = |result, version| {
+            metrics::counter!("ppsw_smtp_tls_handshakes_total", "result" => result, "version" => version)
+                .increment(1);
+        };
+        let stream = match accepted {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                count("failed", "none");
+                return Err(Lost::Tls(error));
+            }
+            Err(_) => {
+                count("timed_out", "none");
+                return Err(Lost::TimedOut);
+            }
+        };
+        count("done", super::tls::version(stream.get_ref().1));
         let negotiated = acceptor.negotiated(stream.get_ref().1);
         self.stream = Box::new(stream);
         Ok(negotiated)

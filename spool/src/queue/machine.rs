@@ -1,7 +1,10 @@
 //! The state machine of a partition as its Raft group sees it: the index, who leads, and the figures.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -308,9 +311,18 @@ impl Machine for QueueMachine {
     }
 }
 
+/// What the counter of accepted messages says, for those who ask the node itself.
+static ACCEPTED: AtomicU64 = AtomicU64::new(0);
+
+/// Messages that this process has accepted, or made, in all partitions since it was started.
+pub fn accepted_total() -> u64 {
+    ACCEPTED.load(Ordering::Relaxed)
+}
+
 fn count(effects: Effects) {
     if effects.accepted > 0 {
         counter!("ppsw_messages_accepted_total").increment(effects.accepted);
+        ACCEPTED.fetch_add(effects.accepted, Ordering::Relaxed);
     }
     if effects.completed > 0 {
         counter!("ppsw_messages_completed_total").increment(effects.completed);

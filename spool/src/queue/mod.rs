@@ -24,6 +24,7 @@ mod writer;
 pub use carry::CarryError;
 pub use checkpoint::Checkpoints;
 pub use index::Summary;
+pub use machine::accepted_total;
 pub use message::{
     Attempt, Body, Delivered, Envelope, Expand, Expansion, MessageId, MessageState, Origin,
     Outcome, QueuedMessage, Recipient, RecipientState, Turn, Verdict,

@@ -1,6 +1,6 @@
 //! The case of each verb, in the order in which they are played: what one leaves behind, later ones may need.
 
-use crate::{nodes, queue, stage::Stage, tables};
+use crate::{nodes, queue, stage::Stage, tables, watching};
 
 /// A verb as `queue-hold`, and what calls it at least once with output for people and once with `--json`.
 pub(crate) type Case = (&'static str, fn(&mut Stage));
@@ -51,6 +51,9 @@ pub(crate) const CASES: &[Case] = &[
     ("shed-set", queue::shed_set),
     ("shed-list", queue::shed_list),
     ("shed-clear", queue::shed_clear),
+    ("top", watching::top),
+    ("events", watching::events),
+    ("trace", watching::trace),
     ("drain", nodes::drain),
     ("undrain", nodes::undrain),
     ("rolling-restart", nodes::rolling_restart),

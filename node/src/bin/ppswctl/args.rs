@@ -43,6 +43,12 @@ pub(crate) enum Verb {
         #[arg(long)]
         log: bool,
     },
+    /// The cluster as it works: nodes, leaders, rates, queue; q ends it. In a pipe, or with --json, a snapshot.
+    Top {
+        /// End after so many looks, each a second after the one before. In a pipe it is 1.
+        #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+        count: Option<u32>,
+    },
     /// Members of the cluster.
     Node {
         #[command(subcommand)]

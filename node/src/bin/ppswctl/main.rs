@@ -27,6 +27,7 @@ mod standing;
 mod status;
 mod tables;
 mod token;
+mod top;
 mod trace;
 
 use std::{
@@ -152,6 +153,11 @@ async fn run(args: Args) -> Result<ExitCode, Failure> {
         let mut admin = address::connect(&address::find(&args)?).await?;
         return domains::fetch(&mut admin, domain, *force, args.json).await;
     }
+    if let Verb::Top { count } = &args.verb {
+        return top::top(&address::find(&args)?, *count, args.json)
+            .await
+            .map(|()| ExitCode::SUCCESS);
+    }
     operate(args).await.map(|()| ExitCode::SUCCESS)
 }
 
@@ -248,9 +254,11 @@ async fn operate(args: Args) -> Result<(), Failure> {
         }
         Verb::Session(session) => explain::session(&mut admin, session, json).await,
         // Done in `run`.
-        Verb::Route { .. } | Verb::Policy { .. } | Verb::Completions { .. } | Verb::Man { .. } => {
-            Ok(())
-        }
+        Verb::Route { .. }
+        | Verb::Top { .. }
+        | Verb::Policy { .. }
+        | Verb::Completions { .. }
+        | Verb::Man { .. } => Ok(()),
     }
 }
 

@@ -189,7 +189,7 @@ fn item_json(item: &QueueItem) -> Value {
     })
 }
 
-fn summary_json(summary: &QueueSummary, gaps: &Gaps) -> Value {
+pub(crate) fn summary_json(summary: &QueueSummary, gaps: &Gaps) -> Value {
     let domains = summary.domains.iter().map(|d| {
         json!({
             "domain": d.domain,
@@ -204,12 +204,17 @@ fn summary_json(summary: &QueueSummary, gaps: &Gaps) -> Value {
         "bytes": summary.bytes,
         "oldest": rfc3339(summary.oldest_ms),
         "domains": Value::from_iter(domains),
+        "held": summary.held,
+        "ages": summary.ages.iter().map(|age| json!({
+            "from_seconds": age.from_ms / 1000,
+            "messages": age.messages,
+        })).collect::<Value>(),
         "silent": summary.silent,
         "missing_partitions": gaps.partitions,
     })
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     use ppsw_spool::env::{Clock, SystemClock};
     SystemClock.now().0
 }
