@@ -15,11 +15,17 @@ import time
 PATIENCE = 30
 
 
+def settings(terminal):
+    """What a program in it feels: modes and characters. Linux adds the input's speed to the control modes when they are set."""
+    modes_in, modes_out, _, modes_local, _, _, characters = termios.tcgetattr(terminal)
+    return modes_in, modes_out, modes_local, characters
+
+
 def main():
     expected, keys, *command = sys.argv[1:]
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (40, 100))
-    before = termios.tcgetattr(slave)
+    before = settings(slave)
     child = os.fork()
     if child == 0:
         os.close(master)
@@ -35,7 +41,7 @@ def main():
         if select.select([master], [], [], 0.1)[0]:
             output += os.read(master, 65536)
         if not pressed and expected.encode() in output:
-            raw = termios.tcgetattr(slave) != before
+            raw = settings(slave) != before
             os.write(master, keys.encode())
             pressed = True
         done, code = os.waitpid(child, os.WNOHANG)
@@ -52,7 +58,7 @@ def main():
                 "code": os.waitstatus_to_exitcode(status),
                 "pressed": pressed,
                 "changed": raw,
-                "restored": termios.tcgetattr(slave) == before,
+                "restored": settings(slave) == before,
                 "output": output.decode("utf-8", "replace"),
             }
         )

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/terminal/run.py");
 
-/// Runs `top` in a terminal until its screen has `expected`, presses `keys`; what became of it.
+/// Runs `top` in a terminal until it has drawn the word `expected`, presses `keys`; what became of it.
 fn on_terminal(cluster: &Cluster, expected: &str, keys: &str) -> Value {
     let file = cluster.dir().join("cluster.json");
     let output = Command::new("python3")
@@ -34,7 +34,7 @@ fn on_terminal(cluster: &Cluster, expected: &str, keys: &str) -> Value {
 fn top_shows_the_cluster_and_gives_the_terminal_back() {
     let cluster = Cluster::start(3_950);
     for keys in ["q", "\u{3}"] {
-        let seen = on_terminal(&cluster, "partition 3", keys);
+        let seen = on_terminal(&cluster, "node-3", keys);
         assert_eq!(seen["code"], 0, "{seen}");
         assert_eq!(seen["pressed"], true, "{seen}");
         assert_eq!(seen["changed"], true, "it did not take the terminal: {seen}");

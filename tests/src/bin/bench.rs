@@ -21,7 +21,7 @@ use ppsw_tests::bench::{
 };
 
 /// Messages of the first run, which says how many make a run of the wanted length.
-const FIRST: usize = 1_000;
+const FIRST: usize = 300;
 /// Messages of a run: bounds what a disk holds meanwhile.
 const MESSAGES_MAX: usize = 400_000;
 const BYTES_MAX: usize = 4 << 30;
