@@ -64,7 +64,7 @@ fn view() -> ClusterView {
 fn a_cluster_without_trouble_says_so() {
     let page = render(&[], &view());
     assert!(page.contains(r#"class="verdict good"><strong>all well</strong></div>"#), "{page}");
-    assert!(page.contains("node 2 (relay2)") && page.contains("2026-11-29 07:24:29 UTC"), "{page}");
+    assert!(page.contains("node 2 (relay2)") && page.contains("2026-11-29 09:24:29 UTC"), "{page}");
     assert!(page.contains("partition 1; control group"), "{page}");
     assert!(page.contains("version 4, generation 7") && !page.contains("behind"), "{page}");
     assert!(page.contains("1\u{202f}131") && page.contains("2\u{a0}h\u{a0}00\u{a0}min"), "{page}");
