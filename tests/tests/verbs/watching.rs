@@ -7,7 +7,7 @@ use crate::stage::{Form, Stage, said};
 
 pub(crate) fn top(stage: &mut Stage) {
     let once = ["top", "--count", "1"];
-    stage.human(0, &once, &["messages in the queue", "node-1", "node-3"]);
+    stage.human(0, &once, &["messages in the queue", "node 1 up", "node 3 up"]);
     let top = stage.json(0, &once, &["time", "cluster", "nodes", "partitions", "control", "queue"]);
     assert_eq!(top["nodes"].as_array().unwrap().len(), 3, "{top}");
 }
