@@ -1,5 +1,7 @@
 //! Cases of verbs that show what happens until they are stopped, or their time is over.
 
+use std::process::Output;
+
 use ppsw_tests::{client::Client, cluster::PATIENCE, wait_for};
 use serde_json::Value;
 
@@ -24,17 +26,17 @@ pub(crate) fn events(stage: &mut Stage) {
 
 pub(crate) fn trace(stage: &mut Stage) {
     let one = ["trace", "--in", "--count", "1", "--for", "1m"];
-    let text = traced(stage, &one);
+    let text = said(&traced(stage, &one));
     assert!(text.contains("node-1 in "), "{text}");
     stage.note(&one, Form::Human);
-    let text = traced(stage, &[&one[..], &["--json"]].concat());
+    let output = traced(stage, &[&one[..], &["--json"]].concat());
     let fields = ["time", "node", "direction", "session", "peer", "host", "way", "text"];
-    assert_eq!(lines(text.as_bytes(), &fields).len(), 1, "{text}");
+    assert_eq!(lines(&output.stdout, &fields).len(), 1, "{output:?}");
     stage.note(&one, Form::Json);
 }
 
 /// What it shows while clients come, until it ends by itself.
-fn traced(stage: &Stage, arguments: &[&str]) -> String {
+fn traced(stage: &Stage, arguments: &[&str]) -> Output {
     let mut trace = stage.start(arguments);
     wait_for("the trace's end", PATIENCE, || {
         let mut client = Client::connect(stage.cluster.node(1).smart).unwrap();
@@ -44,7 +46,7 @@ fn traced(stage: &Stage, arguments: &[&str]) -> String {
     });
     let output = trace.wait_with_output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    said(&output)
+    output
 }
 
 /// Objects, one a line, each with all of `fields`.
