@@ -58,8 +58,8 @@ fn top_shows_the_cluster_and_gives_the_terminal_back() {
         assert_eq!(nodes.len(), 3, "{look}");
         for of in ["accepted", "delivered"] {
             let rate: f64 = nodes.iter().map(|n| n["per_second"][of].as_f64().unwrap()).sum();
-            // Three clients at 30 ms each make a hundred a second at most.
-            assert!(rate > 1.0 && rate < 200.0, "{of}: {rate} in {look}");
+            // Nine clients at 30 ms each make three hundred a second at most, and what was kept up comes on top for a moment.
+            assert!(rate > 1.0 && rate < 600.0, "{of}: {rate} in {look}");
         }
         let partitions = look["partitions"].as_array().unwrap();
         assert!(partitions.iter().all(|partition| partition["leader"].is_u64()), "{look}");
