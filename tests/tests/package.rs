@@ -49,6 +49,14 @@ routers {
 }
 "#;
 
+/// `tests/run` makes what is needed here beside everything else, and holds a lock meanwhile.
+fn wait_for_tools() {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/packaging.lock");
+    if let Ok(lock) = fs::File::open(lock) {
+        lock.lock().unwrap();
+    }
+}
+
 /// Makes the package of the programs under test.
 fn build(dir: &Path) -> PathBuf {
     let programs = program("ppswd").parent().unwrap().to_owned();
@@ -69,6 +77,7 @@ fn build(dir: &Path) -> PathBuf {
 fn the_package_installs_serves_and_leaves_only_the_queue() {
     let begun = Instant::now();
     let lap = |what: &str| println!("{what}: {:.1} s", begun.elapsed().as_secs_f64());
+    wait_for_tools();
     let dir = tempfile::tempdir().unwrap();
     let package = build(dir.path());
     lap("made");

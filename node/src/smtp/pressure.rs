@@ -83,10 +83,11 @@ impl Pressure {
         }
         let signals = Signals {
             sessions,
-            queue: facts.queue_length(),
+            // Nothing is asked that the policy does not look at.
+            queue: options.shed_queue_over.map_or(0, |_| facts.queue_length()),
             load: options.shed_load_over.and_then(|_| facts.load()),
-            commit: facts.commit_time(),
-            room_bytes: facts.room_bytes(),
+            commit: options.shed_commit_over.map_or(Duration::ZERO, |_| facts.commit_time()),
+            room_bytes: options.shed_space_under.and_then(|_| facts.room_bytes()),
         };
         let level = level(&signals, options);
         let before = known.replace((now, level)).map_or(Level::NONE, |(_, level)| level);
