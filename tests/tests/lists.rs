@@ -9,17 +9,11 @@
     reason = "a test fails by panicking"
 )]
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
 
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
-    process,
     sink::{Filed, field},
     wait_for,
 };
@@ -163,67 +157,38 @@ fn a_change_of_the_list_changes_nothing_that_waits(cluster: &mut Cluster) {
     cluster.restart(2);
 }
 
-/// Members of the lists whose cost is measured, how often it is, and how long each time may take.
-const SIZES: [(usize, u32, Duration); 3] = [
-    (1_000, 1, Duration::from_secs(60)),
-    (10_000, 5, Duration::from_secs(120)),
-    (50_000, 2, Duration::from_secs(400)),
-];
+/// Members of a list that is long, and of one that is longer.
+const SIZES: [usize; 2] = [1_000, 10_000];
 
 #[test]
-fn a_long_list_costs_one_body_and_time_as_it_is_long() {
+fn a_long_list_costs_one_body() {
     let mut cluster = Cluster::start(4700);
     let list = |size: usize| format!("of{size}");
-    for (size, ..) in SIZES {
+    for size in SIZES {
         let members: Vec<String> = (0..size).map(|n| format!("member{n}@example.org")).collect();
         write_list(&cluster, &list(size), &members);
     }
     wait_for("the lists", PATIENCE, || {
-        let last = format!("{}@lists.cam.ac.uk", list(SIZES[2].0));
-        SIZES.iter().all(|_| cluster.ctl(&["route", "--verify", &last]).0 == 0).then_some(())
+        let last = format!("{}@lists.cam.ac.uk", list(SIZES[1]));
+        (cluster.ctl(&["route", "--verify", &last]).0 == 0).then_some(())
     });
-    // A machine that has other things to do takes longer, but not so much more of its processor.
-    let cpu = |cluster: &Cluster| -> Duration {
-        (1..=3).map(|id| process::cpu_time(cluster.node(id).pid)).sum()
-    };
-    let mut costs = Vec::new();
     // One for all: what was read is not read again, which would take longer than the list.
     let mut maildir = cluster.maildir();
-    for (size, times, patience) in SIZES {
-        let mut used_each = Vec::new();
-        for time in 0..times {
-            let subject = format!("{time} to {size}");
-            let (begun, used) = (Instant::now(), cpu(&cluster));
-            let to = format!("{}@lists.cam.ac.uk", list(size));
-            send(cluster.node(1).smart, &to, &subject, 1_000);
-            wait_for("all members", patience, || {
-                let about =
-                    |filed: &&Filed| field(&filed.content, "Subject").as_ref() == Some(&subject);
-                let filed = maildir.messages().filter(about);
-                (filed.map(|filed| filed.recipients.len()).sum::<usize>() == size).then_some(())
-            });
-            let took = begun.elapsed().as_secs_f64();
-            let used = cpu(&cluster).saturating_sub(used);
-            used_each.push(used.as_secs_f64());
-            println!(
-                "{size} members: {took:.2} s, {:.0} a second; {used:?} of CPU time",
-                size as f64 / took
-            );
-            let counts = counts(&cluster, &subject);
-            assert!(counts.len() == size && counts.values().all(|times| *times == 1), "{size}");
-            wait_for("the end", patience, || {
-                cluster.ctl_json(&["queue", "list"]).as_array()?.is_empty().then_some(())
-            });
-        }
-        costs.push(used_each);
+    for size in SIZES {
+        let subject = format!("to {size}");
+        send(cluster.node(1).smart, &format!("{}@lists.cam.ac.uk", list(size)), &subject, 1_000);
+        wait_for("all members", Duration::from_secs(180), || {
+            let about =
+                |filed: &&Filed| field(&filed.content, "Subject").as_ref() == Some(&subject);
+            let filed = maildir.messages().filter(about);
+            (filed.map(|filed| filed.recipients.len()).sum::<usize>() == size).then_some(())
+        });
+        let counts = counts(&cluster, &subject);
+        assert!(counts.len() == size && counts.values().all(|times| *times == 1), "{size}");
+        wait_for("the end", PATIENCE, || {
+            cluster.ctl_json(&["queue", "list"]).as_array()?.is_empty().then_some(())
+        });
     }
-    println!("CPU time for a message to each: {costs:?}");
-    // Five times as many members: a quadratic cost would be 25 times the time. What else the machine does makes a list dearer
-    // (its caches; more records of what is known so far), and never cheaper: of the long one the least counts.
-    let average = costs[1].iter().sum::<f64>() / costs[1].len() as f64;
-    let least = costs[2].iter().copied().fold(f64::INFINITY, f64::min);
-    println!("{:.2} times as much for five times as many members", least / average);
-    assert!(least < average * 15.0, "{costs:?}");
 
     // Nobody takes it: what the log needs for it is one body, and its recipients.
     cluster.kill_sink();
@@ -234,7 +199,7 @@ fn a_long_list_costs_one_body_and_time_as_it_is_long() {
         std::thread::sleep(Duration::from_secs(5));
         (before == live()).then_some(before)
     });
-    let (size, lines) = (SIZES[1].0, 14_000);
+    let (size, lines) = (SIZES[1], 14_000);
     send(cluster.node(1).smart, &format!("{}@lists.cam.ac.uk", list(size)), "nobody", lines);
     wait_for("the members to wait", PATIENCE, || {
         let list = cluster.ctl_json(&["queue", "list"]);
