@@ -11,6 +11,11 @@ pub(crate) fn describe() {
         Unit::Seconds,
         "From a proposal at this node to its commit: what a 250 waits for"
     );
+    describe_counter!("ppsw_raft_batches_total", "Batches of proposals that went together");
+    describe_counter!(
+        "ppsw_raft_batched_total",
+        "Proposals that went in batches; by batches, how many share one"
+    );
     describe_histogram!("ppsw_log_sync_seconds", Unit::Seconds, "Time of a fdatasync of the log");
     describe_counter!("ppsw_log_syncs_total", "Syncs of the log");
     describe_counter!(

@@ -83,6 +83,17 @@ pub const SPACE_POLL: Duration = Duration::from_millis(500);
 /// After so long without a commit the last ones say nothing of how fast the next will be.
 pub const COMMIT_TIME_AGE_MAX: Duration = Duration::from_secs(10);
 
+/// Bytes of proposals that go together: one request to a follower, well below a flush of the log. When so many wait
+/// they do not wait any longer.
+pub const BATCH_BYTES_MAX: usize = 256 * 1024;
+
+/// Proposals that go together: all that sessions and deliveries of a busy node have at one time.
+pub const BATCH_ENTRIES_MAX: usize = 1024;
+
+/// So long others wait for the batch that is under way: a disk that turns, or a far follower, answers later, and then
+/// several batches are on their way.
+pub const BATCH_HOLD_MAX: Duration = Duration::from_millis(10);
+
 /// The first wait of the log when its disk is full; most waits end when a purge has freed a file …
 pub const LOG_FULL_RETRY_MIN: Duration = Duration::from_millis(10);
 

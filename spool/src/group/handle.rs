@@ -20,6 +20,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use super::{
     ChangeError, GroupId, GroupStatus, Position, ProposeError, Reply, Timing,
+    batches::{Batches, Failed},
     commit_time::CommitTime,
     lease::{self, Claim, Probation},
     machine::Adapter,
@@ -59,6 +60,7 @@ struct Inner {
     handed_over: AtomicU64,
     stopping: AtomicBool,
     commit_time: CommitTime,
+    batches: Batches,
     /// Held by the transfer under way.
     transferring: tokio::sync::Mutex<()>,
     /// Held by the checkpoint under way.
@@ -79,6 +81,7 @@ impl Group {
         let inner = Inner {
             metrics: parts.raft.metrics(),
             commit_time: CommitTime::new(parts.clock.instant()),
+            batches: Batches::new(parts.raft.clone()),
             parts,
             led_term: AtomicU64::new(0),
             handed_over: AtomicU64::new(0),
@@ -127,17 +130,18 @@ impl Group {
         let clock = &self.inner.parts.clock;
         let began = clock.instant();
         let proposal = Proposal::new(&payload);
-        match timeout(deadline, self.raft().client_write(proposal)).await {
-            Ok(Ok(response)) => {
+        match timeout(deadline, self.inner.batches.propose(proposal)).await {
+            Ok(Ok(reply)) => {
                 let took = clock.instant().saturating_duration_since(began);
                 metrics::histogram!("ppsw_raft_commit_seconds").record(took.as_secs_f64());
                 self.inner.commit_time.took(clock.instant(), took);
-                Ok(response.data)
+                Ok(reply)
             }
-            Ok(Err(error)) => {
+            Ok(Err(Failed::Write(error))) => {
                 let after = clock.instant().saturating_duration_since(began);
-                Err(propose_error(error, after))
+                Err(propose_error(RaftError::APIError(error), after))
             }
+            Ok(Err(Failed::Stopped(why))) => Err(ProposeError::Stopped(why)),
             Err(_) => {
                 self.inner.commit_time.took(clock.instant(), deadline);
                 Err(ProposeError::Timeout(deadline))

@@ -1,5 +1,6 @@
 //! Raft groups on the node's log. The only module that knows openraft.
 
+mod batches;
 mod commit_time;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;

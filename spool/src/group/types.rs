@@ -41,6 +41,11 @@ impl Proposal {
         Self(framed.freeze())
     }
 
+    /// As they stand in the log.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.len()
+    }
+
     /// What was proposed.
     pub(crate) fn payload(&self) -> Bytes {
         self.0.slice(1..)
