@@ -36,7 +36,11 @@ pub(crate) fn describe() {
     describe_histogram!(
         "ppsw_dns_question_seconds",
         Unit::Seconds,
-        "From a question to its answer; those that the cache knew are among them"
+        "From a question to its answer; those that hickory's cache knew are among them"
+    );
+    describe_counter!(
+        "ppsw_dns_cache_hits_total",
+        "Hosts of domains, and addresses of hosts, that were known"
     );
     crate::http::describe_process();
     describe_counter!(

@@ -311,7 +311,11 @@ pub const USER_BYTES_MAX: usize = 64;
 /// First size of a session's read buffer: 10,000 idle sessions cost 20 MB.
 pub const SESSION_READ_BYTES_MIN: usize = 2 * 1024;
 
-/// Most that is read from a client at once while content arrives.
+/// What is read at first while content arrives: most messages are not longer, and a buffer of this size is cheap to get
+/// and to give back.
+pub const SESSION_READ_BYTES_FIRST: usize = 8 * 1024;
+
+/// Most that is read from a client at once while content arrives, when reads have filled smaller buffers.
 pub const SESSION_READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Replies held back for pipelining before they are sent anyway.
@@ -626,6 +630,10 @@ pub const LOG_FIELD_BYTES_MAX: usize = 4_096;
 
 /// Recipients that the log names of those that an operator's verb was about.
 pub const LOG_ADDRESSES_MAX: usize = 50;
+
+/// After the first event that it finds, the writer waits so long for others, and writes them together: under load a
+/// hundred writes a second instead of one for each event. Lines are that much later; a crash loses that much more.
+pub const LOG_GATHER_TIME: Duration = Duration::from_millis(10);
 
 /// How often the writer looks whether its files have been renamed.
 pub const LOG_REOPEN_INTERVAL: Duration = Duration::from_secs(1);

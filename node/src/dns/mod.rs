@@ -1,5 +1,6 @@
 //! Questions to the DNS.
 
+mod answers;
 mod fixed;
 mod resolver;
 

@@ -21,7 +21,10 @@ use hickory_resolver::{
 use ppsw_spool::env::{Clock as _, SystemClock};
 use tokio::{sync::Semaphore, time::timeout};
 
-use super::{Dns, DnsError, Mx};
+use super::{
+    Dns, DnsError, Mx,
+    answers::{Addresses, Hosts},
+};
 use crate::limits;
 
 /// A caching stub resolver: asks recursive servers.
@@ -30,6 +33,20 @@ pub struct Resolver {
     /// Bounds the questions under way, so that a storm of mail cannot exhaust ports and memory.
     questions: Semaphore,
     question_timeout: Duration,
+    hosts: Hosts,
+    addresses: Addresses,
+}
+
+/// Records, and how long they may be believed.
+struct Found {
+    records: Vec<RData>,
+    time: Duration,
+}
+
+/// No records, and how long that may be believed.
+struct Missing {
+    error: DnsError,
+    time: Duration,
 }
 
 impl std::fmt::Debug for Resolver {
@@ -68,18 +85,21 @@ impl Resolver {
             inner: builder.build().map_err(|e| unusable(&e))?,
             questions: Semaphore::new(limits::DNS_QUESTIONS_MAX),
             question_timeout: limits::DNS_QUESTION_TIMEOUT,
+            hosts: Hosts::new("MX"),
+            addresses: Addresses::new("addresses"),
         })
     }
 
     /// The records of one type, in the order of the answer.
-    async fn records(&self, name: Name, kind: RecordType) -> Result<Vec<RData>, DnsError> {
+    async fn records(&self, name: Name, kind: RecordType) -> Result<Found, Missing> {
         let start = SystemClock.instant();
         let question = async {
             let _place = self.questions.acquire().await;
             self.inner.lookup(name, kind).await
         };
         let answer = timeout(self.question_timeout, question).await;
-        let seconds = SystemClock.instant().saturating_duration_since(start).as_secs_f64();
+        let now = SystemClock.instant();
+        let seconds = now.saturating_duration_since(start).as_secs_f64();
         let kind = label(kind);
         metrics::histogram!("ppsw_dns_question_seconds", "type" => kind).record(seconds);
         let count = |result| {
@@ -88,18 +108,19 @@ impl Resolver {
         };
         let Ok(answer) = answer else {
             count("timed_out");
-            return Err(DnsError::Temporary("no answer in time".to_owned()));
+            let error = DnsError::Temporary("no answer in time".to_owned());
+            return Err(Missing { error, time: Duration::ZERO });
         };
-        let lookup = answer.map_err(|e| error(&e)).inspect_err(|error| {
-            count(match error {
+        let lookup = answer.map_err(|e| missing(&e)).inspect_err(|missing| {
+            count(match missing.error {
                 DnsError::NoName => "no_name",
                 DnsError::NoRecord => "no_record",
                 DnsError::Temporary(_) => "failed",
             });
         })?;
         count("found");
-        let records = lookup.answers().iter().map(|record| record.data.clone());
-        Ok(records.collect())
+        let records = lookup.answers().iter().map(|record| record.data.clone()).collect();
+        Ok(Found { records, time: lookup.valid_until().saturating_duration_since(now) })
     }
 }
 
@@ -145,8 +166,12 @@ fn plain(name: &Name) -> String {
     text.strip_suffix('.').map_or_else(|| text.clone(), str::to_owned)
 }
 
-fn error(error: &NetError) -> DnsError {
-    match error {
+fn missing(error: &NetError) -> Missing {
+    let seconds = match error {
+        NetError::Dns(Answer::NoRecordsFound(none)) => none.negative_ttl.unwrap_or(0),
+        _ => 0,
+    };
+    let error = match error {
         NetError::Dns(Answer::NoRecordsFound(none)) => match none.response_code {
             ResponseCode::NXDomain => DnsError::NoName,
             ResponseCode::NoError => DnsError::NoRecord,
@@ -155,6 +180,13 @@ fn error(error: &NetError) -> DnsError {
         NetError::Dns(Answer::ResponseCode(ResponseCode::NXDomain)) => DnsError::NoName,
         NetError::Dns(Answer::ResponseCode(code)) => DnsError::Temporary(mnemonic(*code)),
         other => DnsError::Temporary(other.to_string()),
+    };
+    Missing { error, time: Duration::from_secs(seconds.into()) }
+}
+
+impl From<Missing> for DnsError {
+    fn from(missing: Missing) -> Self {
+        missing.error
     }
 }
 
@@ -174,7 +206,11 @@ fn unusable(error: &NetError) -> DnsError {
 #[async_trait]
 impl Dns for Resolver {
     async fn mx(&self, domain: &str) -> Result<Vec<Mx>, DnsError> {
-        let records = self.records(name(domain)?, RecordType::MX).await?;
+        let now = SystemClock.instant();
+        if let Some(known) = self.hosts.get(domain, now) {
+            return Ok(known);
+        }
+        let Found { records, time } = self.records(name(domain)?, RecordType::MX).await?;
         let mut found: Vec<Mx> = records
             .iter()
             .filter_map(|data| match data {
@@ -184,34 +220,51 @@ impl Dns for Resolver {
             .collect();
         found.sort_by_key(|mx| mx.preference);
         found.truncate(limits::MX_HOSTS_MAX);
-        if found.is_empty() { Err(DnsError::NoRecord) } else { Ok(found) }
+        if found.is_empty() {
+            return Err(DnsError::NoRecord);
+        }
+        self.hosts.put(domain, &found, SystemClock.instant(), time);
+        Ok(found)
     }
 
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
-        let name = name(host)?;
+        let now = SystemClock.instant();
+        if let Some(known) = self.addresses.get(host, now) {
+            return Ok(known);
+        }
+        let asked = name(host)?;
         let (six, four) = tokio::join!(
-            self.records(name.clone(), RecordType::AAAA),
-            self.records(name, RecordType::A)
+            self.records(asked.clone(), RecordType::AAAA),
+            self.records(asked, RecordType::A)
         );
         let address = |data: &RData| match data {
             RData::A(a) => Some(IpAddr::V4(a.0)),
             RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
             _ => None,
         };
-        let known = six.iter().chain(&four).flatten().filter_map(address);
-        let found: Vec<IpAddr> = known.take(limits::HOST_ADDRESSES_MAX).collect();
+        let both = [&six, &four];
+        let known = both.into_iter().flatten().flat_map(|found| &found.records);
+        let found: Vec<IpAddr> =
+            known.filter_map(address).take(limits::HOST_ADDRESSES_MAX).collect();
         if !found.is_empty() {
+            // A family that failed for now is asked for again at once.
+            let time = |answer: &Result<Found, Missing>| match answer {
+                Ok(found) => found.time,
+                Err(missing) => missing.time,
+            };
+            self.addresses.put(host, &found, SystemClock.instant(), time(&six).min(time(&four)));
             return Ok(found);
         }
-        match (six, four) {
-            (Err(e @ DnsError::Temporary(_)), _) | (_, Err(e)) | (Err(e), _) => Err(e),
+        let error = |answer: Result<Found, Missing>| answer.err().map(DnsError::from);
+        match (error(six), error(four)) {
+            (Some(e @ DnsError::Temporary(_)), _) | (_, Some(e)) | (Some(e), None) => Err(e),
             // Only aliases that lead nowhere.
-            (Ok(_), Ok(_)) => Err(DnsError::NoRecord),
+            (None, None) => Err(DnsError::NoRecord),
         }
     }
 
     async fn names(&self, address: IpAddr) -> Result<Vec<String>, DnsError> {
-        let records = self.records(Name::from(address), RecordType::PTR).await?;
+        let records = self.records(Name::from(address), RecordType::PTR).await?.records;
         let names = records.iter().filter_map(|data| match data {
             RData::PTR(ptr) => Some(plain(&ptr.0)),
             _ => None,
@@ -220,7 +273,7 @@ impl Dns for Resolver {
     }
 
     async fn texts(&self, text_name: &str) -> Result<Vec<String>, DnsError> {
-        let records = self.records(name(text_name)?, RecordType::TXT).await?;
+        let records = self.records(name(text_name)?, RecordType::TXT).await?.records;
         let texts = records.iter().filter_map(|data| match data {
             RData::TXT(txt) => {
                 let bytes: Vec<u8> = txt.txt_data.iter().flatten().copied().collect();

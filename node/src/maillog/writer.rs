@@ -24,7 +24,7 @@ use super::{
     line::main_line,
     record,
 };
-use crate::limits::LOG_REOPEN_INTERVAL;
+use crate::limits::{LOG_GATHER_TIME, LOG_REOPEN_INTERVAL};
 
 /// What the writer shares with those who log.
 #[derive(Debug, Default)]
@@ -56,17 +56,21 @@ impl Writer {
     /// Writes until it is told to end, or the last sender is gone.
     pub(super) fn run(mut self) {
         let mut checked = self.clock.instant();
-        let mut ended = false;
+        let (mut ended, mut full) = (false, false);
         while !ended && let Some(first) = self.events.blocking_recv() {
             let (mut main, mut json) = (String::new(), Vec::new());
+            // The end is not waited for: nothing comes behind it.
+            if !full && matches!(first, Entry::Event(_)) {
+                std::thread::sleep(LOG_GATHER_TIME);
+            }
             let mut next = Some(first);
             while let Some(entry) = next {
                 match entry {
                     Entry::Event(event) => render(&event, &mut main, &mut json),
                     Entry::End => ended = true,
                 }
-                next =
-                    if ended || main.len() > 1 << 16 { None } else { self.events.try_recv().ok() };
+                full = main.len() > 1 << 16;
+                next = if ended || full { None } else { self.events.try_recv().ok() };
             }
             let lost = self.signals.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {

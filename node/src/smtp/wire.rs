@@ -9,7 +9,8 @@ use super::{
 };
 use crate::limits::{
     CLOSE_LINGER, CLOSE_LINGER_BYTES_MAX, COMMAND_TIMEOUT, DATA_BLOCK_TIMEOUT, REPLY_TIMEOUT,
-    SESSION_READ_BYTES_MAX, SESSION_READ_BYTES_MIN, SESSION_REPLY_BYTES_MAX, TLS_HANDSHAKE_TIMEOUT,
+    SESSION_READ_BYTES_FIRST, SESSION_READ_BYTES_MAX, SESSION_READ_BYTES_MIN,
+    SESSION_REPLY_BYTES_MAX, TLS_HANDSHAKE_TIMEOUT,
 };
 use bytes::{Buf, BytesMut};
 use tokio::{
@@ -62,6 +63,8 @@ pub(super) struct Wire {
     input: BytesMut,
     output: BytesMut,
     lines: LineReader,
+    /// What the next read of content asks for, in bytes.
+    block: usize,
 }
 
 impl Wire {
@@ -71,6 +74,7 @@ impl Wire {
             input: BytesMut::new(),
             output: BytesMut::new(),
             lines: LineReader::default(),
+            block: SESSION_READ_BYTES_FIRST,
         }
     }
 
@@ -121,9 +125,11 @@ impl Wire {
     pub(super) async fn content(&mut self) -> Result<&[u8], Lost> {
         if self.input.is_empty() {
             self.flush().await?;
-            timeout(DATA_BLOCK_TIMEOUT, self.fill(SESSION_READ_BYTES_MAX))
-                .await
-                .map_err(|_| Lost::TimedOut)??;
+            let bytes = self.block;
+            timeout(DATA_BLOCK_TIMEOUT, self.fill(bytes)).await.map_err(|_| Lost::TimedOut)??;
+            if self.input.len() >= bytes {
+                self.block = (2 * bytes).min(SESSION_READ_BYTES_MAX);
+            }
         }
         Ok(&self.input)
     }
@@ -135,6 +141,7 @@ impl Wire {
 
     /// Gives the memory back that a message needed, when the input is empty.
     pub(super) fn shrink(&mut self) {
+        self.block = SESSION_READ_BYTES_FIRST;
         if self.input.is_empty() {
             self.input = BytesMut::new();
         }

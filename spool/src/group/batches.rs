@@ -91,10 +91,19 @@ impl Batches {
         state.bytes += proposal.bytes();
         state.waiting.push_back(Waiting { proposal, tell });
         // Bodies fill batches by themselves: they go on without waiting for each other.
-        let full = if state.bytes >= BATCH_BYTES_MAX { self.take(&mut state) } else { None };
+        let mut full = Vec::new();
+        while state.bytes >= BATCH_BYTES_MAX {
+            full.extend(self.take(&mut state));
+        }
         drop(state);
-        self.send(full);
+        full.into_iter().for_each(|batch| self.send(batch));
         Entered::Waits(told)
+    }
+
+    /// Batches that have gone, those of one proposal included.
+    #[cfg(test)]
+    pub(super) fn count(&self) -> u64 {
+        self.state().batches
     }
 
     async fn alone(&self, proposal: Proposal, turn: Turn) -> Answer {
@@ -134,10 +143,8 @@ impl Batches {
     }
 
     /// Not under the lock: a runtime that has ended drops the batch at once, and that takes the lock.
-    fn send(&self, batch: Option<Batch>) {
-        if let Some(batch) = batch {
-            self.inner.runtime.spawn(follow(self.inner.raft.clone(), batch));
-        }
+    fn send(&self, batch: Batch) {
+        self.inner.runtime.spawn(follow(self.inner.raft.clone(), batch));
     }
 
     /// A new batch is under way, for which others wait until its turn is dropped.
@@ -165,7 +172,7 @@ impl Drop for Turn {
             state.under_way = None;
             let next = self.batches.take(&mut state);
             drop(state);
-            self.batches.send(next);
+            next.into_iter().for_each(|batch| self.batches.send(batch));
         }
     }
 }

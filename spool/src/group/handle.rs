@@ -149,6 +149,12 @@ impl Group {
         }
     }
 
+    /// Batches that proposals have gone in.
+    #[cfg(test)]
+    pub(super) fn batches(&self) -> u64 {
+        self.inner.batches.count()
+    }
+
     /// How long entries that were proposed here have lately taken to be committed; zero if there was none for ten seconds.
     #[must_use]
     pub fn commit_time(&self) -> Duration {

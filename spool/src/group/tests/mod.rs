@@ -1,5 +1,6 @@
 //! Replicas on real logs that talk gRPC over loopback, through wires that can be cut.
 
+mod batches;
 mod cluster;
 mod damage;
 mod disk;

@@ -1,0 +1,80 @@
+//! Answers that were read once: hosts of domains and addresses of hosts, as long as their records live. hickory's own
+//! cache has them too, and what does not exist; but each of its answers is a question parsed, hashed and copied record by
+//! record, three for each recipient of a relay.
+
+use std::{
+    borrow::Cow,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use moka::sync::Cache as Bounded;
+
+use super::Mx;
+use crate::limits::{DNS_CACHE_ANSWERS, DNS_TTL_MAX};
+
+/// What is known, by name. Clones share it.
+#[derive(Clone)]
+pub(super) struct Answers<T> {
+    known: Bounded<String, (Instant, Arc<Vec<T>>)>,
+    /// Label of the metrics.
+    kind: &'static str,
+}
+
+pub(super) type Hosts = Answers<Mx>;
+pub(super) type Addresses = Answers<IpAddr>;
+
+impl<T: Clone + Send + Sync + 'static> Answers<T> {
+    pub(super) fn new(kind: &'static str) -> Self {
+        Self { known: Bounded::new(DNS_CACHE_ANSWERS), kind }
+    }
+
+    /// What is still believed.
+    pub(super) fn get(&self, name: &str, now: Instant) -> Option<Vec<T>> {
+        let (until, found) = self.known.get(&*key(name))?;
+        if until <= now {
+            return None;
+        }
+        metrics::counter!("ppsw_dns_cache_hits_total", "type" => self.kind).increment(1);
+        Some(found.to_vec())
+    }
+
+    /// Notes an answer that may be believed for `time`.
+    pub(super) fn put(&self, name: &str, found: &[T], now: Instant, time: Duration) {
+        let until = now + time.min(DNS_TTL_MAX);
+        self.known.insert(key(name).into_owned(), (until, Arc::new(found.to_vec())));
+    }
+}
+
+fn key(name: &str) -> Cow<'_, str> {
+    let name = name.strip_suffix('.').unwrap_or(name);
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        Cow::Owned(name.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ppsw_spool::env::{Clock as _, SystemClock};
+
+    use super::*;
+
+    #[test]
+    fn answers_are_believed_as_long_as_their_records_live() {
+        let answers = Addresses::new("A");
+        let (now, address) = (SystemClock.instant(), IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(answers.get("a.example", now), None);
+        answers.put("A.example.", &[address], now, Duration::from_secs(60));
+        for name in ["a.example", "A.EXAMPLE", "a.example."] {
+            assert_eq!(answers.get(name, now + Duration::from_secs(59)), Some(vec![address]));
+        }
+        assert_eq!(answers.get("a.example", now + Duration::from_secs(60)), None);
+        assert_eq!(answers.get("b.example", now), None);
+        // Nobody's TTL is believed for days.
+        answers.put("a.example", &[address], now, Duration::from_secs(1 << 30));
+        assert_eq!(answers.get("a.example", now + DNS_TTL_MAX), None);
+    }
+}

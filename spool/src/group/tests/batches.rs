@@ -1,0 +1,83 @@
+//! Proposals that come together.
+
+use futures::{future::join_all, poll};
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proposals_that_come_together_go_together() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let (group, before) = (cluster.group(leader), cluster.group(leader).batches());
+    let texts: Vec<String> = (0..500).map(|number| format!("text {number}")).collect();
+    let replies = join_all(texts.iter().map(|text| say(group, text))).await;
+    let places: BTreeSet<Bytes> = replies
+        .into_iter()
+        .map(|reply| match reply {
+            Ok(Reply::Value(place)) => place,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(places.len(), texts.len(), "each was applied once");
+    let batches = group.batches() - before;
+    println!("{} proposals in {batches} batches", texts.len());
+    assert!(batches < 100, "{batches}");
+    cluster.until_all_have("text 499").await;
+    for node in cluster.nodes.iter().flatten() {
+        assert_eq!(node.tape.entries().len(), texts.len());
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_gives_up_before_it_goes_takes_it_back() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let group = cluster.group(leader);
+    // Nothing is answered meanwhile.
+    cluster.net.cut_off(leader);
+    let mut first = Box::pin(say(group, "first"));
+    assert!(poll!(&mut first).is_pending());
+    let mut given_up = Box::pin(say(group, "given up"));
+    assert!(poll!(&mut given_up).is_pending());
+    drop(given_up);
+    let second = say(group, "second");
+    cluster.net.mend();
+    let (first, second) = tokio::join!(first, second);
+    assert!(first.is_ok() && second.is_ok(), "{first:?} {second:?}");
+    cluster.until_all_have("second").await;
+    cluster.assert_equal(&["first", "second"]);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_without_an_answer_holds_nobody_up() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let group = cluster.group(leader);
+    let (batches, last) = (group.batches(), group.status().last_index.unwrap());
+    cluster.net.cut_off(leader);
+    let mut first = Box::pin(say(group, "first"));
+    assert!(poll!(&mut first).is_pending());
+    let mut second = Box::pin(say(group, "second"));
+    assert!(poll!(&mut second).is_pending());
+    assert_eq!(group.batches(), batches + 1, "the second waits for the first");
+    // A body does not, and what waits goes before it.
+    let body = Bytes::from(vec![b'x'; limits::BATCH_BYTES_MAX]);
+    let mut body = Box::pin(group.propose(body, 5 * SECOND));
+    assert!(poll!(&mut body).is_pending());
+    assert_eq!(group.batches(), batches + 3);
+    // Nobody waits for ever.
+    let all = async { tokio::join!(first, second, body) };
+    let gone =
+        until("all are in the leader's log", || group.status().last_index.unwrap() == last + 3);
+    let mut all = Box::pin(all);
+    tokio::select! {
+        answered = &mut all => panic!("without a majority: {answered:?}"),
+        () = gone => {}
+    }
+    cluster.net.mend();
+    let (first, second, body) = all.await;
+    assert!(first.is_ok() && second.is_ok() && body.is_ok(), "{first:?} {second:?} {body:?}");
+    cluster.stop_all().await;
+}
