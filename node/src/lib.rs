@@ -7,7 +7,6 @@
 //! * [`policy`], [`tables`] and [`route`] are pure logic over the [`dns::Dns`] trait: no sockets, no clock.
 
 pub mod agent_check;
-pub mod allocator;
 pub mod callout;
 pub mod config;
 pub mod deliver;

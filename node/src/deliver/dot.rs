@@ -39,8 +39,7 @@ impl DotStuffer {
                     continue;
                 }
             }
-            let length =
-                chunk.iter().position(|b| matches!(b, b'\r' | b'\n')).unwrap_or(chunk.len());
+            let length = memchr::memchr2(b'\r', b'\n', chunk).unwrap_or(chunk.len());
             let (text, rest) = chunk.split_at(length);
             self.text(text, out);
             match rest.split_first() {
