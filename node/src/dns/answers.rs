@@ -1,6 +1,6 @@
-//! Answers that were read once: hosts of domains and addresses of hosts, as long as their records live. hickory's own
-//! cache has them too, and what does not exist; but each of its answers is a question parsed, hashed and copied record by
-//! record, three for each recipient of a relay.
+//! Answers that were read once: hosts of domains and addresses of hosts, as long as their records live, and that there are
+//! none. hickory's own cache has them too; but each of its answers is a question parsed, hashed and copied record by record,
+//! three for each recipient of a relay.
 
 use std::{
     borrow::Cow,
@@ -11,16 +11,19 @@ use std::{
 
 use moka::sync::Cache as Bounded;
 
-use super::Mx;
+use super::{DnsError, Mx};
 use crate::limits::{DNS_CACHE_ANSWERS, DNS_TTL_MAX};
 
 /// What is known, by name. Clones share it.
 #[derive(Clone)]
 pub(super) struct Answers<T> {
-    known: Bounded<String, (Instant, Arc<Vec<T>>)>,
+    known: Bounded<String, (Instant, Answer<T>)>,
     /// Label of the metrics.
     kind: &'static str,
 }
+
+/// Records, or why there are none: never for now only.
+type Answer<T> = Result<Arc<[T]>, DnsError>;
 
 pub(super) type Hosts = Answers<Mx>;
 pub(super) type Addresses = Answers<IpAddr>;
@@ -31,19 +34,32 @@ impl<T: Clone + Send + Sync + 'static> Answers<T> {
     }
 
     /// What is still believed.
-    pub(super) fn get(&self, name: &str, now: Instant) -> Option<Vec<T>> {
+    pub(super) fn get(&self, name: &str, now: Instant) -> Option<Result<Vec<T>, DnsError>> {
         let (until, found) = self.known.get(&*key(name))?;
         if until <= now {
             return None;
         }
         metrics::counter!("ppsw_dns_cache_hits_total", "type" => self.kind).increment(1);
-        Some(found.to_vec())
+        Some(found.map(|found| found.to_vec()))
     }
 
-    /// Notes an answer that may be believed for `time`.
-    pub(super) fn put(&self, name: &str, found: &[T], now: Instant, time: Duration) {
-        let until = now + time.min(DNS_TTL_MAX);
-        self.known.insert(key(name).into_owned(), (until, Arc::new(found.to_vec())));
+    /// Notes an answer that may be believed for `time`, unless it is of no use later.
+    pub(super) fn put(
+        &self,
+        name: &str,
+        answer: &Result<Vec<T>, DnsError>,
+        now: Instant,
+        time: Duration,
+    ) {
+        let answer = match answer {
+            Ok(found) => Ok(Arc::from(found.as_slice())),
+            Err(DnsError::Temporary(_)) => return,
+            Err(error) => Err(error.clone()),
+        };
+        if !time.is_zero() {
+            let until = now + time.min(DNS_TTL_MAX);
+            self.known.insert(key(name).into_owned(), (until, answer));
+        }
     }
 }
 
@@ -64,17 +80,25 @@ mod tests {
 
     #[test]
     fn answers_are_believed_as_long_as_their_records_live() {
-        let answers = Addresses::new("A");
+        let answers = Addresses::new("addresses");
         let (now, address) = (SystemClock.instant(), IpAddr::from([192, 0, 2, 1]));
+        let found = Ok(vec![address]);
         assert_eq!(answers.get("a.example", now), None);
-        answers.put("A.example.", &[address], now, Duration::from_secs(60));
+        answers.put("A.example.", &found, now, Duration::from_secs(60));
         for name in ["a.example", "A.EXAMPLE", "a.example."] {
-            assert_eq!(answers.get(name, now + Duration::from_secs(59)), Some(vec![address]));
+            assert_eq!(answers.get(name, now + Duration::from_secs(59)), Some(found.clone()));
         }
         assert_eq!(answers.get("a.example", now + Duration::from_secs(60)), None);
         assert_eq!(answers.get("b.example", now), None);
         // Nobody's TTL is believed for days.
-        answers.put("a.example", &[address], now, Duration::from_secs(1 << 30));
+        answers.put("a.example", &found, now, Duration::from_secs(1 << 30));
         assert_eq!(answers.get("a.example", now + DNS_TTL_MAX), None);
+
+        answers.put("a.example", &Err(DnsError::NoName), now, Duration::from_secs(60));
+        assert_eq!(answers.get("a.example", now), Some(Err(DnsError::NoName)));
+        let failed = Err(DnsError::Temporary("SERVFAIL".to_owned()));
+        answers.put("c.example", &failed, now, Duration::from_secs(60));
+        answers.put("d.example", &found, now, Duration::ZERO);
+        assert_eq!((answers.get("c.example", now), answers.get("d.example", now)), (None, None));
     }
 }

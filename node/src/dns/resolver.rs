@@ -206,61 +206,35 @@ fn unusable(error: &NetError) -> DnsError {
 #[async_trait]
 impl Dns for Resolver {
     async fn mx(&self, domain: &str) -> Result<Vec<Mx>, DnsError> {
-        let now = SystemClock.instant();
-        if let Some(known) = self.hosts.get(domain, now) {
-            return Ok(known);
+        if let Some(known) = self.hosts.get(domain, SystemClock.instant()) {
+            return known;
         }
-        let Found { records, time } = self.records(name(domain)?, RecordType::MX).await?;
-        let mut found: Vec<Mx> = records
-            .iter()
-            .filter_map(|data| match data {
-                RData::MX(mx) => Some(Mx { preference: mx.preference, host: plain(&mx.exchange) }),
-                _ => None,
-            })
-            .collect();
-        found.sort_by_key(|mx| mx.preference);
-        found.truncate(limits::MX_HOSTS_MAX);
-        if found.is_empty() {
-            return Err(DnsError::NoRecord);
-        }
-        self.hosts.put(domain, &found, SystemClock.instant(), time);
-        Ok(found)
+        let (answer, time) = match self.records(name(domain)?, RecordType::MX).await {
+            Ok(Found { records, time }) => (hosts(&records), time),
+            Err(Missing { error, time }) => (Err(error), time),
+        };
+        self.hosts.put(domain, &answer, SystemClock.instant(), time);
+        answer
     }
 
     async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, DnsError> {
-        let now = SystemClock.instant();
-        if let Some(known) = self.addresses.get(host, now) {
-            return Ok(known);
+        if let Some(known) = self.addresses.get(host, SystemClock.instant()) {
+            return known;
         }
         let asked = name(host)?;
         let (six, four) = tokio::join!(
             self.records(asked.clone(), RecordType::AAAA),
             self.records(asked, RecordType::A)
         );
-        let address = |data: &RData| match data {
-            RData::A(a) => Some(IpAddr::V4(a.0)),
-            RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
-            _ => None,
+        // A family that failed for now is asked for again at once.
+        let time = |answer: &Result<Found, Missing>| match answer {
+            Ok(found) => found.time,
+            Err(missing) => missing.time,
         };
-        let both = [&six, &four];
-        let known = both.into_iter().flatten().flat_map(|found| &found.records);
-        let found: Vec<IpAddr> =
-            known.filter_map(address).take(limits::HOST_ADDRESSES_MAX).collect();
-        if !found.is_empty() {
-            // A family that failed for now is asked for again at once.
-            let time = |answer: &Result<Found, Missing>| match answer {
-                Ok(found) => found.time,
-                Err(missing) => missing.time,
-            };
-            self.addresses.put(host, &found, SystemClock.instant(), time(&six).min(time(&four)));
-            return Ok(found);
-        }
-        let error = |answer: Result<Found, Missing>| answer.err().map(DnsError::from);
-        match (error(six), error(four)) {
-            (Some(e @ DnsError::Temporary(_)), _) | (_, Some(e)) | (Some(e), None) => Err(e),
-            // Only aliases that lead nowhere.
-            (None, None) => Err(DnsError::NoRecord),
-        }
+        let time = time(&six).min(time(&four));
+        let answer = both(six, four);
+        self.addresses.put(host, &answer, SystemClock.instant(), time);
+        answer
     }
 
     async fn names(&self, address: IpAddr) -> Result<Vec<String>, DnsError> {
@@ -282,6 +256,41 @@ impl Dns for Resolver {
             _ => None,
         });
         Ok(texts.collect())
+    }
+}
+
+/// By preference.
+fn hosts(records: &[RData]) -> Result<Vec<Mx>, DnsError> {
+    let hosts = records.iter().filter_map(|data| match data {
+        RData::MX(mx) => Some(Mx { preference: mx.preference, host: plain(&mx.exchange) }),
+        _ => None,
+    });
+    let mut hosts: Vec<Mx> = hosts.collect();
+    hosts.sort_by_key(|mx| mx.preference);
+    hosts.truncate(limits::MX_HOSTS_MAX);
+    if hosts.is_empty() { Err(DnsError::NoRecord) } else { Ok(hosts) }
+}
+
+/// The addresses of both families; why there are none, if there are none of either.
+fn both(
+    six: Result<Found, Missing>,
+    four: Result<Found, Missing>,
+) -> Result<Vec<IpAddr>, DnsError> {
+    let address = |data: &RData| match data {
+        RData::A(a) => Some(IpAddr::V4(a.0)),
+        RData::AAAA(aaaa) => Some(IpAddr::V6(aaaa.0)),
+        _ => None,
+    };
+    let records = [&six, &four].into_iter().flatten().flat_map(|found| &found.records);
+    let found: Vec<IpAddr> = records.filter_map(address).take(limits::HOST_ADDRESSES_MAX).collect();
+    if !found.is_empty() {
+        return Ok(found);
+    }
+    let error = |answer: Result<Found, Missing>| answer.err().map(DnsError::from);
+    match (error(six), error(four)) {
+        (Some(e @ DnsError::Temporary(_)), _) | (_, Some(e)) | (Some(e), None) => Err(e),
+        // Only aliases that lead nowhere.
+        (None, None) => Err(DnsError::NoRecord),
     }
 }
 
