@@ -13,13 +13,14 @@ mod syncs;
 
 use std::{
     path::Path,
+    sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
 
 pub use self::{
     cluster::Nodes,
     exim::Exim,
-    load::{Content, Latencies, Load, Sender},
+    load::{Beside, Content, Latencies, Load, Sender},
     meter::{Cost, Meter},
     opensmtpd::OpenSmtpd,
     postfix::Postfix,
@@ -31,6 +32,8 @@ use crate::process::Guard;
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a queue is looked at: what a measurement may be wrong by.
 const LOOK: Duration = Duration::from_millis(50);
+/// How often a long run looks at memory.
+pub const MEMORY_LOOK: Duration = Duration::from_secs(60);
 
 /// A mail server that can be loaded.
 pub trait Server {
@@ -65,6 +68,8 @@ pub struct Run {
     pub bytes: u64,
     /// Times from the final dot to its reply, if the load was our own client.
     pub latencies: Option<Latencies>,
+    /// Bytes of memory while the load went on, each [`MEMORY_LOOK`].
+    pub memory: Vec<u64>,
 }
 
 /// Loads a server once. `sink` is where it delivers to: its CPU time does not count. `None`: what is taken stays.
@@ -72,7 +77,20 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
     server.begin(sink.is_none());
     let meter = Meter::begin(sink.map(Guard::pid), syncs);
     let begun = Instant::now();
-    let latencies = load.run(&server.addresses());
+    let (addresses, processes) = (server.addresses(), server.processes());
+    let (latencies, memory) = std::thread::scope(|scope| {
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let watch = scope.spawn(move || {
+            let mut seen = Vec::new();
+            while ended.recv_timeout(MEMORY_LOOK).is_err_and(|e| e == RecvTimeoutError::Timeout) {
+                seen.push(meter::memory_of(&processes));
+            }
+            seen
+        });
+        let latencies = load.run(&addresses);
+        drop(end);
+        (latencies, watch.join().unwrap())
+    });
     let taken = begun.elapsed();
     if sink.is_some() {
         while !server.is_empty() {
@@ -90,7 +108,8 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
     server.end();
     let rate = |took: Duration| messages as f64 / took.as_secs_f64();
     let bytes = (messages * load.content.bytes) as u64;
-    Run { taken: rate(taken), relayed: rate(relayed), cost, messages, bytes, latencies }
+    let (taken, relayed) = (rate(taken), rate(relayed));
+    Run { taken, relayed, cost, messages, bytes, latencies, memory }
 }
 
 /// An `smtp-sink` of Postfix for up to a thousand connections.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::{Server, Syncs, meter::family};
+use super::{Content, Load, Sender, Server, Syncs, meter::family};
 use crate::{
     cluster::{Cluster, PATIENCE},
     wait_for,
@@ -15,6 +15,8 @@ pub struct Nodes {
     cluster: Cluster,
     count: usize,
     delivers: bool,
+    /// Messages that wait all the time.
+    waiting: usize,
     /// Recipients that had been delivered, and messages that had been taken, when the run began.
     before: (f64, f64),
 }
@@ -26,7 +28,26 @@ impl Nodes {
         let nodes = count.to_string();
         let mut cluster = Cluster::start_under(BASE_PORT, &["--nodes", &nodes], &environment);
         cluster.kill_sink();
-        Self { cluster, count, delivers: true, before: (0.0, 0.0) }
+        Self { cluster, count, delivers: true, waiting: 0, before: (0.0, 0.0) }
+    }
+
+    /// Puts so many messages of `bytes` into the queue, for a destination that nothing is sent to.
+    pub fn fill(&mut self, messages: usize, bytes: usize) {
+        let zone = self.cluster.dir().join("dns/example.org.zone");
+        let text = std::fs::read_to_string(&zone).unwrap();
+        std::fs::write(&zone, format!("{text}full MX 10 sink.example.org.\n")).unwrap();
+        let domain = "full.example.org";
+        wait_for("the destination to be suspended", PATIENCE, || {
+            let arguments = ["suspend", domain, "--for", "1d", "--reason", "measured"];
+            (self.cluster.ctl(&arguments).0 == 0).then_some(())
+        });
+        wait_for("a way to it", PATIENCE, || {
+            (self.cluster.ctl(&["route", "--verify", &format!("to@{domain}")]).0 == 0).then_some(())
+        });
+        let content = Content { bytes, recipients: 1, domain };
+        let (sender, beside) = (Sender::Source, None);
+        Load { sender, sessions: 60, messages, many: true, content, beside }.run(&self.addresses());
+        self.waiting = messages;
     }
 
     /// Where it delivers to.
@@ -86,6 +107,9 @@ impl Server for Nodes {
     }
 
     fn end(&mut self) {
+        if self.waiting > 0 {
+            return;
+        }
         wait_for("an empty queue", PATIENCE, || {
             self.cluster.ctl(&["queue", "drop", "--all", "--reason", "measured"]);
             let summary = self.cluster.ctl_json(&["queue", "list"]);

@@ -20,6 +20,8 @@ const ERRORS_MAX: usize = 20;
 pub struct Content {
     pub bytes: usize,
     pub recipients: usize,
+    /// Of all recipients.
+    pub domain: &'static str,
 }
 
 /// Who sends.
@@ -34,6 +36,13 @@ pub enum Sender {
     Open { time: Duration, per_second: u32 },
 }
 
+/// Long messages that come beside a load, as long as it goes on: the last of each session is given up.
+#[derive(Clone, Copy, Debug)]
+pub struct Beside {
+    pub sessions: usize,
+    pub bytes: usize,
+}
+
 /// A load: always to addresses of this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -44,6 +53,8 @@ pub struct Load {
     /// One message on each connection, or many.
     pub many: bool,
     pub content: Content,
+    /// Only of our own client.
+    pub beside: Option<Beside>,
 }
 
 /// Times from the final dot to its reply, in order.
@@ -100,13 +111,14 @@ impl Load {
         if self.many {
             command.arg("-d");
         }
-        let Content { bytes, recipients } = self.content;
+        let Content { bytes, recipients, domain } = self.content;
         for (option, value) in
             [("-s", sessions), ("-m", messages), ("-l", bytes), ("-r", recipients)]
         {
             command.arg(option).arg(value.to_string());
         }
-        command.args(["-f", "from@example.org", "-t", "to@example.org"]).arg(address.to_string());
+        command.args(["-f", "from@example.org", "-t", &format!("to@{domain}")]);
+        command.arg(address.to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         command.spawn().unwrap_or_else(|error| panic!("can't start {SOURCE}: {error}"))
     }
@@ -119,15 +131,24 @@ impl Load {
         distance: Option<Duration>,
     ) -> Latencies {
         let content = content(self.content.bytes);
-        let recipients: Vec<String> =
-            (0..self.content.recipients).map(|n| format!("RCPT TO:<to{n}@example.org>")).collect();
-        let schedule = Schedule { begin: Instant::now(), time, distance, next: AtomicU64::new(0) };
+        let recipient = |n| format!("RCPT TO:<to{n}@{}>", self.content.domain);
+        let recipients: Vec<String> = (0..self.content.recipients).map(recipient).collect();
+        let begin = Instant::now();
+        let schedule = Schedule { begin, time, distance, next: AtomicU64::new(0) };
         let mut all = std::thread::scope(|scope| {
             let client = |number: usize| {
                 let address = addresses[number % addresses.len()];
                 let (content, recipients, schedule) = (&content, &recipients, &schedule);
                 scope.spawn(move || self.client(address, tls, content, recipients, schedule))
             };
+            let beside = self
+                .beside
+                .into_iter()
+                .flat_map(|beside| (0..beside.sessions).map(move |number| (number, beside.bytes)));
+            for (number, bytes) in beside {
+                let (address, recipients) = (addresses[number % addresses.len()], &recipients);
+                scope.spawn(move || long(address, recipients, bytes, begin + time));
+            }
             let clients: Vec<_> = (0..self.sessions).map(client).collect();
             clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<_>>()
         });
@@ -210,6 +231,38 @@ fn message(client: &mut Client, recipients: &[String], content: &[u8]) -> std::i
     let dot = Instant::now();
     want(client.reply()?, 250)?;
     Ok(dot)
+}
+
+/// Sends one long message after the other until `end`. A server that breaks off is asked again.
+fn long(address: SocketAddr, recipients: &[String], bytes: usize, end: Instant) {
+    /// What is written at once.
+    const PIECE: usize = 64 << 10;
+    let content = content(PIECE);
+    // Without the final dot.
+    let piece = &content[..content.len() - 3];
+    let message = || -> std::io::Result<()> {
+        let mut client = Client::connect(address)?;
+        client.ehlo()?;
+        while Instant::now() < end {
+            client.command("MAIL FROM:<from@example.org>")?;
+            client.command(&recipients[0])?;
+            client.command("DATA")?;
+            for _ in 0..bytes / PIECE {
+                if Instant::now() >= end {
+                    return Ok(());
+                }
+                client.send_raw(piece)?;
+            }
+            client.send_raw(b".\r\n")?;
+            client.reply()?;
+        }
+        Ok(())
+    };
+    while Instant::now() < end {
+        if message().is_err() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
 }
 
 /// A message of this length, lines as usual, none with a dot in front; and the final dot.

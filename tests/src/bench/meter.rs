@@ -56,7 +56,7 @@ impl<'a> Meter<'a> {
             cpu: of(busy).saturating_sub(of(self.before)),
             written_bytes: after.written_bytes - self.before.written_bytes,
             syncs: busy.syncs - self.before.syncs,
-            memory_bytes: processes.iter().copied().filter_map(memory).sum(),
+            memory_bytes: memory_of(processes),
         }
     }
 }
@@ -109,6 +109,11 @@ fn written_bytes() -> u64 {
         stat.split_whitespace().nth(6)?.parse::<u64>().ok()
     });
     sectors.sum::<u64>() * SECTOR_BYTES
+}
+
+/// Memory of processes, what they share counted once.
+pub(super) fn memory_of(processes: &[u32]) -> u64 {
+    processes.iter().copied().filter_map(memory).sum()
 }
 
 /// The proportional share of a process (proc_pid_smaps(5)).

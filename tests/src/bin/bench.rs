@@ -16,8 +16,8 @@ use std::{net::SocketAddr, os::unix::fs::PermissionsExt, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use ppsw_tests::bench::{
-    Content, Exim, Latencies, Load, Nodes, OpenSmtpd, Postfix, Run, Sender, Server, Syncs, run,
-    smtp_sink,
+    Beside, Content, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd, Postfix, Run, Sender,
+    Server, Syncs, run, smtp_sink,
 };
 
 /// Messages of the first run, which says how many make a run of the wanted length.
@@ -46,6 +46,9 @@ struct Arguments {
     /// Nodes of the cluster, instead of what the case has
     #[arg(long)]
     nodes: Option<usize>,
+    /// Measures ppswitch alone, with an empty queue and with so many messages of 1 KiB in it
+    #[arg(long)]
+    full: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -68,6 +71,7 @@ struct Case {
     bytes: usize,
     recipients: usize,
     client: Client,
+    beside: Option<Beside>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,6 +94,7 @@ const fn accept(name: &'static str, sessions: usize, many: bool, bytes: usize) -
         bytes,
         recipients: 1,
         client: Client::Source,
+        beside: None,
     }
 }
 
@@ -108,12 +113,23 @@ const CASES: &[Case] = &[
     Case { recipients: 50, ..accept("accept-4k-10-many-fifty", 10, true, 4 * KIB) },
     Case { client: Client::Closed, ..accept("latency-4k-50", 50, true, 4 * KIB) },
     Case { client: Client::Open(1_000), ..accept("latency-4k-50-at-1000", 50, true, 4 * KIB) },
+    Case { client: Client::Open(300), ..accept("latency-4k-20-at-300", 20, true, 4 * KIB) },
+    Case {
+        client: Client::Open(300),
+        beside: Some(Beside { sessions: 50, bytes: 95 * MIB }),
+        ..accept("beside-95m", 20, true, 4 * KIB)
+    },
     Case { client: Client::Tls, ..accept("tls-4k-50-many", 50, true, 4 * KIB) },
     Case { client: Client::Tls, ..accept("tls-4k-50-one", 50, false, 4 * KIB) },
     Case { delivers: true, ..accept("relay-4k-10-one", 10, false, 4 * KIB) },
     Case { delivers: true, ..accept("relay-4k-10-many", 10, true, 4 * KIB) },
     Case { delivers: true, ..accept("relay-4k-50-many", 50, true, 4 * KIB) },
     Case { delivers: true, ..accept("relay-64k-10-many", 10, true, 64 * KIB) },
+    Case {
+        delivers: true,
+        client: Client::Open(200),
+        ..accept("steady-4k-at-200", 20, true, 4 * KIB)
+    },
     Case { nodes: 1, ..accept("alone-4k-50-many", 50, true, 4 * KIB) },
     Case { slower_us: 2_000, ..accept("slow-4k-100-many", 100, true, 4 * KIB) },
 ];
@@ -138,7 +154,45 @@ fn main() {
     for cases in
         cases.chunk_by(|one, other| (one.nodes, one.slower_us) == (other.nodes, other.slower_us))
     {
-        group(cases, &arguments);
+        match arguments.full {
+            Some(messages) => full(cases, messages, &arguments),
+            None => group(cases, &arguments),
+        }
+    }
+}
+
+/// Cases with an empty queue, and with a full one.
+fn full(cases: &[Case], messages: usize, arguments: &Arguments) {
+    let dir = tempfile::Builder::new().prefix("ppswitch-bench-").tempdir().unwrap();
+    let syncs = Syncs::new(dir.path(), cases[0].slower_us);
+    let mut nodes = Nodes::start(cases[0].nodes, &syncs);
+    let sink = smtp_sink(nodes.sink(), dir.path());
+    let measured = |nodes: &mut Nodes| -> Vec<Vec<Run>> {
+        let runs = |case: &Case| {
+            let mut load = load(case, FIRST, arguments);
+            let mut runs = Vec::new();
+            for number in 0..=arguments.runs {
+                let run = run(nodes, &load, &syncs, case.delivers.then_some(&sink));
+                if number == 0 {
+                    load.messages = enough(case, run.relayed * arguments.seconds);
+                } else {
+                    runs.push(run);
+                }
+            }
+            runs
+        };
+        cases.iter().map(runs).collect()
+    };
+    let empty = measured(&mut nodes);
+    let begun = std::time::Instant::now();
+    nodes.fill(messages, KIB);
+    println!("{messages} messages in {:.0} s", begun.elapsed().as_secs_f64());
+    let filled = measured(&mut nodes);
+    for ((case, empty), filled) in cases.iter().zip(&empty).zip(&filled) {
+        let names = ["an empty queue".to_owned(), format!("{messages} messages in it")];
+        report(case, &names, &[empty.clone(), filled.clone()]);
+        let rate = |runs: &[Run]| middle(runs.iter().map(|run| run.relayed).collect());
+        println!("with {messages} messages: {:.2} of the rate without", rate(filled) / rate(empty));
     }
 }
 
@@ -189,9 +243,10 @@ fn load(case: &Case, messages: usize, arguments: &Arguments) -> Load {
         Client::Tls => Sender::Closed { time, tls: true },
         Client::Open(per_second) => Sender::Open { time, per_second },
     };
-    let content = Content { bytes: case.bytes, recipients: case.recipients };
+    let content = Content { bytes: case.bytes, recipients: case.recipients, domain: "example.org" };
     let messages = messages.min(BYTES_MAX / 8 / case.bytes);
-    Load { sender, sessions: case.sessions, messages, many: case.many, content }
+    let Case { sessions, many, beside, .. } = *case;
+    Load { sender, sessions, messages, many, content, beside }
 }
 
 fn enough(case: &Case, messages: f64) -> usize {
@@ -216,6 +271,13 @@ fn report(case: &Case, names: &[String], runs: &[Vec<Run>]) {
             spread(runs, |run| run.taken),
             latencies(runs),
         );
+    }
+    for (name, runs) in names.iter().zip(runs) {
+        let seen: Vec<u64> =
+            runs.iter().flat_map(|run| &run.memory).map(|bytes| bytes >> 20).collect();
+        if !seen.is_empty() {
+            println!("memory of {name}, MiB each {MEMORY_LOOK:?}: {seen:?}");
+        }
     }
     println!();
     for (name, peer) in names.iter().zip(runs).skip(1) {
