@@ -81,6 +81,8 @@ enum Client {
     Tls,
     /// Messages a second.
     Open(u32),
+    /// Messages a second for each node, and so many sessions.
+    OpenEach(u32),
 }
 
 const fn accept(name: &'static str, sessions: usize, many: bool, bytes: usize) -> Case {
@@ -130,6 +132,8 @@ const CASES: &[Case] = &[
         client: Client::Open(200),
         ..accept("steady-4k-at-200", 20, true, 4 * KIB)
     },
+    // For each node: with more of them, the load grows.
+    Case { delivers: true, client: Client::OpenEach(60), ..accept("scale-4k", 5, true, 4 * KIB) },
     Case { nodes: 1, ..accept("alone-4k-50-many", 50, true, 4 * KIB) },
     Case { slower_us: 2_000, ..accept("slow-4k-100-many", 100, true, 4 * KIB) },
 ];
@@ -242,10 +246,15 @@ fn load(case: &Case, messages: usize, arguments: &Arguments) -> Load {
         Client::Closed => Sender::Closed { time, tls: false },
         Client::Tls => Sender::Closed { time, tls: true },
         Client::Open(per_second) => Sender::Open { time, per_second },
+        Client::OpenEach(rate) => Sender::Open { time, per_second: rate * case.nodes as u32 },
+    };
+    let sessions = match case.client {
+        Client::OpenEach(_) => case.sessions * case.nodes,
+        _ => case.sessions,
     };
     let content = Content { bytes: case.bytes, recipients: case.recipients, domain: "example.org" };
     let messages = messages.min(BYTES_MAX / 8 / case.bytes);
-    let Case { sessions, many, beside, .. } = *case;
+    let Case { many, beside, .. } = *case;
     Load { sender, sessions, messages, many, content, beside }
 }
 
