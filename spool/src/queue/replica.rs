@@ -8,7 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
 use super::{machine::QueueMachine, marks::Marks, message::MessageId};
@@ -17,7 +17,7 @@ use crate::{
     env::Clock,
     faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::{DOOMED_MAX, ENTRY_BYTES_MAX},
+    limits::{CHUNKS_PER_PARTITION_MAX, DOOMED_MAX, ENTRY_BYTES_MAX},
     log::LogError,
 };
 
@@ -90,6 +90,8 @@ pub(super) struct Replica {
     pub(super) raft: Arc<dyn Proposals>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) marks: Marks,
+    /// Places of chunks that are not yet committed. Closed by nobody.
+    pub(super) chunks: Arc<Semaphore>,
     sessions: Mutex<Sessions>,
 }
 
@@ -112,7 +114,8 @@ impl Replica {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let (marks, sessions) = (Marks::default(), Mutex::default());
-        Self { machine, raft, clock, marks, sessions }
+        let chunks = Arc::new(Semaphore::new(CHUNKS_PER_PARTITION_MAX));
+        Self { machine, raft, clock, marks, chunks, sessions }
     }
 
     /// Proposes an entry. One that the log could not hold is refused here.

@@ -62,7 +62,8 @@ impl MessageWriter {
     }
 
     /// Adds bytes. Small messages stay in memory (up to `INLINE_BODY_BYTES_MAX`), larger ones go to the log in
-    /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` are not yet committed.
+    /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` of it, or `CHUNKS_PER_PARTITION_MAX` of all messages, are
+    /// not yet committed.
     ///
     /// # Errors
     /// `Moved` when leadership is lost, `NoMajority` when a chunk was not committed in `CHUNK_COMMIT_MAX`, `NoSpace`
@@ -152,6 +153,9 @@ impl MessageWriter {
             let limit = CHUNK_BYTES_MAX * CHUNKS_PER_MESSAGE_MAX as usize;
             return Err(self.fail(AcceptError::TooLarge { bytes: limit + 1, limit }));
         }
+        // Those who have waited longer go first, whatever they bring.
+        let place = Arc::clone(&self.replica.chunks).acquire_owned().await;
+        self.check()?;
         let data = std::mem::take(&mut self.buffer).freeze();
         self.chunked += data.len() as u64;
         let payload = entry::chunk(self.id, self.chunks, data);
@@ -159,7 +163,10 @@ impl MessageWriter {
         self.proposed = true;
         // A task, so that the chunk makes its way while the client is slow with the next bytes.
         let raft = Arc::clone(&self.replica.raft);
-        self.in_flight.spawn(async move { raft.propose(payload, CHUNK_COMMIT_MAX).await });
+        self.in_flight.spawn(async move {
+            let _place = place;
+            raft.propose(payload, CHUNK_COMMIT_MAX).await
+        });
         Ok(())
     }
 

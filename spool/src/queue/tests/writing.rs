@@ -6,7 +6,10 @@ use super::{
     fake::{Mode, World, world},
     *,
 };
-use crate::{limits::CHUNK_BYTES_MAX, queue::upkeep};
+use crate::{
+    limits::{CHUNK_BYTES_MAX, CHUNKS_PER_PARTITION_MAX},
+    queue::upkeep,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,33 @@ async fn a_stalled_group_holds_the_writer_at_four_chunks() {
     let fifth = tokio::time::timeout(SECOND, writer.write(&four[..CHUNK_BYTES_MAX])).await;
     assert!(fifth.is_err(), "waits");
     assert_eq!(world.fake.waiting_most.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn long_messages_share_the_places_of_their_partition() {
+    let world = led();
+    world.fake.gate.forget_permits(10_000);
+    let (bytes, writers) = (content(CHUNK_BYTES_MAX * 3), 20);
+    let write = |mut writer: MessageWriter| {
+        let bytes = bytes.clone();
+        async move {
+            writer.write(&bytes).await.unwrap();
+            writer.accept(envelope(1), 100 * SECOND).await
+        }
+    };
+    let all = futures::future::join_all((0..writers).map(|_| write(world.writer())));
+    let (all, ()) = tokio::join!(all, async {
+        tokio::time::sleep(SECOND).await;
+        let waiting = || world.fake.waiting_most.load(Ordering::SeqCst) as usize;
+        assert_eq!(waiting(), CHUNKS_PER_PARTITION_MAX);
+        // What is small needs no place.
+        assert!(world.writer().accept(envelope(1), SECOND).await.is_err());
+        assert_eq!(waiting(), CHUNKS_PER_PARTITION_MAX + 1);
+        world.fake.gate.add_permits(1_000);
+    });
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+    let entries = world.fake.log.lock().unwrap().len();
+    assert_eq!(entries, writers * 4, "three chunks and the acceptance of each");
 }
 
 #[tokio::test(start_paused = true)]
