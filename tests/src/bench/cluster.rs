@@ -1,6 +1,6 @@
 //! ppswitch under load.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use super::{Content, Load, Sender, Server, Syncs, meter::family};
 use crate::{
@@ -9,6 +9,10 @@ use crate::{
 };
 
 const BASE_PORT: u16 = 5_500;
+/// Time for a million messages to be looked at.
+const FILLED: Duration = Duration::from_secs(900);
+/// So long the nodes have hardly anything to do: all wait.
+const SETTLED: Duration = Duration::from_secs(5);
 
 /// A cluster, which runs as long as this is there: nodes that have nothing to do cost the others a hundredth of a core.
 pub struct Nodes {
@@ -48,6 +52,15 @@ impl Nodes {
         let (sender, beside) = (Sender::Source, None);
         Load { sender, sessions: 60, messages, many: true, content, beside }.run(&self.addresses());
         self.waiting = messages;
+        // Each is looked at once, and waits then.
+        let used = |nodes: &Self| -> Duration {
+            nodes.processes().into_iter().map(crate::process::cpu_time).sum()
+        };
+        wait_for("the messages to wait", FILLED, || {
+            let before = used(self);
+            std::thread::sleep(SETTLED);
+            (used(self).saturating_sub(before) < SETTLED / 5).then_some(())
+        });
     }
 
     /// Where it delivers to.
