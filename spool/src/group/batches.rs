@@ -190,7 +190,8 @@ async fn follow(raft: Raft, Batch { proposals, turn }: Batch) {
     metrics::counter!("ppsw_raft_batches_total").increment(1);
     metrics::counter!("ppsw_raft_batched_total").increment(told.len() as u64);
     let mut results = match raft.client_write_many(proposals).await {
-        Ok(results) => results,
+        // When the group stops, it ends before all are answered.
+        Ok(results) => results.fuse(),
         Err(error) => {
             for tell in told {
                 // Nobody waits any longer: its deadline has passed. Below too.

@@ -81,3 +81,27 @@ async fn a_batch_without_an_answer_holds_nobody_up() {
     assert!(first.is_ok() && second.is_ok() && body.is_ok(), "{first:?} {second:?} {body:?}");
     cluster.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_when_the_group_stops_is_told() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let group = cluster.group(leader).clone();
+    let last = group.status().last_index.unwrap();
+    cluster.net.cut_off(leader);
+    let texts = ["first", "second", "third", "fourth"];
+    let mut all = Box::pin(join_all(texts.map(|text| say(&group, text))));
+    let gone =
+        until("all are in the leader's log", || group.status().last_index.unwrap() == last + 4);
+    tokio::select! {
+        answered = &mut all => panic!("without a majority: {answered:?}"),
+        () = gone => {}
+    }
+    cluster.stop(leader).await;
+    for answer in all.await {
+        // By the group, not because who follows the batch has panicked.
+        let Err(ProposeError::Stopped(why)) = &answer else { panic!("{answer:?}") };
+        assert!(!why.contains("before it was proposed"), "{why}");
+    }
+    cluster.stop_all().await;
+}
