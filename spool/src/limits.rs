@@ -9,7 +9,7 @@ pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
 /// Chunks of all messages of a partition that may be proposed and not yet committed: 2 MiB. What is small waits behind them in
-/// every queue; more of them make long messages no faster (docs/performance.md).
+/// every queue; without this bound long messages were 4 % faster, and short ones eight times as late (docs/performance.md).
 pub const CHUNKS_PER_PARTITION_MAX: usize = 8;
 
 /// A message up to this size travels inside its `Accept` entry instead of as chunks.

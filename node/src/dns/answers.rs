@@ -14,8 +14,7 @@ use moka::sync::Cache as Bounded;
 use super::{DnsError, Mx};
 use crate::limits::{DNS_CACHE_ANSWERS, DNS_TTL_MAX};
 
-/// What is known, by name. Clones share it.
-#[derive(Clone)]
+/// What is known, by name.
 pub(super) struct Answers<T> {
     known: Bounded<String, (Instant, Answer<T>)>,
     /// Label of the metrics.

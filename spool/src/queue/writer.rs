@@ -147,15 +147,14 @@ impl MessageWriter {
         while self.in_flight.len() >= CHUNKS_IN_FLIGHT_MAX {
             self.reap().await?;
         }
+        // Those who have waited longer go first. What is checked is checked after the wait.
+        let place = Arc::clone(&self.replica.chunks).acquire_owned().await;
         self.check()?;
         self.check_space()?;
         if self.chunks >= CHUNKS_PER_MESSAGE_MAX {
             let limit = CHUNK_BYTES_MAX * CHUNKS_PER_MESSAGE_MAX as usize;
             return Err(self.fail(AcceptError::TooLarge { bytes: limit + 1, limit }));
         }
-        // Those who have waited longer go first, whatever they bring.
-        let place = Arc::clone(&self.replica.chunks).acquire_owned().await;
-        self.check()?;
         let data = std::mem::take(&mut self.buffer).freeze();
         self.chunked += data.len() as u64;
         let payload = entry::chunk(self.id, self.chunks, data);
