@@ -98,6 +98,9 @@ pub const BATCH_ENTRIES_MAX: usize = 1024;
 /// several batches are on their way.
 pub const BATCH_HOLD_MAX: Duration = Duration::from_millis(10);
 
+/// News of a commit waits so long for entries to go with: a follower that applies it a moment later keeps nobody waiting.
+pub const COMMIT_NEWS_MAX: Duration = Duration::from_millis(5);
+
 /// The first wait of the log when its disk is full; most waits end when a purge has freed a file …
 pub const LOG_FULL_RETRY_MIN: Duration = Duration::from_millis(10);
 
@@ -140,6 +143,13 @@ pub const MARK_COMMIT_MAX: Duration = Duration::from_secs(10);
 
 /// Marks are gathered for so long: at most 500 entries a second, and the dialogue that they run beside takes longer.
 pub const MARKS_GATHER: Duration = Duration::from_millis(2);
+
+/// Then the entry waits so long for others that go to the log: on a busy node it goes with the next message.
+pub const MARKS_PATIENCE: Duration = Duration::from_millis(3);
+
+/// An outcome waits so long for others that go to the log; a crash meanwhile means a duplicate, as it does in the time of
+/// the commit that follows.
+pub const OUTCOMES_PATIENCE: Duration = Duration::from_millis(5);
 
 /// Messages marked by one entry: some 15 bytes each.
 pub const MARKS_PER_ENTRY_MAX: usize = 2_000;

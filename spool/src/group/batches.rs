@@ -1,15 +1,20 @@
 //! Proposals that come while others are under way go together, and then share what each would cost on every node: a
 //! message to openraft's core, a request to each follower, a flush of each log, the answers. A proposal that comes
-//! alone goes at once; nobody waits for company.
+//! alone goes at once, unless it has patience: then it waits that long for company (docs/decisions/034-batches.md).
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use futures::StreamExt;
 use openraft::errors::{ClientWriteError, Fatal};
-use tokio::{runtime::Handle, sync::oneshot, time::sleep};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, sleep, sleep_until},
+};
 
 use super::{
     Reply,
@@ -46,6 +51,10 @@ struct State {
     waiting: VecDeque<Waiting>,
     /// Of those that wait.
     bytes: usize,
+    /// One of those that wait has no patience, or none left.
+    urgent: bool,
+    /// When the first of those that wait has none left.
+    due: Option<Instant>,
     /// The number of the batch that others wait for; `None`: the next proposal goes at once.
     under_way: Option<u64>,
     batches: u64,
@@ -55,7 +64,7 @@ struct State {
 enum Entered {
     /// Nothing is under way: it goes at once.
     Alone(Proposal, Turn),
-    /// It goes with the next batch.
+    /// It goes with the next batch, or begins it.
     Waits(oneshot::Receiver<Answer>),
 }
 
@@ -71,9 +80,10 @@ impl Batches {
         Self { inner: Arc::new(Inner { raft, runtime: Handle::current(), state }) }
     }
 
-    /// Proposes an entry and waits until it is applied. Whoever gives up before it has gone to the core takes it back.
-    pub(super) async fn propose(&self, proposal: Proposal) -> Answer {
-        match self.enter(proposal) {
+    /// Proposes an entry and waits until it is applied. With patience it goes that much later if no other goes sooner.
+    /// Whoever gives up before it has gone to the core takes it back.
+    pub(super) async fn propose(&self, proposal: Proposal, patience: Duration) -> Answer {
+        match self.enter(proposal, patience) {
             Entered::Alone(proposal, turn) => self.alone(proposal, turn).await,
             Entered::Waits(told) => told
                 .await
@@ -81,22 +91,34 @@ impl Batches {
         }
     }
 
-    fn enter(&self, proposal: Proposal) -> Entered {
+    fn enter(&self, proposal: Proposal, patience: Duration) -> Entered {
         let mut state = self.state();
-        if state.under_way.is_none() {
+        if state.under_way.is_none() && state.waiting.is_empty() && patience.is_zero() {
             let turn = self.turn(&mut state);
             return Entered::Alone(proposal, turn);
         }
         let (tell, told) = oneshot::channel();
         state.bytes += proposal.bytes();
         state.waiting.push_back(Waiting { proposal, tell });
+        let mut next = Vec::new();
+        if patience.is_zero() {
+            state.urgent = true;
+        } else {
+            let due = Instant::now() + patience;
+            if state.due.is_none_or(|first| due < first) {
+                state.due = Some(due);
+                self.inner.runtime.spawn(end_patience(self.clone(), due));
+            }
+        }
+        if state.under_way.is_none() && state.urgent {
+            next.extend(self.take(&mut state));
+        }
         // Bodies fill batches by themselves: they go on without waiting for each other.
-        let mut full = Vec::new();
         while state.bytes >= BATCH_BYTES_MAX {
-            full.extend(self.take(&mut state));
+            next.extend(self.take(&mut state));
         }
         drop(state);
-        full.into_iter().for_each(|batch| self.send(batch));
+        next.into_iter().for_each(|batch| self.send(batch));
         Entered::Waits(told)
     }
 
@@ -134,6 +156,9 @@ impl Batches {
             let count = state.waiting.iter().take(BATCH_ENTRIES_MAX).take_while(fits).count();
             let taken: Vec<Waiting> = state.waiting.drain(..count.max(1)).collect();
             state.bytes -= taken.iter().map(|waiting| waiting.proposal.bytes()).sum::<usize>();
+            // What is left did not fit: it goes next.
+            state.urgent = !state.waiting.is_empty();
+            state.due = None;
             let proposals: Vec<_> = taken.into_iter().filter(|w| !w.tell.is_closed()).collect();
             if !proposals.is_empty() {
                 return Some(Batch { proposals, turn: self.turn(state) });
@@ -170,11 +195,25 @@ impl Drop for Turn {
         let mut state = self.batches.state();
         if state.under_way == Some(self.number) {
             state.under_way = None;
-            let next = self.batches.take(&mut state);
+            let next = state.urgent.then(|| self.batches.take(&mut state)).flatten();
             drop(state);
             next.into_iter().for_each(|batch| self.batches.send(batch));
         }
     }
+}
+
+/// Lets those go that have waited for company, unless they have gone.
+async fn end_patience(batches: Batches, due: Instant) {
+    sleep_until(due).await;
+    let mut state = batches.state();
+    if state.due.is_none_or(|first| first > due) {
+        return;
+    }
+    state.urgent = true;
+    // Else they go when that is answered.
+    let next = if state.under_way.is_none() { batches.take(&mut state) } else { None };
+    drop(state);
+    next.into_iter().for_each(|batch| batches.send(batch));
 }
 
 /// Proposals that go together.

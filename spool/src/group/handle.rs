@@ -120,6 +120,19 @@ impl Group {
     /// # Errors
     /// See [`ProposeError`]; only `NotLeader` says that nothing was written.
     pub async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+        self.propose_within(payload, Duration::ZERO, deadline).await
+    }
+
+    /// As `propose`, for what nobody waits for: it may go up to `patience` later, with others.
+    ///
+    /// # Errors
+    /// As of `propose`.
+    pub async fn propose_within(
+        &self,
+        payload: Bytes,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
         if payload.len() > limits::PROPOSAL_BYTES_MAX {
             return Ok(Reply::Refused(format!(
                 "an entry of {} bytes; at most {} are taken",
@@ -130,11 +143,14 @@ impl Group {
         let clock = &self.inner.parts.clock;
         let began = clock.instant();
         let proposal = Proposal::new(&payload);
-        match timeout(deadline, self.inner.batches.propose(proposal)).await {
+        match timeout(deadline, self.inner.batches.propose(proposal, patience)).await {
             Ok(Ok(reply)) => {
                 let took = clock.instant().saturating_duration_since(began);
-                metrics::histogram!("ppsw_raft_commit_seconds").record(took.as_secs_f64());
-                self.inner.commit_time.took(clock.instant(), took);
+                // Waiting for company says nothing of how fast the group is.
+                if patience.is_zero() {
+                    metrics::histogram!("ppsw_raft_commit_seconds").record(took.as_secs_f64());
+                    self.inner.commit_time.took(clock.instant(), took);
+                }
                 Ok(reply)
             }
             Ok(Err(Failed::Write(error))) => {

@@ -11,6 +11,7 @@ mod lease;
 mod local;
 mod machine;
 mod network;
+mod news;
 mod pace;
 mod service;
 mod space;

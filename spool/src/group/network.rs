@@ -30,7 +30,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 
 use super::{
-    Dial, GroupId, Lane, ProposeError, Reply,
+    Dial, GroupId, Lane, ProposeError, Reply, news,
     pace::{Pace, Piece},
     space::Neighbours,
     types::{
@@ -183,7 +183,7 @@ impl Peer {
         let sent = Arc::new(AtomicU64::new(0));
         let (sending, target) = (sent.clone(), self.target());
         let (pace, follower) = (self.of.pace.clone(), Arc::new(Mutex::default()));
-        let requests = stream::iter([first]).chain(input).then(move |request| {
+        let requests = stream::iter([first]).chain(news::gathered(input)).then(move |request| {
             let (pace, follower, sending) = (pace.clone(), Arc::clone(&follower), sending.clone());
             async move {
                 pace.admit(&follower, piece(&request)).await;

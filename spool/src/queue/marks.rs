@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tracing::debug;
 
 use super::{entry, message::MessageId, replica::Replica};
-use crate::limits::{MARK_COMMIT_MAX, MARKS_GATHER, MARKS_PER_ENTRY_MAX};
+use crate::limits::{MARK_COMMIT_MAX, MARKS_GATHER, MARKS_PATIENCE, MARKS_PER_ENTRY_MAX};
 
 /// Marks that wait to be written.
 #[derive(Debug, Default)]
@@ -79,7 +79,9 @@ async fn write(replica: Arc<Replica>) {
             return;
         }
         let ids: Vec<MessageId> = marks.iter().map(|(id, _)| *id).collect();
-        if let Err(error) = replica.raft.propose(entry::begin(&ids), MARK_COMMIT_MAX).await {
+        let entry = entry::begin(&ids);
+        let proposed = replica.raft.propose_within(entry, MARKS_PATIENCE, MARK_COMMIT_MAX).await;
+        if let Err(error) = proposed {
             debug!(partition = replica.machine.partition(), "attempts wait: {error}");
         }
     }

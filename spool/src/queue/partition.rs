@@ -17,7 +17,7 @@ use crate::{
     env::UnixMs,
     faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::{ENTRY_BYTES_MAX, LIST_PAGE_MESSAGES},
+    limits::{ENTRY_BYTES_MAX, LIST_PAGE_MESSAGES, OUTCOMES_PATIENCE},
 };
 
 /// One partition as this node carries it. Clones share it.
@@ -344,7 +344,7 @@ impl Replica {
             vec![whole]
         };
         for payload in payloads {
-            match self.propose(payload, deadline).await? {
+            match self.propose_within(payload, OUTCOMES_PATIENCE, deadline).await? {
                 Reply::Refused(why) => info!(%id, "outcome not recorded: {why}"),
                 Reply::Done | Reply::Value(_) => {}
             }

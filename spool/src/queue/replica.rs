@@ -25,6 +25,13 @@ use crate::{
 #[async_trait]
 pub(super) trait Proposals: Send + Sync + 'static {
     async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
+    /// As `propose`, up to `patience` later, with others.
+    async fn propose_within(
+        &self,
+        payload: Bytes,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError>;
     /// Proposes through the leader that this replica knows of.
     async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
     async fn read(&self, index: u64) -> Result<Bytes, LogError>;
@@ -45,6 +52,15 @@ pub(super) trait Proposals: Send + Sync + 'static {
 impl Proposals for Group {
     async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
         Self::propose(self, payload, deadline).await
+    }
+
+    async fn propose_within(
+        &self,
+        payload: Bytes,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        Self::propose_within(self, payload, patience, deadline).await
     }
 
     async fn forward(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
@@ -124,12 +140,22 @@ impl Replica {
         payload: Bytes,
         deadline: Duration,
     ) -> Result<Reply, ProposeError> {
+        self.propose_within(payload, Duration::ZERO, deadline).await
+    }
+
+    /// As `propose`, up to `patience` later, with others.
+    pub(super) async fn propose_within(
+        &self,
+        payload: Bytes,
+        patience: Duration,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
         if payload.len() > ENTRY_BYTES_MAX {
             let bytes = payload.len();
             let why = format!("an entry of {bytes} bytes; at most {ENTRY_BYTES_MAX} are possible");
             return Ok(Reply::Refused(why));
         }
-        self.raft.propose(payload, deadline).await
+        self.raft.propose_within(payload, patience, deadline).await
     }
 
     /// No new message begins here from now on, or may again.

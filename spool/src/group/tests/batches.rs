@@ -105,3 +105,30 @@ async fn who_waits_when_the_group_stops_is_told() {
     }
     cluster.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_patience_goes_with_the_next_or_when_it_ends() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader().await;
+    let group = cluster.group(leader);
+    let say_within = |text: &'static str, patience| {
+        group.propose_within(Bytes::from_static(text.as_bytes()), patience, 5 * SECOND)
+    };
+    let before = group.batches();
+    let mut patient = Box::pin(say_within("patient", 3600 * SECOND));
+    assert!(poll!(&mut patient).is_pending());
+    assert_eq!(group.batches(), before, "it waits for company");
+    let (patient, other) = tokio::join!(patient, say(group, "in a hurry"));
+    assert!(patient.is_ok() && other.is_ok(), "{patient:?} {other:?}");
+    assert_eq!(group.batches(), before + 1, "both in one");
+    cluster.until_all_have("in a hurry").await;
+    cluster.assert_equal(&["patient", "in a hurry"]);
+    // The first to lose it takes the others along.
+    let before = group.batches();
+    let (long, short) =
+        (say_within("long", 3600 * SECOND), say_within("short", Duration::from_millis(10)));
+    let (long, short) = tokio::join!(long, short);
+    assert!(long.is_ok() && short.is_ok(), "{long:?} {short:?}");
+    assert_eq!(group.batches(), before + 1);
+    cluster.stop_all().await;
+}

@@ -79,6 +79,15 @@ impl Proposals for Fake {
         Ok(reply)
     }
 
+    async fn propose_within(
+        &self,
+        payload: Bytes,
+        _: Duration,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
+        self.propose(payload, deadline).await
+    }
+
     async fn forward(&self, payload: Bytes, _: Duration) -> Result<Reply, ProposeError> {
         if !*self.leader_known.lock().unwrap() {
             return Err(ProposeError::NotLeader { leader: None });
