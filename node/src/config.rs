@@ -62,6 +62,9 @@ pub struct NodeConfig {
     /// The address of a listener without `proxy_from` where programs of this machine hand mail in: list programs are told of it.
     /// It must not be in the table `addrparams`.
     pub local_smtp: Option<SocketAddr>,
+    /// Threads that do the node's work, beside those of the disks. Without, as many as this machine has processors; less where
+    /// others want them, too: threads that take processors from each other cost more than they do.
+    pub threads: Option<usize>,
     /// Size of one file of the spool's log, at least `8M`. Sizes are bytes, or have K, M or G behind them: 2^10, 2^20, 2^30.
     #[serde(
         default = "default_segment_bytes",
@@ -237,6 +240,13 @@ impl NodeConfig {
         }
         if self.source.len() > limits::SOURCES_MAX {
             return Err(format!("source: expected at most {}", limits::SOURCES_MAX));
+        }
+        if self.threads.is_some_and(|threads| !(1..=limits::THREADS_MAX).contains(&threads)) {
+            return Err(format!(
+                "threads = {}: expected 1 to {}",
+                self.threads.unwrap_or_default(),
+                limits::THREADS_MAX
+            ));
         }
         if self.drain_notice > limits::DRAIN_NOTICE_MAX {
             return Err(format!(

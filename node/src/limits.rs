@@ -566,6 +566,9 @@ pub const SUSPENDED_RETRY: Duration = Duration::from_secs(15 * 60);
 /// How long a node that is to be drained goes on taking sessions: balancers that look every second have seen it then.
 pub const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
+/// Threads of a node: more than any machine has processors is a slip of the pen.
+pub const THREADS_MAX: usize = 1024;
+
 /// Longer, and a drain does not fit into the time that a service manager gives it.
 pub const DRAIN_NOTICE_MAX: Duration = Duration::from_secs(60);
 

@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let done = match args.verb {
         Verb::Run { config, die_with_parent } => {
             run::die_with_parent(die_with_parent);
-            run::blocking(async { run::node(read(&config)?).await })
+            read(&config).and_then(run::node)
         }
         Verb::Init { config, admin, viewer } => run::blocking(async {
             let config = read(&config)?;

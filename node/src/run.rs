@@ -16,6 +16,7 @@ use ppsw_spool::{
     queue::Spool,
 };
 use tokio::{
+    runtime::Builder,
     signal::unix::{SignalKind, signal},
     sync::watch,
     task::JoinSet,
@@ -85,14 +86,23 @@ pub fn die_with_parent(wanted: bool) {
 /// # Errors
 /// The future's, or that there is no runtime.
 pub fn blocking(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
+    Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }
 
 /// Runs one node until it is told to stop (SIGTERM, SIGINT) or something fails that it cannot go on without.
 ///
 /// # Errors
 /// What could not be read, opened or bound; or why the node had to stop.
-pub async fn node(config: NodeConfig) -> Result<(), Failure> {
+pub fn node(config: NodeConfig) -> Result<(), Failure> {
+    let mut runtime = Builder::new_multi_thread();
+    if let Some(threads) = config.threads {
+        runtime.worker_threads(threads);
+    }
+    runtime.enable_all().build()?.block_on(serve_node(config))
+}
+
+/// See [`node`].
+async fn serve_node(config: NodeConfig) -> Result<(), Failure> {
     // Two processes on one log would each destroy what the other has promised.
     let _lock = files::lock(&config.data).map_err(|e| Stop::of_lock(&config.data, &e))?;
     let metrics = http::install_metrics()?;

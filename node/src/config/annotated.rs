@@ -21,6 +21,7 @@ http = "192.0.2.1:2580"
 agent = "192.0.2.1:2570"
 dns = ["192.0.2.53:53"]
 local_smtp = "127.0.0.1:25"
+threads = 8
 retry = "F,2h,15m; G,16h,30m,1.5; F,5d,8h"
 
 [[listener]]

@@ -77,6 +77,20 @@ fn sizes_are_numbers_with_or_without_a_unit() {
 }
 
 #[test]
+fn a_node_has_some_threads() {
+    let with = |line: &str| toml::from_str::<NodeConfig>(&format!("{line}\n{GOOD}")).unwrap();
+    for (line, threads) in [("", None), ("threads = 1", Some(1)), ("threads = 1024", Some(1024))] {
+        let config = with(line);
+        assert_eq!(config.threads, threads);
+        config.check().unwrap();
+    }
+    for line in ["threads = 0", "threads = 1025"] {
+        let error = with(line).check().unwrap_err();
+        assert!(error.contains(line) && error.contains("1 to 1024"), "{error}");
+    }
+}
+
+#[test]
 fn an_address_used_twice_is_refused() {
     let config: NodeConfig = toml::from_str(&GOOD.replace("2580", "2590")).unwrap();
     assert!(config.check().unwrap_err().contains("used twice"));

@@ -188,6 +188,7 @@ impl Plan {
             agent: entry.agent,
             dns: vec![self.dns()],
             local_smtp: entry.local,
+            threads: self.threads(),
             // No balancer looks, unless a test has one.
             drain_notice: "0s",
             listener: vec![
@@ -201,6 +202,12 @@ impl Plan {
                 proxied("submission", entry.proxy.submission),
             ],
         })
+    }
+
+    /// The nodes share the processors: with as many threads for each as the machine has, they take them from each other.
+    fn threads(&self) -> usize {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        (processors / usize::from(self.nodes.max(1))).max(1)
     }
 
     /// The zone files that a new cluster begins with: name of the zone and text.
@@ -268,6 +275,7 @@ struct NodeFile<'a> {
     agent: SocketAddr,
     dns: Vec<SocketAddr>,
     local_smtp: SocketAddr,
+    threads: usize,
     drain_notice: &'a str,
     listener: Vec<Listener>,
 }

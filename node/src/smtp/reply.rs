@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use bytes::BufMut;
+
 use crate::limits::REPLY_LINE_BYTES_MAX;
 
 /// An enhanced status code (RFC 3463; registry: RFC 5248).
@@ -122,29 +124,38 @@ impl Reply {
 
     /// Appends the reply as it goes over the wire. Every line has code and enhanced code (RFC 2034 §4), is ASCII
     /// without controls, and is cut into several where it would be longer than RFC 5321 §4.5.3.1.5 allows.
-    pub fn write(&self, out: &mut impl Extend<u8>) {
-        let enhanced = self.enhanced.map_or_else(String::new, |e| format!("{} ", e.0));
-        let room = REPLY_LINE_BYTES_MAX - "250-".len() - enhanced.len() - "\r\n".len();
-        let clean: String = self
-            .text
-            .chars()
-            .map(|c| if c == '\n' || matches!(c, ' '..='~') { c } else { '?' })
-            .collect();
-        let mut lines = Vec::new();
-        for line in clean.split('\n') {
-            let mut rest = line;
+    pub fn write(&self, out: &mut impl BufMut) {
+        let enhanced = self.enhanced.map_or("", |enhanced| enhanced.0);
+        let space = if enhanced.is_empty() { "" } else { " " };
+        let room =
+            REPLY_LINE_BYTES_MAX - "250-".len() - enhanced.len() - space.len() - "\r\n".len();
+        // Three digits: RFC 5321 §4.2.
+        let code = self.code.to_string();
+        let mut line = |mark: &str, text: &str| {
+            for part in [&*code, mark, enhanced, space, text, "\r\n"] {
+                out.put_slice(part.as_bytes());
+            }
+        };
+        let clean = self.clean();
+        let mut lines = clean.split('\n').peekable();
+        while let Some(mut rest) = lines.next() {
             while rest.len() > room {
                 // ASCII only, so every index is a boundary.
                 let cut = rest[..room].rfind(' ').filter(|at| *at > 0).unwrap_or(room);
-                lines.push(&rest[..cut]);
+                line("-", &rest[..cut]);
                 rest = rest[cut..].trim_start();
             }
-            lines.push(rest);
+            line(if lines.peek().is_some() { "-" } else { " " }, rest);
         }
-        for (n, line) in lines.iter().enumerate() {
-            let mark = if n + 1 < lines.len() { '-' } else { ' ' };
-            out.extend(format!("{}{mark}{enhanced}{line}\r\n", self.code).into_bytes());
+    }
+
+    /// The text without what must not go over the wire.
+    fn clean(&self) -> Cow<'_, str> {
+        let fine = |c: char| c == '\n' || matches!(c, ' '..='~');
+        if self.text.chars().all(fine) {
+            return Cow::Borrowed(&self.text);
         }
+        Cow::Owned(self.text.chars().map(|c| if fine(c) { c } else { '?' }).collect())
     }
 }
 

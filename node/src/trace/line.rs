@@ -58,7 +58,7 @@ pub(super) fn command(line: &[u8], auth: &mut bool) -> String {
 
 /// Text of bounded length without control characters.
 pub(super) fn printable(text: &str) -> String {
-    let mut text = clean(text);
+    let mut text = clean(text).into_owned();
     if text.len() > TRACE_LINE_BYTES_MAX {
         let end = (0..=TRACE_LINE_BYTES_MAX).rev().find(|at| text.is_char_boundary(*at));
         text.truncate(end.unwrap_or(0));

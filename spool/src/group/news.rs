@@ -14,7 +14,8 @@ type Request = AppendEntriesRequest<TypeConfig>;
 /// The requests of one stream behind its first, in their order; one without entries is kept back for
 /// [`COMMIT_NEWS_MAX`], and falls away when one with entries comes meanwhile, which says the same or more.
 ///
-/// openraft takes an answer as one to all requests up to the entry that it names, so what falls away is not missed.
+/// openraft takes an answer as one to all requests up to the entry that it names, so what falls away is not missed; and as
+/// if all of these had been sent when they were made, for which the lease has a margin (`LEASE_MARGIN`).
 pub(super) fn gathered<S>(requests: S) -> impl Stream<Item = Request>
 where
     S: Stream<Item = Request> + Unpin,

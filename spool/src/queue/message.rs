@@ -349,13 +349,12 @@ impl Outcome {
 
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}-{}-{}",
-            base62(self.second, 6),
-            base62(self.counter, 6),
-            base62(u64::from(self.node), 2)
-        )
+        let mut text = *b"000000-000000-00";
+        base62(self.second, &mut text[..6]);
+        base62(self.counter, &mut text[7..13]);
+        base62(u64::from(self.node), &mut text[14..]);
+        // Digits and hyphens.
+        f.write_str(str::from_utf8(&text).unwrap_or_default())
     }
 }
 
@@ -389,14 +388,13 @@ impl FromStr for MessageId {
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-fn base62(mut value: u64, width: usize) -> String {
-    let mut out = vec![b'0'; width];
+/// Fills `out` with the last digits of `value`.
+fn base62(mut value: u64, out: &mut [u8]) {
     for slot in out.iter_mut().rev() {
         // Below 62, so the cast is exact.
         *slot = DIGITS[(value % 62) as usize];
         value /= 62;
     }
-    out.into_iter().map(char::from).collect()
 }
 
 fn from_base62(text: &str) -> Option<u64> {

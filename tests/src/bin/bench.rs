@@ -22,6 +22,8 @@ use ppsw_tests::bench::{
 
 /// Messages of the first run, which says how many make a run of the wanted length.
 const FIRST: usize = 300;
+/// Of loads that go on for a time.
+const FIRST_SECONDS_MAX: f64 = 10.0;
 /// Messages of a run: bounds what a disk holds meanwhile.
 const MESSAGES_MAX: usize = 400_000;
 const BYTES_MAX: usize = 4 << 30;
@@ -173,12 +175,13 @@ fn full(cases: &[Case], messages: usize, arguments: &Arguments) {
     let sink = smtp_sink(nodes.sink(), dir.path());
     let measured = |nodes: &mut Nodes| -> Vec<Vec<Run>> {
         let runs = |case: &Case| {
-            let mut load = load(case, FIRST, arguments);
+            let mut load = first(case, arguments);
             let mut runs = Vec::new();
             for number in 0..=arguments.runs {
                 let run = run(nodes, &load, &syncs, case.delivers.then_some(&sink));
                 if number == 0 {
                     load.messages = enough(case, run.relayed * arguments.seconds);
+                    load.sender = sender(case, arguments.seconds);
                 } else {
                     runs.push(run);
                 }
@@ -223,12 +226,13 @@ fn group(cases: &[Case], arguments: &Arguments) {
     }
     for case in cases {
         let mut runs: Vec<Vec<Run>> = vec![Vec::new(); servers.len()];
-        let mut loads: Vec<Load> = servers.iter().map(|_| load(case, FIRST, arguments)).collect();
+        let mut loads: Vec<Load> = servers.iter().map(|_| first(case, arguments)).collect();
         for number in 0..=arguments.runs {
             for ((server, load), runs) in servers.iter_mut().zip(&mut loads).zip(&mut runs) {
                 let run = run(&mut **server, load, &syncs, case.delivers.then_some(&sink));
                 if number == 0 {
                     load.messages = enough(case, run.relayed * arguments.seconds);
+                    load.sender = sender(case, arguments.seconds);
                 } else {
                     runs.push(run);
                 }
@@ -239,23 +243,28 @@ fn group(cases: &[Case], arguments: &Arguments) {
     }
 }
 
-fn load(case: &Case, messages: usize, arguments: &Arguments) -> Load {
-    let time = Duration::from_secs_f64(arguments.seconds);
-    let sender = match case.client {
-        Client::Source => Sender::Source,
-        Client::Closed => Sender::Closed { time, tls: false },
-        Client::Tls => Sender::Closed { time, tls: true },
-        Client::Open(per_second) => Sender::Open { time, per_second },
-        Client::OpenEach(rate) => Sender::Open { time, per_second: rate * case.nodes as u32 },
-    };
+/// The load of the run that does not count.
+fn first(case: &Case, arguments: &Arguments) -> Load {
+    let sender = sender(case, arguments.seconds.min(FIRST_SECONDS_MAX));
     let sessions = match case.client {
         Client::OpenEach(_) => case.sessions * case.nodes,
         _ => case.sessions,
     };
     let content = Content { bytes: case.bytes, recipients: case.recipients, domain: "example.org" };
-    let messages = messages.min(BYTES_MAX / 8 / case.bytes);
+    let messages = FIRST.min(BYTES_MAX / 8 / case.bytes);
     let Case { many, beside, .. } = *case;
     Load { sender, sessions, messages, many, content, beside }
+}
+
+fn sender(case: &Case, seconds: f64) -> Sender {
+    let time = Duration::from_secs_f64(seconds);
+    match case.client {
+        Client::Source => Sender::Source,
+        Client::Closed => Sender::Closed { time, tls: false },
+        Client::Tls => Sender::Closed { time, tls: true },
+        Client::Open(per_second) => Sender::Open { time, per_second },
+        Client::OpenEach(rate) => Sender::Open { time, per_second: rate * case.nodes as u32 },
+    }
 }
 
 fn enough(case: &Case, messages: f64) -> usize {
