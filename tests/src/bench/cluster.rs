@@ -2,10 +2,13 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use rustix::process::Signal;
+
 use super::{Content, Load, Sender, Server, Syncs, meter::family};
 use crate::{
+    client::Client,
     cluster::{Cluster, PATIENCE},
-    wait_for,
+    process, wait_for,
 };
 
 const BASE_PORT: u16 = 5_500;
@@ -32,6 +35,7 @@ impl Nodes {
         let nodes = count.to_string();
         let mut cluster = Cluster::start_under(BASE_PORT, &["--nodes", &nodes], &environment);
         cluster.kill_sink();
+        offer_tls(&cluster);
         Self { cluster, count, delivers: true, waiting: 0, before: (0.0, 0.0) }
     }
 
@@ -54,7 +58,7 @@ impl Nodes {
         self.waiting = messages;
         // Each is looked at once, and waits then.
         let used = |nodes: &Self| -> Duration {
-            nodes.processes().into_iter().map(crate::process::cpu_time).sum()
+            nodes.processes().into_iter().map(process::cpu_time).sum()
         };
         wait_for("the messages to wait", FILLED, || {
             let before = used(self);
@@ -90,6 +94,23 @@ impl Nodes {
         std::fs::write(&path, policy.replace(old, new)).unwrap();
         self.cluster.apply_config();
         self.delivers = goes;
+    }
+}
+
+/// The relay of a development cluster has no certificate; it gets that of submission.
+fn offer_tls(cluster: &Cluster) {
+    let certificates = cluster.dir().join("certs");
+    for end in ["pem", "key"] {
+        let of = |name: &str| certificates.join(format!("{name}.{end}"));
+        std::fs::copy(of("smtp.hermes.cam.ac.uk"), of("ppsw.cam.ac.uk")).unwrap();
+    }
+    for node in &cluster.file.nodes {
+        process::signal(node.pid, Signal::HUP);
+        wait_for("TLS", PATIENCE, || {
+            let mut client = Client::connect(node.smart).ok()?;
+            client.ehlo().ok()?;
+            client.start_tls().ok()
+        });
     }
 }
 
