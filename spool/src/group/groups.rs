@@ -83,6 +83,7 @@ impl Groups {
             clock: inner.clock.clone(),
             neighbours: inner.neighbours.clone(),
             pace: inner.pace.clone(),
+            keeps_news: machine.can_wait_for_news(),
         };
         let peers = factory.clone();
         let raft = Raft::build(inner.node, config, factory, store.clone(), adapter.clone())

@@ -53,6 +53,11 @@ pub trait Machine: Send + Sync + 'static {
     fn outdated(&self) -> Option<String> {
         None
     }
+    /// Whether followers may hear of commits a moment later than they could ([`limits::COMMIT_NEWS_MAX`]). Not where somebody
+    /// may ask another node for what this one has just said.
+    fn can_wait_for_news(&self) -> bool {
+        false
+    }
     /// Leadership changed, as seen by this replica. `Leading` comes only after an entry of the new term is applied.
     fn leadership(&self, change: Leadership);
 }

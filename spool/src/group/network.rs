@@ -56,6 +56,8 @@ pub(crate) struct Factory {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) neighbours: Arc<Neighbours>,
     pub(super) pace: Arc<Pace>,
+    /// News of commits may wait for entries.
+    pub(super) keeps_news: bool,
 }
 
 impl Factory {
@@ -183,7 +185,8 @@ impl Peer {
         let sent = Arc::new(AtomicU64::new(0));
         let (sending, target) = (sent.clone(), self.target());
         let (pace, follower) = (self.of.pace.clone(), Arc::new(Mutex::default()));
-        let requests = stream::iter([first]).chain(news::gathered(input)).then(move |request| {
+        let input = news::gathered(input, self.of.keeps_news);
+        let requests = stream::iter([first]).chain(input).then(move |request| {
             let (pace, follower, sending) = (pace.clone(), Arc::clone(&follower), sending.clone());
             async move {
                 pace.admit(&follower, piece(&request)).await;

@@ -1,6 +1,6 @@
 //! News of a commit travels with entries. openraft sends a request of its own for each, as soon as a majority has what the
 //! last one carried: on a busy node, every other request and answer between the nodes. A follower needs the news to apply
-//! what it has, and nobody waits for that.
+//! what it has, and for a queue nobody waits for that.
 
 use futures::{Stream, StreamExt, stream};
 use openraft::raft::AppendEntriesRequest;
@@ -11,23 +11,23 @@ use crate::limits::COMMIT_NEWS_MAX;
 
 type Request = AppendEntriesRequest<TypeConfig>;
 
-/// The requests of one stream behind its first, in their order; one without entries is kept back for
+/// The requests of one stream behind its first, in their order; if `keeps`, one without entries is kept back for
 /// [`COMMIT_NEWS_MAX`], and falls away when one with entries comes meanwhile, which says the same or more.
 ///
 /// openraft takes an answer as one to all requests up to the entry that it names, so what falls away is not missed; and as
 /// if all of these had been sent when they were made, for which the lease has a margin (`LEASE_MARGIN`).
-pub(super) fn gathered<S>(requests: S) -> impl Stream<Item = Request>
+pub(super) fn gathered<S>(requests: S, keeps: bool) -> impl Stream<Item = Request>
 where
     S: Stream<Item = Request> + Unpin,
 {
-    stream::unfold((requests.fuse(), None), |(mut requests, mut kept)| async move {
+    stream::unfold((requests.fuse(), None), move |(mut requests, mut kept)| async move {
         loop {
             let next = match &kept {
                 None => requests.next().await,
                 Some((_, until)) => timeout_at(*until, requests.next()).await.unwrap_or_default(),
             };
             match next {
-                Some(news) if news.entries.is_empty() => {
+                Some(news) if keeps && news.entries.is_empty() => {
                     let until = kept.map_or_else(|| Instant::now() + COMMIT_NEWS_MAX, |(_, at)| at);
                     kept = Some((news, until));
                 }
@@ -72,7 +72,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn news_goes_with_entries_or_a_moment_later() {
         let (send, requests) = mpsc::unbounded();
-        let mut gathered = Box::pin(gathered(requests));
+        let mut gathered = Box::pin(gathered(requests, true));
         let begin = Instant::now();
         let say = |request| send.unbounded_send(request).unwrap();
         say(request(10..11, 8));
@@ -97,5 +97,15 @@ mod tests {
         drop(send);
         assert_eq!(seen(gathered.next().await), Some((0, 13)));
         assert_eq!(seen(gathered.next().await), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_goes_at_once_where_somebody_may_wait_for_it() {
+        let requests = stream::iter([request(10..11, 8), request(11..11, 9)]);
+        let mut gathered = Box::pin(gathered(requests, false));
+        let begin = Instant::now();
+        assert_eq!(seen(gathered.next().await), Some((1, 8)));
+        assert_eq!(seen(gathered.next().await), Some((0, 9)));
+        assert_eq!((begin.elapsed(), seen(gathered.next().await)), (Duration::ZERO, None));
     }
 }

@@ -289,6 +289,11 @@ impl Machine for QueueMachine {
         taken
     }
 
+    fn can_wait_for_news(&self) -> bool {
+        // A queue is looked at where it is led.
+        true
+    }
+
     fn outdated(&self) -> Option<String> {
         self.lock().outdated.clone()
     }
