@@ -241,12 +241,10 @@ impl NodeConfig {
         if self.source.len() > limits::SOURCES_MAX {
             return Err(format!("source: expected at most {}", limits::SOURCES_MAX));
         }
-        if self.threads.is_some_and(|threads| !(1..=limits::THREADS_MAX).contains(&threads)) {
-            return Err(format!(
-                "threads = {}: expected 1 to {}",
-                self.threads.unwrap_or_default(),
-                limits::THREADS_MAX
-            ));
+        if let Some(threads) = self.threads
+            && !(1..=limits::THREADS_MAX).contains(&threads)
+        {
+            return Err(format!("threads = {threads}: expected 1 to {}", limits::THREADS_MAX));
         }
         if self.drain_notice > limits::DRAIN_NOTICE_MAX {
             return Err(format!(

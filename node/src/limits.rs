@@ -563,11 +563,11 @@ pub const RESUMED_AT_ONCE: usize = 100;
 /// What is suspended is looked at again after this time: a node that was away when the suspension ended does not know.
 pub const SUSPENDED_RETRY: Duration = Duration::from_secs(15 * 60);
 
-/// How long a node that is to be drained goes on taking sessions: balancers that look every second have seen it then.
-pub const DRAIN_NOTICE: Duration = Duration::from_secs(3);
-
 /// Threads of a node: more than any machine has processors is a slip of the pen.
 pub const THREADS_MAX: usize = 1024;
+
+/// How long a node that is to be drained goes on taking sessions: balancers that look every second have seen it then.
+pub const DRAIN_NOTICE: Duration = Duration::from_secs(3);
 
 /// Longer, and a drain does not fit into the time that a service manager gives it.
 pub const DRAIN_NOTICE_MAX: Duration = Duration::from_secs(60);

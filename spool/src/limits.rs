@@ -339,7 +339,5 @@ pub const LEARNER_LAG_MAX: u64 = 2_000;
 /// A peer's free space that was not told again for so long is not known any more: heartbeats are answered every 150 ms.
 pub const SPACE_KNOWN_MAX: Duration = Duration::from_secs(2);
 
-/// What is taken off a lease: 100 ms for the time between looking at it and acting, and for clocks that run unequally; and
-/// the time between two heartbeats, because openraft takes the answer to one request for one to news of a commit that it made
-/// later and that was kept back (`group/news.rs`): the follower's promise may be as old as its last heartbeat then.
-pub const LEASE_MARGIN: Duration = Duration::from_millis(250);
+/// What is taken off a lease for the time between looking at it and acting, and for clocks that run unequally.
+pub const LEASE_MARGIN: Duration = Duration::from_millis(100);

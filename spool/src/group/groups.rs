@@ -239,6 +239,8 @@ fn config(id: GroupId, timing: Timing) -> Result<openraft::Config, LogError> {
     openraft::Config {
         cluster_name: format!("group-{id}"),
         heartbeat_interval: ms(timing.heartbeat),
+        // Heartbeats always go: the lease counts on them (`lease.rs`).
+        heartbeat_min_interval: Some(0),
         election_timeout_min: ms(timing.election_min),
         election_timeout_max: ms(timing.election_max),
         enable_pre_vote: Some(true),

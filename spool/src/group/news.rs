@@ -15,7 +15,7 @@ type Request = AppendEntriesRequest<TypeConfig>;
 /// [`COMMIT_NEWS_MAX`], and falls away when one with entries comes meanwhile, which says the same or more.
 ///
 /// openraft takes an answer as one to all requests up to the entry that it names, so what falls away is not missed; and as
-/// if all of these had been sent when they were made, for which the lease has a margin (`LEASE_MARGIN`).
+/// if all of these had been sent when they were made, for which the lease is shorter (`lease.rs`).
 pub(super) fn gathered<S>(requests: S, keeps: bool) -> impl Stream<Item = Request>
 where
     S: Stream<Item = Request> + Unpin,

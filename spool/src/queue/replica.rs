@@ -8,6 +8,7 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use tokio::sync::{Semaphore, watch};
 use tracing::warn;
 
@@ -24,7 +25,13 @@ use crate::{
 /// What a partition asks of its Raft group. [`Group`] is the real one; tests of the writer have one that fails.
 #[async_trait]
 pub(super) trait Proposals: Send + Sync + 'static {
-    async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError>;
+    fn propose<'a>(
+        &'a self,
+        payload: Bytes,
+        deadline: Duration,
+    ) -> BoxFuture<'a, Result<Reply, ProposeError>> {
+        self.propose_within(payload, Duration::ZERO, deadline)
+    }
     /// As `propose`, up to `patience` later, with others.
     async fn propose_within(
         &self,
@@ -50,10 +57,6 @@ pub(super) trait Proposals: Send + Sync + 'static {
 
 #[async_trait]
 impl Proposals for Group {
-    async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
-        Self::propose(self, payload, deadline).await
-    }
-
     async fn propose_within(
         &self,
         payload: Bytes,

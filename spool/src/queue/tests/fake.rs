@@ -58,7 +58,12 @@ pub(super) struct Fake {
 
 #[async_trait]
 impl Proposals for Fake {
-    async fn propose(&self, payload: Bytes, deadline: Duration) -> Result<Reply, ProposeError> {
+    async fn propose_within(
+        &self,
+        payload: Bytes,
+        _: Duration,
+        deadline: Duration,
+    ) -> Result<Reply, ProposeError> {
         let waiting = self.waiting.fetch_add(1, Ordering::SeqCst) + 1;
         self.waiting_most.fetch_max(waiting, Ordering::SeqCst);
         let permit = tokio::time::timeout(deadline, self.gate.acquire()).await;
@@ -77,15 +82,6 @@ impl Proposals for Fake {
             return Err(ProposeError::Timeout(deadline));
         }
         Ok(reply)
-    }
-
-    async fn propose_within(
-        &self,
-        payload: Bytes,
-        _: Duration,
-        deadline: Duration,
-    ) -> Result<Reply, ProposeError> {
-        self.propose(payload, deadline).await
     }
 
     async fn forward(&self, payload: Bytes, _: Duration) -> Result<Reply, ProposeError> {
