@@ -8,9 +8,17 @@ pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Chunks of one message that may be proposed and not yet committed (measured: more than 4 delays small mail).
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
-/// Chunks of all messages of a partition that may be proposed and not yet committed: 2 MiB. What is small waits behind them in
-/// every queue; without this bound long messages were 4 % faster, and short ones eight times as late (docs/performance.md).
+/// Chunks of all messages of a partition that may be proposed and not yet committed: 2 MiB. With fewer, messages of 1 MiB are
+/// slower (a quarter with one); without a bound they were 4 % faster (docs/performance.md).
 pub const CHUNKS_PER_PARTITION_MAX: usize = 8;
+
+/// The same while short messages come, which wait behind them in every queue: with 8 they were four times as late, with 2
+/// twice (docs/performance.md). A divisor of that.
+pub const CHUNKS_BESIDE_SHORT_MAX: usize = 1;
+
+/// So long after a short message others are expected. Much longer than one takes beside long ones: else its own delay would let
+/// more of them go before it.
+pub const SHORT_ABOUT: Duration = Duration::from_secs(2);
 
 /// A message up to this size travels inside its `Accept` entry instead of as chunks.
 pub const INLINE_BODY_BYTES_MAX: usize = 64 * 1024;
@@ -47,7 +55,8 @@ pub const LOG_QUEUE_RECORDS_HARD: usize = 256 * 1024;
 /// What an entry in memory costs besides its payload, for the bounds of queue and cache.
 pub const LOG_RECORD_OVERHEAD: usize = 96;
 
-/// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space.
+/// Dead segments kept for reuse: rewriting blocks that exist is 1.6 times faster; more only hold space. What a trim leaves
+/// beyond that is removed one by one, at most two in a second (`SPACE_POLL`) unless the log grows.
 pub const LOG_FREE_SEGMENTS_MAX: usize = 4;
 
 /// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.

@@ -106,9 +106,8 @@ pub(super) const NEVER: &Again<'static> = &|_| false;
 
 /// Where the file of a new segment comes from.
 pub(super) struct Supply<'a> {
-    pub(super) free: &'a mut Free,
-    /// Takes the spare, if there is one.
-    pub(super) spare: &'a dyn Fn() -> Option<PathBuf>,
+    /// Takes one that waits, if there is one.
+    pub(super) waiting: &'a dyn Fn() -> Option<PathBuf>,
     pub(super) again: &'a Again<'a>,
 }
 
@@ -151,7 +150,7 @@ impl Active {
     pub(super) fn begin(
         disk: &dyn Disk,
         dir: &Path,
-        supply: &mut Supply<'_>,
+        supply: &Supply<'_>,
         beginning: &Beginning<'_>,
     ) -> Result<Self, LogError> {
         let path = dir.join(name(beginning.generation));
@@ -259,10 +258,9 @@ impl Active {
 impl Supply<'_> {
     /// A file under its new name: one that waits for reuse, the spare, or a new one of `bytes`. What waits is looked for
     /// anew whenever the disk was full.
-    fn file(&mut self, disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+    fn file(&self, disk: &dyn Disk, path: &Path, bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
         loop {
-            let waiting = self.free.pop_front().map(|(old, _)| old).or_else(self.spare);
-            if let Some(old) = waiting {
+            if let Some(old) = (self.waiting)() {
                 retry(self.again, || disk.rename(&old, path))?;
                 return disk.open(path);
             }

@@ -59,8 +59,7 @@ impl Driver {
         loop {
             self.spare.look();
             self.writer.release_early()?;
-            let place = !self.writer.free.is_empty() || self.writer.shared.disk_space.has_spare();
-            if place || self.writer.shared.lock().closed {
+            if self.writer.shared.has_file() || self.writer.shared.lock().closed {
                 return Ok(());
             }
             sleep(LOG_FULL_RETRY_MIN).await;

@@ -361,7 +361,7 @@ impl Log {
         let disk_free = disk.free_bytes(dir).unwrap_or(0);
         let state = self.inner.shared.lock();
         let (segments, bytes) = state.index.usage();
-        Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes) }
+        Usage { segments, bytes, free_bytes: disk_free.saturating_add(state.free_bytes()) }
     }
 
     /// What keeps the segments: nothing but the entries of the groups does.
@@ -455,13 +455,13 @@ fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::Spar
         return Err(damage);
     }
     let Recovered { index, active, sidecar, free, released } = recover(&*disk, &options)?;
-    let shared = Arc::new(Shared::new(disk, options.dir, index, active.offset, segment_bytes));
-    let spare = space::SpareMaker::new(Arc::clone(&shared), free.len());
+    let shared = Shared::new(disk, options.dir, index, free, active.offset, segment_bytes);
+    let shared = Arc::new(shared);
+    let spare = space::SpareMaker::new(Arc::clone(&shared));
     let writer = Writer {
         shared,
         active,
         sidecar,
-        free,
         released,
         segment_bytes,
         cache_bytes: options.cache_bytes,

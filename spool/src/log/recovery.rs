@@ -16,10 +16,7 @@ use super::{
     sidecar,
     writer::put_away,
 };
-use crate::{
-    env::Disk,
-    limits::{LOG_FLUSH_BYTES_MAX, LOG_FREE_SEGMENTS_MAX},
-};
+use crate::{env::Disk, limits::LOG_FLUSH_BYTES_MAX};
 
 /// The generation of a log's first segment.
 const FIRST: u64 = 1;
@@ -79,7 +76,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, L
     let active = secure(disk, dir, &tail, ends.get(&(last.wrapping_sub(1))).copied())?;
     for &generation in segments.range(..tail.released) {
         let len = disk.open(&dir.join(name(generation))).and_then(|f| f.len()).map_err(failed)?;
-        put_away(disk, dir, generation, len, &mut free)?;
+        free.extend(put_away(disk, dir, generation, len)?);
     }
     remove_sidecars(disk, dir, &names, tail.released..last);
     let sidecar = sidecar::Builder::of(&tail.scan);
@@ -120,27 +117,22 @@ fn create(disk: &dyn Disk, options: &Options) -> Result<Recovered, LogError> {
         segment_bytes: options.segment_bytes,
         first: 0,
     };
-    let mut free = Free::new();
-    let mut supply = Supply { free: &mut free, spare: &|| None, again: NEVER };
-    let active = Active::begin(disk, &options.dir, &mut supply, &beginning)?;
+    let supply = Supply { waiting: &|| None, again: NEVER };
+    let active = Active::begin(disk, &options.dir, &supply, &beginning)?;
     let mut index = Index::default();
     index.begin(active.stamp, Arc::clone(&active.file), active.size);
     let sidecar = sidecar::Builder::begin(active.stamp, FIRST, 0, &[]);
-    Ok(Recovered { index, active, sidecar, free, released: FIRST })
+    Ok(Recovered { index, active, sidecar, free: Free::new(), released: FIRST })
 }
 
-/// The files that wait for reuse; what is too many of them is removed.
+/// The files that wait for reuse.
 fn free_files(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Free, LogError> {
     let mut free = Free::new();
     for generation in names.iter().filter_map(|n| free_generation_of(n)) {
         let path = dir.join(free_name(generation));
         let failed = |e| LogError::Disk(format!("{}: {e}", path.display()));
-        if free.len() < LOG_FREE_SEGMENTS_MAX {
-            let len = disk.open(&path).and_then(|f| f.len()).map_err(failed)?;
-            free.push_back((path, len));
-        } else {
-            disk.remove(&path).map_err(failed)?;
-        }
+        let len = disk.open(&path).and_then(|f| f.len()).map_err(failed)?;
+        free.push_back((path, len));
     }
     Ok(free)
 }

@@ -1,6 +1,7 @@
-//! Space: how much the disk has left, and the spare segment that is made ahead of need (docs/log-format.md §10).
+//! Space: how much the disk has left, the spare segment that is made ahead of need, and files that are too many
+//! (docs/log-format.md §10).
 //!
-//! A thread of its own does both, so that neither an allocation nor a file system that hangs stands in the way of
+//! A thread of its own sees to them, so that neither an allocation nor a file system that hangs stands in the way of
 //! the writer.
 
 use std::{
@@ -11,7 +12,7 @@ use std::{
 use super::{LogError, active::create, writer::Shared};
 use crate::{
     env::is_full,
-    limits::{LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, SPACE_POLL},
+    limits::{LOG_FREE_SEGMENTS_MAX, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, SPACE_POLL},
 };
 
 /// Below what the disk counts as low.
@@ -147,8 +148,8 @@ pub(super) struct SpareMaker {
 }
 
 impl SpareMaker {
-    /// Looks for a spare of an earlier process, and measures for the first time. `free_files` wait for reuse.
-    pub(super) fn new(shared: Arc<Shared>, free_files: usize) -> Self {
+    /// Looks for a spare of an earlier process, and measures for the first time.
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
         let names = shared.disk.list(&shared.dir).unwrap_or_default();
         let mut numbers: Vec<u64> = names.iter().filter_map(|name| number_of(name)).collect();
         let number = numbers.iter().max().map_or(0, |last| last + 1);
@@ -157,7 +158,6 @@ impl SpareMaker {
             // One is enough; what stays only costs space until the next start.
             let _ = shared.disk.remove(&shared.dir.join(name(number)));
         }
-        shared.lock().free_files = free_files;
         let maker = Self { shared, number, left, complained: false };
         maker.measure(false);
         maker
@@ -171,15 +171,29 @@ impl SpareMaker {
         }
     }
 
-    /// Makes a spare if one is wanted, and measures.
+    /// Makes a spare if one is wanted, removes a file if too many wait, and measures.
     pub(super) fn look(&mut self) {
         let short = self.tend();
+        self.remove_one();
         self.measure(short);
+    }
+
+    /// Removes one of the files that are too many. Not all at once: where a file system tells the disk what it no longer needs,
+    /// as many as a trim leaves held up every sync on it for most of a second.
+    fn remove_one(&self) {
+        let surplus = {
+            let free = &mut self.shared.lock().free;
+            if free.len() > LOG_FREE_SEGMENTS_MAX { free.pop_back() } else { None }
+        };
+        let Some((path, _)) = surplus else { return };
+        if let Err(error) = self.shared.disk.remove(&path) {
+            tracing::warn!(path = %path.display(), %error, "a file stays until the next start");
+        }
     }
 
     /// Makes a spare if one is wanted. Whether the log is short.
     fn tend(&mut self) -> bool {
-        let wanted = self.shared.lock().free_files == 0 || self.left.is_some();
+        let wanted = self.shared.lock().free.is_empty() || self.left.is_some();
         if !wanted || self.shared.disk_space.has_spare() {
             return false;
         }
@@ -189,7 +203,7 @@ impl SpareMaker {
                 self.shared.disk_space.lock().spare = Some(path);
                 false
             }
-            Made::Full => self.shared.lock().free_files == 0,
+            Made::Full => self.shared.lock().free.is_empty(),
             Made::Failed => false,
         }
     }
@@ -229,7 +243,7 @@ impl SpareMaker {
     fn measure(&self, short: bool) {
         let Shared { disk, dir, .. } = &*self.shared;
         let (bytes, inodes) = (disk.free_bytes(dir), disk.free_inodes(dir));
-        let reusable = self.shared.lock().free_bytes;
+        let reusable = self.shared.lock().free_bytes();
         let space = {
             let mut state = self.shared.disk_space.lock();
             if let Ok(bytes) = bytes {

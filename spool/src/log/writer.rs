@@ -27,10 +27,7 @@ use super::{
 };
 use crate::{
     env::{Disk, is_full},
-    limits::{
-        LOG_CONFIRM_AFTER, LOG_FREE_SEGMENTS_MAX, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN,
-        LOG_LAST_RESERVE,
-    },
+    limits::{LOG_CONFIRM_AFTER, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, LOG_LAST_RESERVE},
 };
 
 /// Called once, with the reason.
@@ -72,9 +69,8 @@ pub(super) struct State {
     pub(super) on_failure: Vec<OnFailure>,
     /// The last handle is gone.
     pub(super) closed: bool,
-    /// Files that wait for reuse, and their bytes.
-    pub(super) free_files: usize,
-    pub(super) free_bytes: u64,
+    /// Files that wait to be segments again. What is too many is removed, one after the other.
+    pub(super) free: Free,
     /// So far the last segment is synced.
     pub(super) synced: u64,
     pub(super) scrub: ScrubState,
@@ -84,8 +80,13 @@ pub(super) struct State {
 
 impl State {
     /// Whether only the reserve of the last segment is left, of the usual size or larger.
-    pub(super) const fn is_near_end(&self, segment_bytes: u64) -> bool {
-        self.free_files == 0 && self.left_bytes < segment_bytes / LOG_LAST_RESERVE
+    pub(super) fn is_near_end(&self, segment_bytes: u64) -> bool {
+        self.free.is_empty() && self.left_bytes < segment_bytes / LOG_LAST_RESERVE
+    }
+
+    /// Of the files that wait to be segments again.
+    pub(super) fn free_bytes(&self) -> u64 {
+        self.free.iter().map(|(_, bytes)| bytes).sum()
     }
 }
 
@@ -94,6 +95,7 @@ impl Shared {
         disk: Arc<dyn Disk>,
         dir: PathBuf,
         index: Index,
+        free: Free,
         synced: u64,
         segment_bytes: u64,
     ) -> Self {
@@ -103,8 +105,7 @@ impl Shared {
             failed: None,
             on_failure: Vec::new(),
             closed: false,
-            free_files: 0,
-            free_bytes: 0,
+            free,
             synced,
             scrub: ScrubState::default(),
             left_bytes: segment_bytes,
@@ -144,6 +145,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes a file that waits to be the next segment.
+    fn take_file(&self) -> Option<PathBuf> {
+        let free = self.lock().free.pop_front();
+        free.map(|(path, _)| path).or_else(|| self.disk_space.take_spare())
+    }
+
+    /// Whether a file waits to be the next segment.
+    pub(super) fn has_file(&self) -> bool {
+        !self.lock().free.is_empty() || self.disk_space.has_spare()
+    }
+
     /// Waits for a time, or until the log is closed. Whether it is.
     pub(super) fn pause(&self, time: Duration) -> bool {
         let waited = self.closing.wait_timeout_while(self.lock(), time, |state| !state.closed);
@@ -170,7 +182,6 @@ pub(super) struct Writer {
     pub(super) active: Active,
     /// What the active segment holds.
     pub(super) sidecar: sidecar::Builder,
-    pub(super) free: Free,
     /// Oldest generation that the disk says is needed.
     pub(super) released: u64,
     pub(super) segment_bytes: u64,
@@ -348,12 +359,11 @@ impl Writer {
             segment_bytes: self.segment_bytes,
             first,
         };
-        let Shared { disk, dir, disk_space, .. } = &*self.shared;
+        let Shared { disk, dir, .. } = &*self.shared;
         let waiting = Waiting::new(&self.shared);
         let again = |e: &io::Error| waiting.again(e);
-        let mut supply =
-            Supply { free: &mut self.free, spare: &|| disk_space.take_spare(), again: &again };
-        let next = Active::begin(&**disk, dir, &mut supply, &beginning)?;
+        let supply = Supply { waiting: &|| self.shared.take_file(), again: &again };
+        let next = Active::begin(&**disk, dir, &supply, &beginning)?;
         self.active.seal(&again)?;
         drop(waiting);
         {
@@ -374,8 +384,7 @@ impl Writer {
     /// next segment's head would do that too, but it would have to find a place first.
     pub(super) fn release_early(&mut self) -> Result<(), LogError> {
         let needed = self.needed();
-        let waits = !self.free.is_empty() || self.shared.disk_space.has_spare();
-        if waits || needed <= self.released || !self.active.releasable() {
+        if self.shared.has_file() || needed <= self.released || !self.active.releasable() {
             return Ok(());
         }
         self.flush(needed)
@@ -387,7 +396,8 @@ impl Writer {
         let retired = self.shared.lock().index.take_before(released);
         for (generation, segment) in retired {
             let Shared { disk, dir, .. } = &*self.shared;
-            put_away(&**disk, dir, generation, segment.bytes, &mut self.free)?;
+            let free = put_away(&**disk, dir, generation, segment.bytes)?;
+            self.shared.lock().free.extend(free);
         }
         self.report();
         Ok(())
@@ -395,8 +405,6 @@ impl Writer {
 
     pub(super) fn report(&self) {
         let mut state = self.shared.lock();
-        state.free_bytes = self.free.iter().map(|(_, bytes)| bytes).sum();
-        state.free_files = self.free.len();
         state.left_bytes = self.active.size.saturating_sub(self.active.offset);
         metrics::gauge!("ppsw_log_segments").set(state.index.usage().0 as f64);
         drop(state);
@@ -413,37 +421,31 @@ impl Writer {
     }
 }
 
-/// Keeps a segment's file for reuse, or removes it if enough are kept. That need not be durable: after a power
-/// cut it is found below what is needed, and put away again.
+/// Keeps a segment's file for reuse; gives its new name and its bytes. That need not be durable: after a power cut it is found
+/// below what is needed, and put away again.
 pub(super) fn put_away(
     disk: &dyn Disk,
     dir: &std::path::Path,
     generation: u64,
     bytes: u64,
-    free: &mut Free,
-) -> Result<(), LogError> {
+) -> Result<Option<(PathBuf, u64)>, LogError> {
     sidecar::remove(disk, dir, generation);
     let path = dir.join(name(generation));
     let failed = |e| LogError::Disk(format!("putting away {}: {e}", path.display()));
-    if free.len() < LOG_FREE_SEGMENTS_MAX {
-        let kept = dir.join(free_name(generation));
-        match disk.rename(&path, &kept) {
-            Ok(()) => {
-                free.push_back((kept, bytes));
-                return Ok(());
-            }
-            // The directory has no room for the longer name.
-            Err(error) if is_full(&error) => {}
-            Err(error) => return Err(failed(error)),
-        }
+    let kept = dir.join(free_name(generation));
+    match disk.rename(&path, &kept) {
+        Ok(()) => return Ok(Some((kept, bytes))),
+        // The directory has no room for the longer name.
+        Err(error) if is_full(&error) => {}
+        Err(error) => return Err(failed(error)),
     }
     match disk.remove(&path) {
         Err(error) if is_full(&error) => {
             tracing::warn!(path = %path.display(), %error, "a segment stays until the next start");
-            Ok(())
         }
-        done => done.map_err(failed),
+        done => done.map_err(failed)?,
     }
+    Ok(None)
 }
 
 /// One wait for space on a full disk.

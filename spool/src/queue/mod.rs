@@ -14,6 +14,7 @@ mod machine;
 mod marks;
 mod message;
 mod partition;
+mod places;
 mod reader;
 mod replica;
 mod retention;

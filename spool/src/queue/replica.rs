@@ -9,16 +9,16 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tracing::warn;
 
-use super::{machine::QueueMachine, marks::Marks, message::MessageId};
+use super::{machine::QueueMachine, marks::Marks, message::MessageId, places::ChunkPlaces};
 use crate::{
     NodeId,
     env::Clock,
     faults::{self, Fault},
     group::{ChangeError, Group, ProposeError, Reply},
-    limits::{CHUNKS_PER_PARTITION_MAX, DOOMED_MAX, ENTRY_BYTES_MAX},
+    limits::{DOOMED_MAX, ENTRY_BYTES_MAX},
     log::LogError,
 };
 
@@ -109,8 +109,8 @@ pub(super) struct Replica {
     pub(super) raft: Arc<dyn Proposals>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) marks: Marks,
-    /// Places of chunks that are not yet committed. Closed by nobody.
-    pub(super) chunks: Arc<Semaphore>,
+    /// For chunks that are not yet committed.
+    pub(super) places: ChunkPlaces,
     sessions: Mutex<Sessions>,
 }
 
@@ -133,8 +133,8 @@ impl Replica {
         clock: Arc<dyn Clock>,
     ) -> Self {
         let (marks, sessions) = (Marks::default(), Mutex::default());
-        let chunks = Arc::new(Semaphore::new(CHUNKS_PER_PARTITION_MAX));
-        Self { machine, raft, clock, marks, chunks, sessions }
+        let places = ChunkPlaces::new(Arc::clone(&clock));
+        Self { machine, raft, clock, marks, places, sessions }
     }
 
     /// Proposes an entry. One that the log could not hold is refused here.

@@ -62,8 +62,8 @@ impl MessageWriter {
     }
 
     /// Adds bytes. Small messages stay in memory (up to `INLINE_BODY_BYTES_MAX`), larger ones go to the log in
-    /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` of it, or `CHUNKS_PER_PARTITION_MAX` of all messages, are
-    /// not yet committed.
+    /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` of it, or `CHUNKS_PER_PARTITION_MAX` of all messages
+    /// (`CHUNKS_BESIDE_SHORT_MAX` while short ones come), are not yet committed.
     ///
     /// # Errors
     /// `Moved` when leadership is lost, `NoMajority` when a chunk was not committed in `CHUNK_COMMIT_MAX`, `NoSpace`
@@ -115,6 +115,7 @@ impl MessageWriter {
     async fn finish(&mut self, envelope: &Envelope, deadline: Duration) -> Result<(), AcceptError> {
         let inline = self.chunks == 0 && self.buffer.len() <= INLINE_BODY_BYTES_MAX;
         let body = if inline {
+            self.replica.places.note_short();
             BodyBytes::Inline(self.buffer.split().freeze())
         } else {
             if !self.buffer.is_empty() {
@@ -147,8 +148,8 @@ impl MessageWriter {
         while self.in_flight.len() >= CHUNKS_IN_FLIGHT_MAX {
             self.reap().await?;
         }
-        // Those who have waited longer go first. What is checked is checked after the wait.
-        let place = Arc::clone(&self.replica.chunks).acquire_owned().await;
+        // What is checked is checked after the wait.
+        let place = self.replica.places.take().await;
         self.check()?;
         self.check_space()?;
         if self.chunks >= CHUNKS_PER_MESSAGE_MAX {
