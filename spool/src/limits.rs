@@ -16,9 +16,11 @@ pub const CHUNKS_PER_PARTITION_MAX: usize = 8;
 /// twice (docs/performance.md). A divisor of that.
 pub const CHUNKS_BESIDE_SHORT_MAX: usize = 1;
 
-/// So long after a short message others are expected. Much longer than one takes beside long ones: else its own delay would let
-/// more of them go before it.
-pub const SHORT_ABOUT: Duration = Duration::from_secs(2);
+/// The longest pause behind a chunk while short messages come.
+pub const CHUNK_PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// So long after a short message others are expected: for a pause in a load, and much longer than one takes beside long ones.
+pub const SHORT_ABOUT: Duration = Duration::from_secs(10);
 
 /// A message up to this size travels inside its `Accept` entry instead of as chunks.
 pub const INLINE_BODY_BYTES_MAX: usize = 64 * 1024;

@@ -6,11 +6,14 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
 
 use crate::{
     env::Clock,
-    limits::{CHUNKS_BESIDE_SHORT_MAX, CHUNKS_PER_PARTITION_MAX, SHORT_ABOUT},
+    limits::{CHUNK_PAUSE_MAX, CHUNKS_BESIDE_SHORT_MAX, CHUNKS_PER_PARTITION_MAX, SHORT_ABOUT},
 };
 
 /// The places of one partition.
@@ -22,8 +25,12 @@ pub(super) struct ChunkPlaces {
     short_at: Mutex<Option<Instant>>,
 }
 
-/// One chunk's; free again when it is dropped.
-pub(super) type Place = Option<OwnedSemaphorePermit>;
+/// One chunk's.
+pub(super) struct Place {
+    /// Free again when it is dropped.
+    permit: Option<OwnedSemaphorePermit>,
+    taken_at: Instant,
+}
 
 impl ChunkPlaces {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
@@ -42,11 +49,67 @@ impl ChunkPlaces {
         let count =
             if self.short_about() { CHUNKS_PER_PARTITION_MAX / CHUNKS_BESIDE_SHORT_MAX } else { 1 };
         let count = u32::try_from(count).unwrap_or(1);
-        Arc::clone(&self.places).acquire_many_owned(count).await.ok()
+        let permit = Arc::clone(&self.places).acquire_many_owned(count).await.ok();
+        Place { permit, taken_at: self.clock.instant() }
+    }
+
+    /// Gives a place back when its chunk is committed: beside short messages after as long a pause, in which they have the
+    /// processors and the disks for themselves.
+    pub(super) async fn give_back(&self, place: Place) {
+        if self.short_about() {
+            let took = self.clock.instant().saturating_duration_since(place.taken_at);
+            sleep(took.min(CHUNK_PAUSE_MAX)).await;
+        }
+        drop(place.permit);
     }
 
     fn short_about(&self) -> bool {
         let last = *self.short_at.lock().unwrap_or_else(PoisonError::into_inner);
         last.is_some_and(|at| self.clock.instant().saturating_duration_since(at) < SHORT_ABOUT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::env::UnixMs;
+
+    /// The time of the runtime, which stands still while anybody works.
+    struct Paused;
+
+    impl Clock for Paused {
+        fn now(&self) -> UnixMs {
+            UnixMs(0)
+        }
+
+        fn instant(&self) -> Instant {
+            tokio::time::Instant::now().into_std()
+        }
+    }
+
+    const CHUNK: Duration = Duration::from_millis(8);
+
+    /// How long ten chunks take that are committed after a while.
+    async fn ten(places: &Arc<ChunkPlaces>) -> Duration {
+        let begun = Paused.instant();
+        let chunks = (0..10).map(|_| async {
+            let place = places.take().await;
+            sleep(CHUNK).await;
+            places.give_back(place).await;
+        });
+        futures::future::join_all(chunks).await;
+        Paused.instant() - begun
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_short_messages_as_long_a_pause_is_made() {
+        let places = Arc::new(ChunkPlaces::new(Arc::new(Paused)));
+        assert_eq!(ten(&places).await, 2 * CHUNK, "eight, and two");
+        places.note_short();
+        assert_eq!(ten(&places).await, 10 * 2 * CHUNK);
+        sleep(SHORT_ABOUT).await;
+        assert_eq!(ten(&places).await, 2 * CHUNK, "no short ones for a while");
     }
 }

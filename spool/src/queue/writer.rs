@@ -162,10 +162,11 @@ impl MessageWriter {
         self.chunks += 1;
         self.proposed = true;
         // A task, so that the chunk makes its way while the client is slow with the next bytes.
-        let raft = Arc::clone(&self.replica.raft);
+        let replica = Arc::clone(&self.replica);
         self.in_flight.spawn(async move {
-            let _place = place;
-            raft.propose(payload, CHUNK_COMMIT_MAX).await
+            let result = replica.raft.propose(payload, CHUNK_COMMIT_MAX).await;
+            tokio::spawn(async move { replica.places.give_back(place).await });
+            result
         });
         Ok(())
     }

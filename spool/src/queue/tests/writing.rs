@@ -99,6 +99,32 @@ async fn long_messages_share_the_places_of_their_partition() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn beside_short_messages_long_ones_go_chunk_by_chunk() {
+    let world = led();
+    world.writer().accept(envelope(1), SECOND).await.unwrap();
+    let bytes = content(CHUNK_BYTES_MAX * 3);
+    let write = |mut writer: MessageWriter| {
+        let bytes = bytes.clone();
+        async move {
+            writer.write(&bytes).await.unwrap();
+            writer.accept(envelope(1), 100 * SECOND).await
+        }
+    };
+    world.fake.gate.forget_permits(10_000);
+    let all = futures::future::join_all((0..4).map(|_| write(world.writer())));
+    let (all, ()) = tokio::join!(all, async {
+        // Before the first of them is complete.
+        for chunk in 1..=6 {
+            tokio::time::sleep(SECOND).await;
+            assert_eq!(world.fake.waiting_most.load(Ordering::SeqCst), 1, "chunk {chunk}");
+            world.fake.gate.add_permits(1);
+        }
+        world.fake.gate.add_permits(1_000);
+    });
+    assert!(all.iter().all(Result::is_ok), "{all:?}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn no_answer_in_time_means_no_majority_and_an_abort() {
     let world = led();
     world.fake.set(Mode::Mute);
