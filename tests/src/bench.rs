@@ -20,7 +20,7 @@ use std::{
 pub use self::{
     cluster::Nodes,
     exim::Exim,
-    load::{Beside, Content, Latencies, Load, Sender},
+    load::{Beside, Content, DOMAIN, Latencies, Load, Sender},
     meter::{Cost, Meter},
     opensmtpd::OpenSmtpd,
     postfix::Postfix,

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use rustix::process::Signal;
 
-use super::{Content, Load, Sender, Server, Syncs, meter::family};
+use super::{Content, DOMAIN, Load, Sender, Server, Syncs, meter::family};
 use crate::{
     client::Client,
     cluster::{Cluster, PATIENCE},
@@ -22,8 +22,6 @@ pub struct Nodes {
     cluster: Cluster,
     count: usize,
     delivers: bool,
-    /// Messages that wait all the time.
-    waiting: usize,
     /// Recipients that had been delivered, and messages that had been taken, when the run began.
     before: (f64, f64),
 }
@@ -36,7 +34,7 @@ impl Nodes {
         let mut cluster = Cluster::start_under(BASE_PORT, &["--nodes", &nodes], &environment);
         cluster.kill_sink();
         offer_tls(&cluster);
-        Self { cluster, count, delivers: true, waiting: 0, before: (0.0, 0.0) }
+        Self { cluster, count, delivers: true, before: (0.0, 0.0) }
     }
 
     /// Puts so many messages of `bytes` into the queue, for a destination that nothing is sent to.
@@ -55,7 +53,6 @@ impl Nodes {
         let content = Content { bytes, recipients: 1, domain };
         let (sender, beside) = (Sender::Source, None);
         Load { sender, sessions: 60, messages, many: true, content, beside }.run(&self.addresses());
-        self.waiting = messages;
         // Each is looked at once, and waits then.
         let used = |nodes: &Self| -> Duration {
             nodes.processes().into_iter().map(process::cpu_time).sum()
@@ -141,13 +138,12 @@ impl Server for Nodes {
     }
 
     fn end(&mut self) {
-        if self.waiting > 0 {
-            return;
-        }
         wait_for("an empty queue", PATIENCE, || {
-            self.cluster.ctl(&["queue", "drop", "--all", "--reason", "measured"]);
-            let summary = self.cluster.ctl_json(&["queue", "list"]);
-            summary.as_array()?.is_empty().then_some(())
+            // What fills the queue stays.
+            let all = ["--domain", DOMAIN];
+            self.cluster.ctl(&[&["queue", "drop", "--reason", "measured"], &all[..]].concat());
+            let left = self.cluster.ctl_json(&[&["queue", "list"], &all[..]].concat());
+            left.as_array()?.is_empty().then_some(())
         });
     }
 }

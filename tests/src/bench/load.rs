@@ -15,6 +15,9 @@ const MANY: usize = 100;
 /// Refused or broken connections of one client in a row, after which the run has failed.
 const ERRORS_MAX: usize = 20;
 
+/// Where the mail goes that is measured.
+pub const DOMAIN: &str = "example.org";
+
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {

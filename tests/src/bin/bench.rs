@@ -16,8 +16,8 @@ use std::{net::SocketAddr, os::unix::fs::PermissionsExt, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use ppsw_tests::bench::{
-    Beside, Content, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd, Postfix, Run, Sender,
-    Server, Syncs, run, smtp_sink,
+    Beside, Content, DOMAIN, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd, Postfix, Run,
+    Sender, Server, Syncs, run, smtp_sink,
 };
 
 /// Messages of the first run, which says how many make a run of the wanted length.
@@ -250,7 +250,7 @@ fn first(case: &Case, arguments: &Arguments) -> Load {
         Client::OpenEach(_) => case.sessions * case.nodes,
         _ => case.sessions,
     };
-    let content = Content { bytes: case.bytes, recipients: case.recipients, domain: "example.org" };
+    let content = Content { bytes: case.bytes, recipients: case.recipients, domain: DOMAIN };
     let messages = FIRST.min(BYTES_MAX / 8 / case.bytes);
     let Case { many, beside, .. } = *case;
     Load { sender, sessions, messages, many, content, beside }
