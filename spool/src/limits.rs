@@ -9,11 +9,11 @@ pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
 /// Chunks of all messages of a partition that may be proposed and not yet committed: 2 MiB. With fewer, messages of 1 MiB are
-/// slower (a quarter with one); without a bound they were 4 % faster (docs/performance.md).
+/// slower (15 to 20 % with one); without a bound they were 4 % faster (docs/performance.md).
 pub const CHUNKS_PER_PARTITION_MAX: usize = 8;
 
 /// The same while short messages come, which wait behind them in every queue: with 8 they were four times as late, with 2
-/// twice (docs/performance.md). A divisor of that.
+/// twice (docs/decisions/035-long-beside-short.md). A divisor of that.
 pub const CHUNKS_BESIDE_SHORT_MAX: usize = 1;
 
 /// The longest pause behind a chunk while short messages come.
