@@ -28,7 +28,7 @@ pub use self::{
 };
 use crate::process::Guard;
 
-/// Time for a queue to become empty.
+/// Time for a queue to become empty, from the end of the load.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often a queue is looked at: what a measurement may be wrong by.
 const LOOK: Duration = Duration::from_millis(50);
@@ -84,6 +84,8 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
             let mut seen = Vec::new();
             while ended.recv_timeout(MEMORY_LOOK).is_err_and(|e| e == RecvTimeoutError::Timeout) {
                 seen.push(meter::memory_of(&processes));
+                // Whoever breaks off a long run has seen so much.
+                eprintln!("after {} min: {} MiB", seen.len(), seen[seen.len() - 1] >> 20);
             }
             seen
         });
@@ -93,9 +95,10 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
     });
     let taken = begun.elapsed();
     if sink.is_some() {
+        let loaded = Instant::now();
         while !server.is_empty() {
             assert!(
-                begun.elapsed() < PATIENCE,
+                loaded.elapsed() < PATIENCE,
                 "{}: the queue does not become empty",
                 server.name()
             );
