@@ -19,6 +19,7 @@ mod figures;
 pub mod files;
 pub mod http;
 pub mod limits;
+pub mod load;
 pub mod maillog;
 pub mod message;
 pub mod net;

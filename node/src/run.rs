@@ -30,6 +30,7 @@ use crate::{
     dns::Resolver,
     domains::{self, Domains},
     figures, files, http, limits,
+    load::Load,
     maillog::MailLog,
     policy::{Configuration, NodeFacts, Surroundings},
     rate::Rates,
@@ -124,6 +125,7 @@ async fn serve_node(config: NodeConfig) -> Result<(), Failure> {
 
     let router =
         ConfiguredRouter::new(current.clone(), dns.clone()).with_retry(config.retry.as_ref());
+    let load = Arc::new(Load::of_machine());
     let deliverer = Deliverer::start(Parts {
         name: config.name.clone(),
         queues: Arc::new(spool.clone()),
@@ -134,7 +136,7 @@ async fn serve_node(config: NodeConfig) -> Result<(), Failure> {
         log: log.clone(),
         programs: Programs { dir: config.data.join(PROGRAMS_DIR), smtp: config.local_smtp },
         sources: config.sources(),
-        load: Arc::new(files::load_average),
+        load: Arc::clone(&load),
         orders: {
             let plane = plane.clone();
             Arc::new(move || plane.orders())
@@ -153,7 +155,7 @@ async fn serve_node(config: NodeConfig) -> Result<(), Failure> {
         rules: Arc::new(CurrentRules(current.clone())),
         around: Surroundings {
             dns,
-            facts: Arc::new(Facts(spool.clone(), plane.clone())),
+            facts: Arc::new(Facts(spool.clone(), plane.clone(), load)),
             callouts: callouts.clone(),
             rates: Rates::default(),
         },
@@ -447,7 +449,7 @@ impl Rules for CurrentRules {
     }
 }
 
-struct Facts(Spool, Plane);
+struct Facts(Spool, Plane, Arc<Load>);
 
 impl NodeFacts for Facts {
     fn queue_length(&self) -> u64 {
@@ -456,8 +458,7 @@ impl NodeFacts for Facts {
     }
 
     fn load(&self) -> Option<u32> {
-        // Saturates; a load is never negative.
-        files::load_average().map(|load| (load * 100.0).round() as u32)
+        self.2.hundredths(SystemClock.instant())
     }
 
     fn commit_time(&self) -> Duration {

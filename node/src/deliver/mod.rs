@@ -14,7 +14,6 @@ pub mod connect;
 mod dot;
 pub(crate) mod hosts;
 mod lanes;
-mod load;
 mod operate;
 mod pipe;
 pub(crate) mod plan;
@@ -39,14 +38,13 @@ use std::sync::Arc;
 
 use ppsw_spool::env::Clock;
 
-pub use load::LoadAverage;
 pub(crate) use progress::totals;
 pub use schedule::Deliverer;
 pub use seams::ConfiguredRouter;
 pub use standing::StandingOrders;
 pub use transmit::Sources;
 
-use crate::{maillog::MailLog, trace::Tracer};
+use crate::{load::Load, maillog::MailLog, trace::Tracer};
 
 /// What a deliverer is made of.
 #[derive(Clone)]
@@ -62,7 +60,7 @@ pub struct Parts {
     pub programs: Programs,
     /// See [`Sources`].
     pub sources: Sources,
-    pub load: LoadAverage,
+    pub load: Arc<Load>,
     pub orders: StandingOrders,
     /// Shows sessions to operators.
     pub tracer: Tracer,

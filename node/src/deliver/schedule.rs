@@ -21,7 +21,6 @@ use super::{
     Parts,
     attempt::{Ended, Workshop},
     lanes::Lanes,
-    load::Load,
     seams::QueueSource,
     transmit::{Transmitter, quit_all},
 };
@@ -38,7 +37,6 @@ pub struct Deliverer {
 
 pub(super) struct Shared {
     workshop: Workshop,
-    load: Load,
     taken: Mutex<Taken>,
     /// An attempt ended, or delivery is to stop.
     changed: Notify,
@@ -89,12 +87,10 @@ impl Deliverer {
         .watched(parts.tracer.clone());
         let stopped = AtomicBool::new(false);
         describe_metrics();
-        let load = Arc::clone(&parts.load);
         let (lanes, suspended_by) = (Lanes::new(), Mutex::default());
         let workshop = Workshop { parts, transmitter, lanes, suspended_by, stopped };
         let shared = Shared {
             workshop,
-            load: Load::new(load),
             taken: Mutex::default(),
             changed: Notify::new(),
             attempts: TaskTracker::new(),
@@ -193,8 +189,10 @@ impl Shared {
         let options = routing.options();
         let limits =
             [(Turn::First, options.queue_only_load), (Turn::Again, options.deliver_queue_load_max)];
-        let now = self.workshop.parts.clock.instant();
-        let below = |most: Option<u32>| most.is_none_or(|most| self.load.is_below(now, most));
+        let parts = &self.workshop.parts;
+        let load = || parts.load.hundredths(parts.clock.instant());
+        // A load that is not known is below everything.
+        let below = |most: Option<u32>| most.is_none_or(|most| load().is_none_or(|is| is <= most));
         limits.into_iter().filter(|(_, most)| below(*most)).map(|(turn, _)| turn).collect()
     }
 

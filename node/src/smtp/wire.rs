@@ -126,6 +126,10 @@ impl Wire {
         if self.input.is_empty() {
             self.flush().await?;
             let bytes = self.block;
+            if bytes > SESSION_READ_BYTES_FIRST {
+                // More of a long message waits in most cases: the lines and short messages of others go first.
+                tokio::task::yield_now().await;
+            }
             timeout(DATA_BLOCK_TIMEOUT, self.fill(bytes)).await.map_err(|_| Lost::TimedOut)??;
             if self.input.len() >= bytes {
                 self.block = (2 * bytes).min(SESSION_READ_BYTES_MAX);

@@ -15,9 +15,12 @@
 use std::{net::SocketAddr, os::unix::fs::PermissionsExt, time::Duration};
 
 use clap::{Parser, ValueEnum};
-use ppsw_tests::bench::{
-    Beside, Content, DOMAIN, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd, Postfix, Run,
-    Sender, Server, Syncs, run, smtp_sink,
+use ppsw_tests::{
+    bench::{
+        Beside, Content, DOMAIN, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd, Postfix,
+        Run, Sender, Server, Syncs, run, smtp_sink,
+    },
+    process::Guard,
 };
 
 /// Messages of the first run, which says how many make a run of the wanted length.
@@ -174,20 +177,7 @@ fn full(cases: &[Case], messages: usize, arguments: &Arguments) {
     let mut nodes = Nodes::start(cases[0].nodes, &syncs);
     let sink = smtp_sink(nodes.sink(), dir.path());
     let measured = |nodes: &mut Nodes| -> Vec<Vec<Run>> {
-        let runs = |case: &Case| {
-            let mut load = first(case, arguments);
-            let mut runs = Vec::new();
-            for number in 0..=arguments.runs {
-                let run = run(nodes, &load, &syncs, case.delivers.then_some(&sink));
-                if number == 0 {
-                    load.messages = enough(case, run.relayed * arguments.seconds);
-                    load.sender = sender(case, arguments.seconds);
-                } else {
-                    runs.push(run);
-                }
-            }
-            runs
-        };
+        let runs = |case| alternate(&mut [&mut *nodes], case, arguments, &syncs, &sink).remove(0);
         cases.iter().map(runs).collect()
     };
     let empty = measured(&mut nodes);
@@ -225,22 +215,38 @@ fn group(cases: &[Case], arguments: &Arguments) {
         });
     }
     for case in cases {
-        let mut runs: Vec<Vec<Run>> = vec![Vec::new(); servers.len()];
-        let mut loads: Vec<Load> = servers.iter().map(|_| first(case, arguments)).collect();
-        for number in 0..=arguments.runs {
-            for ((server, load), runs) in servers.iter_mut().zip(&mut loads).zip(&mut runs) {
-                let run = run(&mut **server, load, &syncs, case.delivers.then_some(&sink));
-                if number == 0 {
-                    load.messages = enough(case, run.relayed * arguments.seconds);
-                    load.sender = sender(case, arguments.seconds);
-                } else {
-                    runs.push(run);
-                }
-            }
-        }
         let names: Vec<String> = servers.iter().map(|server| server.name()).collect();
+        let mut all: Vec<&mut dyn Server> = Vec::new();
+        for server in &mut servers {
+            all.push(&mut **server);
+        }
+        let runs = alternate(&mut all, case, arguments, &syncs, &sink);
         report(case, &names, &runs);
     }
+}
+
+/// A case on all servers in turn: the runs of each that count. One before says how long they are.
+fn alternate(
+    servers: &mut [&mut dyn Server],
+    case: &Case,
+    arguments: &Arguments,
+    syncs: &Syncs,
+    sink: &Guard,
+) -> Vec<Vec<Run>> {
+    let mut runs: Vec<Vec<Run>> = vec![Vec::new(); servers.len()];
+    let mut loads: Vec<Load> = servers.iter().map(|_| first(case, arguments)).collect();
+    for number in 0..=arguments.runs {
+        for ((server, load), runs) in servers.iter_mut().zip(&mut loads).zip(&mut runs) {
+            let run = run(&mut **server, load, syncs, case.delivers.then_some(sink));
+            if number == 0 {
+                load.messages = enough(case, run.relayed * arguments.seconds);
+                load.sender = sender(case, arguments.seconds);
+            } else {
+                runs.push(run);
+            }
+        }
+    }
+    runs
 }
 
 /// The load of the run that does not count.

@@ -26,11 +26,12 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     deliver::{
-        Deliverer, LoadAverage, Parts, Programs, Sources,
+        Deliverer, Parts, Programs, Sources,
         connect::TcpConnector,
         retry::{RULE_OTHERS, RetryRule, Trouble},
         seams::{BodySource, Forward, QueueSource, Queues, Router, Routing},
     },
+    load::{Load, LoadAverage},
     maillog::{LogThread, MailLog},
     policy::Options,
     route::{Destination, Fate, Target},
@@ -404,7 +405,7 @@ impl Setting {
             router: Arc::new(Fixed(Arc::new(table))),
             connector: Arc::new(TcpConnector::default()),
             sources,
-            load,
+            load: Arc::new(Load::new(load)),
             orders: Arc::new(move || Arc::clone(&given.lock().unwrap())),
             forward: Arc::clone(&forwarded) as _,
             clock: time,
