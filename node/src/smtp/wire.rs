@@ -217,3 +217,41 @@ impl Wire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[tokio::test]
+    async fn others_have_their_turns_while_much_content_waits() {
+        const BLOCKS: usize = 16;
+        let all = BLOCKS * SESSION_READ_BYTES_MAX;
+        let (mut client, server) = tokio::io::duplex(all);
+        client.write_all(&vec![b'x'; all]).await.unwrap();
+        let mut wire = Wire::new(Box::new(server));
+        let turns = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&turns);
+        let other = tokio::spawn(async move {
+            loop {
+                counted.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        });
+        let (mut read, mut first) = (0, None);
+        while read < all {
+            let bytes = wire.content().await.unwrap().len();
+            wire.consume(bytes);
+            read += bytes;
+            first.get_or_insert(turns.load(Ordering::Relaxed));
+        }
+        other.abort();
+        assert_eq!(first, Some(0), "a short message is read at once");
+        let turns = turns.load(Ordering::Relaxed);
+        assert!(turns >= BLOCKS - 1, "{turns} turns");
+    }
+}
