@@ -315,7 +315,8 @@ pub const SESSION_READ_BYTES_MIN: usize = 2 * 1024;
 /// and to give back.
 pub const SESSION_READ_BYTES_FIRST: usize = 8 * 1024;
 
-/// Most that is read from a client at once while content arrives, when reads have filled smaller buffers.
+/// Room that is made for a read from a client while content arrives, when reads have filled smaller buffers. A buffer that grows has
+/// up to twice as much, and a read fills it.
 pub const SESSION_READ_BYTES_MAX: usize = 64 * 1024;
 
 /// Replies held back for pipelining before they are sent anyway.
