@@ -417,6 +417,7 @@ impl Log {
         let mut state = shared.lock();
         let on_writer = shared.thread.get() == Some(&std::thread::current().id());
         while state.failed.is_none() && state.queue.is_full() && !on_writer {
+            state.crowded = true;
             state = shared.space.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if let Some(error) = state.failed.clone() {
@@ -436,8 +437,7 @@ impl Log {
         }
         let (record, ticket) = last.map_or((None, None), |(record, ticket)| (Some(record), ticket));
         state.queue.push(Item { record, ticket, done: Some(done) });
-        drop(state);
-        shared.wake();
+        shared.wake(state);
     }
 }
 
@@ -473,8 +473,9 @@ fn prepare(disk: Arc<dyn Disk>, options: Options) -> Result<(Writer, space::Spar
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.shared.lock().closed = true;
-        self.shared.wake();
+        let mut state = self.shared.lock();
+        state.closed = true;
+        self.shared.wake(state);
         self.shared.scrubs.notify_all();
         self.shared.closing.notify_all();
         self.shared.disk_space.wake();

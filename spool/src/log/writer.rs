@@ -76,6 +76,10 @@ pub(super) struct State {
     pub(super) scrub: ScrubState,
     /// Bytes left in the segment that is being written.
     pub(super) left_bytes: u64,
+    /// The writer waits for work.
+    idle: bool,
+    /// Somebody waits until the queue is less full.
+    pub(super) crowded: bool,
 }
 
 impl State {
@@ -109,6 +113,8 @@ impl Shared {
             synced,
             scrub: ScrubState::default(),
             left_bytes: segment_bytes,
+            idle: false,
+            crowded: false,
         };
         Self {
             state: Mutex::new(state),
@@ -134,9 +140,13 @@ impl Shared {
         self.impatient.store(true, Ordering::Relaxed);
     }
 
-    /// Tells the writer that there is work.
-    pub(super) fn wake(&self) {
-        self.work.notify_one();
+    /// Tells the writer that there is work. Waking somebody is a system call even when nobody sleeps, so that is asked first.
+    pub(super) fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let idle = std::mem::take(&mut state.idle);
+        drop(state);
+        if idle {
+            self.work.notify_one();
+        }
         self.driven.notify_one();
     }
 
@@ -237,19 +247,21 @@ impl Writer {
     /// Waits for work. `release`: there is some without anything in the queue.
     fn wait(&self, release: bool) -> Work {
         let confirm = self.wants_confirmation();
-        let mut state = self.shared.lock();
         loop {
+            // Whoever is ready to run on this processor goes first: what it may append goes into this flush instead of the
+            // next. On a processor that has nothing else to do this takes no time (docs/decisions/034-batches.md).
+            std::thread::yield_now();
+            let mut state = self.shared.lock();
             if let Some(work) = self.take(&mut state, release) {
                 return work;
             }
+            state.idle = true;
             if !confirm {
-                let woken = self.shared.work.wait(state);
-                state = woken.unwrap_or_else(PoisonError::into_inner);
+                drop(self.shared.work.wait(state));
                 continue;
             }
             let woken = self.shared.work.wait_timeout(state, LOG_CONFIRM_AFTER);
-            let (guard, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
-            state = guard;
+            let (state, timeout) = woken.unwrap_or_else(PoisonError::into_inner);
             if timeout.timed_out() && state.queue.is_empty() && !state.closed {
                 return Work::Confirm;
             }
@@ -271,7 +283,9 @@ impl Writer {
         if state.queue.has_room() {
             self.shared.room.notify_waiters();
         }
-        self.shared.space.notify_all();
+        if std::mem::take(&mut state.crowded) {
+            self.shared.space.notify_all();
+        }
         Some(work)
     }
 
