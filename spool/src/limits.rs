@@ -8,13 +8,13 @@ pub const CHUNK_BYTES_MAX: usize = 256 * 1024;
 /// Chunks of one message that may be proposed and not yet committed (measured: more than 4 delays small mail).
 pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 
-/// Chunks of all messages of a partition that may be proposed and not yet committed: 2 MiB. With fewer, messages of 1 MiB are
-/// slower (15 to 20 % with one); without a bound they were 4 % faster (docs/performance.md).
-pub const CHUNKS_PER_PARTITION_MAX: usize = 8;
+/// KiB of chunks of all messages of a partition that may be proposed and not yet committed. With one chunk instead of eight, messages
+/// of 1 MiB are slower (15 to 20 %); without a bound they were 4 % faster (docs/performance.md).
+pub const CHUNKS_PER_PARTITION_KIB_MAX: usize = 8 * CHUNK_BYTES_MAX / 1024;
 
-/// The same while short messages come, which wait behind them in every queue: with 8 they were four times as late, with 2
-/// twice (docs/decisions/035-long-beside-short.md). A divisor of that.
-pub const CHUNKS_BESIDE_SHORT_MAX: usize = 1;
+/// So much less while short messages come, which wait behind them in every queue: one chunk. With eight they were four times as
+/// late, with two twice (docs/decisions/035-long-beside-short.md).
+pub const CHUNKS_BESIDE_SHORT_DIVISOR: usize = 8;
 
 /// The longest pause behind a chunk while short messages come.
 pub const CHUNK_PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -40,6 +40,10 @@ pub const LOG_RECORD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// The longest flush: bounds the time that a small record waits behind large ones, and what must be
 /// overwritten behind a torn tail. Part of the format: it may shrink, but never grow in version 1.
 pub const LOG_FLUSH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes that wait for the log's writer from which it takes them at once, without letting others run first: so long a
+/// flush gains little by what would join it, and a system that moves long messages keeps its processors busy for long.
+pub const LOG_COMPANY_BYTES: usize = 64 * 1024;
 
 /// Bytes that may wait for the log's writer before `Log::room` makes callers wait: some flushes' worth.
 pub const LOG_QUEUE_BYTES_SOFT: usize = 64 * 1024 * 1024;

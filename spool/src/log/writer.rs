@@ -8,7 +8,7 @@ use std::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread::ThreadId,
+    thread::{self, ThreadId},
     time::Duration,
 };
 
@@ -204,7 +204,7 @@ pub(super) struct Writer {
 impl Writer {
     /// Works until the last handle is gone and all is written, or until the disk fails.
     pub(super) fn run(mut self) {
-        let _ = self.shared.thread.set(std::thread::current().id());
+        let _ = self.shared.thread.set(thread::current().id());
         if let Err(error) = self.work() {
             self.fail(&error);
         }
@@ -248,10 +248,14 @@ impl Writer {
     fn wait(&self, release: bool) -> Work {
         let confirm = self.wants_confirmation();
         loop {
-            // Whoever is ready to run on this processor goes first: what it may append goes into this flush instead of the
-            // next. On a processor that has nothing else to do this takes no time (docs/decisions/034-batches.md).
-            std::thread::yield_now();
             let mut state = self.shared.lock();
+            if state.queue.wants_company() {
+                drop(state);
+                // Whoever is ready to run on this processor goes first: what it may append goes into this flush instead of
+                // the next. Where nothing else is to be done this takes no time (docs/decisions/034-batches.md).
+                thread::yield_now();
+                state = self.shared.lock();
+            }
             if let Some(work) = self.take(&mut state, release) {
                 return work;
             }

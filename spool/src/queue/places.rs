@@ -13,13 +13,15 @@ use tokio::{
 
 use crate::{
     env::Clock,
-    limits::{CHUNK_PAUSE_MAX, CHUNKS_BESIDE_SHORT_MAX, CHUNKS_PER_PARTITION_MAX, SHORT_ABOUT},
+    limits::{
+        CHUNK_PAUSE_MAX, CHUNKS_BESIDE_SHORT_DIVISOR, CHUNKS_PER_PARTITION_KIB_MAX, SHORT_ABOUT,
+    },
 };
 
 /// The places of one partition.
 pub(super) struct ChunkPlaces {
     clock: Arc<dyn Clock>,
-    /// Closed by nobody.
+    /// One for each KiB. Closed by nobody.
     places: Arc<Semaphore>,
     /// When the last short message was proposed.
     short_at: Mutex<Option<Instant>>,
@@ -34,7 +36,7 @@ pub(super) struct Place {
 
 impl ChunkPlaces {
     pub(super) fn new(clock: Arc<dyn Clock>) -> Self {
-        let places = Arc::new(Semaphore::new(CHUNKS_PER_PARTITION_MAX));
+        let places = Arc::new(Semaphore::new(CHUNKS_PER_PARTITION_KIB_MAX));
         Self { clock, places, short_at: Mutex::default() }
     }
 
@@ -43,12 +45,13 @@ impl ChunkPlaces {
         *self.short_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(self.clock.instant());
     }
 
-    /// Waits for a place. Who has waited longer goes first.
-    pub(super) async fn take(&self) -> Place {
+    /// Waits for a place for a chunk of so many bytes. Who has waited longer goes first.
+    pub(super) async fn take(&self, bytes: usize) -> Place {
+        let kib = bytes.div_ceil(1024).max(1);
         // Beside short messages a chunk takes the place of several.
-        let count =
-            if self.short_about() { CHUNKS_PER_PARTITION_MAX / CHUNKS_BESIDE_SHORT_MAX } else { 1 };
-        let count = u32::try_from(count).unwrap_or(1);
+        let count = if self.short_about() { kib * CHUNKS_BESIDE_SHORT_DIVISOR } else { kib };
+        // One that is longer than all places together has them for itself.
+        let count = u32::try_from(count.min(CHUNKS_PER_PARTITION_KIB_MAX)).unwrap_or(1);
         let permit = Arc::clone(&self.places).acquire_many_owned(count).await.ok();
         Place { permit, taken_at: self.clock.instant() }
     }
@@ -74,7 +77,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::env::UnixMs;
+    use crate::{env::UnixMs, limits::CHUNK_BYTES_MAX};
 
     /// The time of the runtime, which stands still while anybody works.
     struct Paused;
@@ -92,10 +95,10 @@ mod tests {
     const CHUNK: Duration = Duration::from_millis(8);
 
     /// How long ten chunks take that are committed after a while.
-    async fn ten(places: &Arc<ChunkPlaces>) -> Duration {
+    async fn ten(places: &ChunkPlaces, bytes: usize) -> Duration {
         let begun = Paused.instant();
         let chunks = (0..10).map(|_| async {
-            let place = places.take().await;
+            let place = places.take(bytes).await;
             sleep(CHUNK).await;
             places.give_back(place).await;
         });
@@ -105,11 +108,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn beside_short_messages_as_long_a_pause_is_made() {
-        let places = Arc::new(ChunkPlaces::new(Arc::new(Paused)));
-        assert_eq!(ten(&places).await, 2 * CHUNK, "eight, and two");
+        let places = ChunkPlaces::new(Arc::new(Paused));
+        assert_eq!(ten(&places, CHUNK_BYTES_MAX).await, 2 * CHUNK, "eight, and two");
         places.note_short();
-        assert_eq!(ten(&places).await, 10 * 2 * CHUNK);
+        assert_eq!(ten(&places, CHUNK_BYTES_MAX).await, 10 * 2 * CHUNK);
         sleep(SHORT_ABOUT).await;
-        assert_eq!(ten(&places).await, 2 * CHUNK, "no short ones for a while");
+        assert_eq!(ten(&places, CHUNK_BYTES_MAX).await, 2 * CHUNK, "no short ones for a while");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_chunks_share_the_place_of_a_long_one() {
+        let places = ChunkPlaces::new(Arc::new(Paused));
+        assert_eq!(ten(&places, CHUNK_BYTES_MAX / 4).await, CHUNK, "all at once");
+        places.note_short();
+        assert_eq!(ten(&places, CHUNK_BYTES_MAX / 4).await, 3 * 2 * CHUNK, "four, four and two");
+        assert_eq!(ten(&places, CHUNK_BYTES_MAX * 100).await, 10 * 2 * CHUNK, "one at a time");
     }
 }

@@ -62,8 +62,8 @@ impl MessageWriter {
     }
 
     /// Adds bytes. Small messages stay in memory (up to `INLINE_BODY_BYTES_MAX`), larger ones go to the log in
-    /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` of it, or `CHUNKS_PER_PARTITION_MAX` of all messages
-    /// (`CHUNKS_BESIDE_SHORT_MAX` while short ones come), are not yet committed.
+    /// chunks while they arrive; waits when `CHUNKS_IN_FLIGHT_MAX` of it, or `CHUNKS_PER_PARTITION_KIB_MAX` of all messages
+    /// (less while short ones come), are not yet committed.
     ///
     /// # Errors
     /// `Moved` when leadership is lost, `NoMajority` when a chunk was not committed in `CHUNK_COMMIT_MAX`, `NoSpace`
@@ -149,7 +149,7 @@ impl MessageWriter {
             self.reap().await?;
         }
         // What is checked is checked after the wait.
-        let place = self.replica.places.take().await;
+        let place = self.replica.places.take(self.buffer.len()).await;
         self.check()?;
         self.check_space()?;
         if self.chunks >= CHUNKS_PER_MESSAGE_MAX {

@@ -7,7 +7,7 @@ use super::{
     *,
 };
 use crate::{
-    limits::{CHUNK_BYTES_MAX, CHUNKS_PER_PARTITION_MAX},
+    limits::{CHUNK_BYTES_MAX, CHUNKS_PER_PARTITION_KIB_MAX},
     queue::upkeep,
 };
 
@@ -87,10 +87,11 @@ async fn long_messages_share_the_places_of_their_partition() {
     let (all, ()) = tokio::join!(all, async {
         tokio::time::sleep(SECOND).await;
         let waiting = || world.fake.waiting_most.load(Ordering::SeqCst) as usize;
-        assert_eq!(waiting(), CHUNKS_PER_PARTITION_MAX);
+        let places = CHUNKS_PER_PARTITION_KIB_MAX * 1024 / CHUNK_BYTES_MAX;
+        assert_eq!(waiting(), places);
         // What is small needs no place.
         assert!(world.writer().accept(envelope(1), SECOND).await.is_err());
-        assert_eq!(waiting(), CHUNKS_PER_PARTITION_MAX + 1);
+        assert_eq!(waiting(), places + 1);
         world.fake.gate.add_permits(1_000);
     });
     assert!(all.iter().all(Result::is_ok), "{all:?}");
