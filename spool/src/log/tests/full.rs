@@ -10,9 +10,12 @@ use std::{
 };
 
 use super::{super::*, entry, model::Model, settle, wait};
-use crate::env::{
-    Clock as _, SystemClock,
-    sim::{Lies, SimDisk, Trouble},
+use crate::{
+    env::{
+        Clock as _, SystemClock,
+        sim::{Lies, SimDisk, Trouble},
+    },
+    limits::LOG_QUEUE_RECORDS_HARD,
 };
 
 const SEGMENT: u64 = 4096;
@@ -149,6 +152,33 @@ fn a_log_without_any_space_waits_for_it_and_recovers_by_itself() {
     assert!(matches!(results.last(), Some(Err(LogError::NoSpace(_)))), "{results:?}");
     let log = open(&disk.next_life()).unwrap();
     assert_eq!(log.state(1).last, Some(position(3 + good)));
+}
+
+#[test]
+fn who_appends_without_asking_waits_while_the_queue_is_full() {
+    let disk = SimDisk::new(1, Lies::default());
+    disk.limit(SEGMENT);
+    let log = open(&disk).unwrap();
+    for i in 0..3 {
+        append(&log, i, 1000).unwrap();
+    }
+    // The writer waits for space.
+    let told = append_later(&log, 3, 1000);
+    let (tell, ended) = mpsc::channel();
+    let many = log.clone();
+    let thread = std::thread::spawn(move || {
+        // Nothing of them goes to the disk.
+        for _ in 0..=LOG_QUEUE_RECORDS_HARD {
+            many.truncate_after(2, None, Box::new(|_| ()));
+        }
+        tell.send(()).unwrap();
+    });
+    until("the queue to be full", || log.inner.shared.lock().crowded);
+    assert!(ended.try_recv().is_err(), "more than the bound was taken");
+    disk.limit(4 * SEGMENT);
+    ended.recv_timeout(PATIENCE).unwrap();
+    told.recv_timeout(PATIENCE).unwrap().unwrap();
+    thread.join().unwrap();
 }
 
 #[test]
