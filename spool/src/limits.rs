@@ -41,10 +41,6 @@ pub const LOG_RECORD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// overwritten behind a torn tail. Part of the format: it may shrink, but never grow in version 1.
 pub const LOG_FLUSH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// Bytes that wait for the log's writer from which it takes them at once, without letting others run first: so long a
-/// flush gains little by what would join it, and a system that moves long messages keeps its processors busy for long.
-pub const LOG_COMPANY_BYTES: usize = 64 * 1024;
-
 /// Bytes that may wait for the log's writer before `Log::room` makes callers wait: some flushes' worth.
 pub const LOG_QUEUE_BYTES_SOFT: usize = 64 * 1024 * 1024;
 

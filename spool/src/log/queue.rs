@@ -13,8 +13,8 @@ use super::{
     record::{HEADER, Record},
 };
 use crate::limits::{
-    LOG_COMPANY_BYTES, LOG_FLUSH_BYTES_MAX, LOG_QUEUE_BYTES_HARD, LOG_QUEUE_BYTES_SOFT,
-    LOG_QUEUE_RECORDS_HARD, LOG_QUEUE_RECORDS_SOFT, LOG_RECORD_OVERHEAD,
+    LOG_FLUSH_BYTES_MAX, LOG_QUEUE_BYTES_HARD, LOG_QUEUE_BYTES_SOFT, LOG_QUEUE_RECORDS_HARD,
+    LOG_QUEUE_RECORDS_SOFT, LOG_RECORD_OVERHEAD,
 };
 
 /// One record that waits, or just a question whether all before it is durable.
@@ -61,11 +61,6 @@ impl Queue {
 
     pub(super) fn is_empty(&self) -> bool {
         self.items.is_empty()
-    }
-
-    /// What waits is so little that others are let run first.
-    pub(super) fn wants_company(&self) -> bool {
-        self.bytes < LOG_COMPANY_BYTES
     }
 
     /// A caller that asks may append.

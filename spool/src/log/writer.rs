@@ -248,14 +248,10 @@ impl Writer {
     fn wait(&self, release: bool) -> Work {
         let confirm = self.wants_confirmation();
         loop {
+            // Whoever is ready to run on this processor goes first: what it may append goes into this flush instead of the
+            // next. Where nothing else is to be done this takes no time (docs/decisions/034-batches.md).
+            thread::yield_now();
             let mut state = self.shared.lock();
-            if state.queue.wants_company() {
-                drop(state);
-                // Whoever is ready to run on this processor goes first: what it may append goes into this flush instead of
-                // the next. Where nothing else is to be done this takes no time (docs/decisions/034-batches.md).
-                thread::yield_now();
-                state = self.shared.lock();
-            }
             if let Some(work) = self.take(&mut state, release) {
                 return work;
             }

@@ -43,6 +43,17 @@ fn append_later(log: &Log, index: u64, bytes: usize) -> mpsc::Receiver<Result<()
     told
 }
 
+/// A disk without space for another segment, and a log on it whose next entry of 1000 bytes, the fourth, needs one.
+fn filled() -> (SimDisk, Log) {
+    let disk = SimDisk::new(1, Lies::default());
+    disk.limit(SEGMENT);
+    let log = open(&disk).unwrap();
+    for i in 0..3 {
+        append(&log, i, 1000).unwrap();
+    }
+    (disk, log)
+}
+
 fn until(what: &str, mut question: impl FnMut() -> bool) {
     let start = SystemClock.instant();
     while !question() {
@@ -127,12 +138,7 @@ fn a_full_disk_keeps_a_reserve_and_what_frees_space_gets_through() {
 
 #[test]
 fn a_log_without_any_space_waits_for_it_and_recovers_by_itself() {
-    let disk = SimDisk::new(1, Lies::default());
-    disk.limit(SEGMENT);
-    let log = open(&disk).unwrap();
-    for i in 0..3 {
-        append(&log, i, 1000).unwrap();
-    }
+    let (disk, log) = filled();
     let told = append_later(&log, 3, 1000);
     assert!(told.recv_timeout(Duration::from_millis(300)).is_err(), "acknowledged without space");
     assert!(log.space().short);
@@ -156,12 +162,7 @@ fn a_log_without_any_space_waits_for_it_and_recovers_by_itself() {
 
 #[test]
 fn who_appends_without_asking_waits_while_the_queue_is_full() {
-    let disk = SimDisk::new(1, Lies::default());
-    disk.limit(SEGMENT);
-    let log = open(&disk).unwrap();
-    for i in 0..3 {
-        append(&log, i, 1000).unwrap();
-    }
+    let (disk, log) = filled();
     // The writer waits for space.
     let told = append_later(&log, 3, 1000);
     let (tell, ended) = mpsc::channel();
