@@ -79,7 +79,8 @@ pub struct NodeConfig {
         serialize_with = "values::show_bytes"
     )]
     pub log_floor: u64,
-    /// Memory for log entries that were appended lately.
+    /// Memory for log entries that were appended lately. What is older is read from the disk, most often from the system's
+    /// cache of it; much more than the processor's own caches hold makes a node slower.
     #[serde(
         default = "default_cache_bytes",
         deserialize_with = "values::memory",
@@ -315,7 +316,7 @@ const fn default_log_floor() -> u64 {
 }
 
 const fn default_cache_bytes() -> usize {
-    64 * 1024 * 1024
+    ppsw_spool::limits::LOG_CACHE_BYTES
 }
 
 const fn default_drain_notice() -> Duration {

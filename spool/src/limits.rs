@@ -182,6 +182,11 @@ pub const TRIM_BYTES_MIN: u64 = 64 * 1024 * 1024;
 /// Until its log has grown to this, a node does nothing about what is old in it (design §4): most mail is gone before.
 pub const LOG_FLOOR_BYTES: u64 = 1024 * 1024 * 1024;
 
+/// What a node keeps in memory of its log, if its configuration says nothing. What is read again is read at once: by its
+/// followers, by the state machine, by the first attempt to deliver. More only spreads new messages over memory that has
+/// left the processor's caches (docs/decisions/036-small-cache.md).
+pub const LOG_CACHE_BYTES: usize = 4 * 1024 * 1024;
+
 /// How often a node looks whether its log has grown too long. Between two looks a busy log grows by a segment or two.
 pub const RETENTION_PERIOD: Duration = Duration::from_secs(2);
 
