@@ -80,6 +80,10 @@ pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A proposal in the control group: several elections (2 s each) fit in.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
+/// An operator's change is answered when the node that was asked knows of it, or after this: nodes without a vote in the control
+/// group ask one that has each second (`RECONCILE_INTERVAL`).
+pub const OPERATED_KNOWN_MAX: Duration = Duration::from_secs(2);
+
 /// Waiting for a report of another node: longer and `status` seems to hang when a node is down.
 pub const REPORT_PATIENCE: Duration = Duration::from_millis(1500);
 

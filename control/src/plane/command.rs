@@ -25,9 +25,17 @@ pub(crate) enum CommandError {
     NoMajority(String),
 }
 
+/// A change that was carried out.
+struct Done {
+    /// What applying it gave.
+    value: Bytes,
+    /// A revision of the control state that has it; 0: not known.
+    revision: u64,
+}
+
 /// What one try gave.
 enum Tried {
-    Ended(Result<Bytes, CommandError>),
+    Ended(Result<Done, CommandError>),
     /// Nothing was written; perhaps somebody else leads.
     Again {
         leader: Option<NodeId>,
@@ -47,6 +55,21 @@ impl From<CommandError> for tonic::Status {
 impl Shared {
     /// Carries out a change of the control group; the value is what applying it gave.
     pub(crate) async fn command(&self, change: Change) -> Result<Bytes, CommandError> {
+        self.carry_out(change).await.map(|done| done.value)
+    }
+
+    /// The same for an operator, who will look at what it did, and most often ask this node: it knows of the change when this
+    /// returns, if that does not take too long. Not for what this node's agent waits for, which is what makes it known.
+    pub(crate) async fn operate(&self, change: Change) -> Result<Bytes, CommandError> {
+        let Done { value, revision } = self.carry_out(change).await?;
+        let mut view = self.view.subscribe();
+        let known = view.wait_for(|state| state.revision >= revision);
+        // It is done, known here or not.
+        let _ = timeout(limits::OPERATED_KNOWN_MAX, known).await;
+        Ok(value)
+    }
+
+    async fn carry_out(&self, change: Change) -> Result<Done, CommandError> {
         let mut last = String::from("no leader is known");
         let tries = async {
             let mut hint = None;
@@ -75,23 +98,34 @@ impl Shared {
         &self,
         command: pb::Command,
         deadline: Duration,
-    ) -> pb::propose_reply::Result {
+    ) -> pb::ProposeReply {
         use pb::propose_reply::Result as Wire;
         let payload = prost::Message::encode_to_vec(&command).into();
-        match self.control.propose(payload, deadline).await {
+        let result = match self.control.propose(payload, deadline).await {
             Ok(Reply::Done) => Wire::Done(Bytes::new()),
             Ok(Reply::Value(value)) => Wire::Done(value),
             Ok(Reply::Refused(why)) => Wire::Refused(why),
             Err(ProposeError::NotLeader { leader }) => Wire::NotLeader(leader.unwrap_or(0)),
             Err(error) => Wire::Unknown(error.to_string()),
-        }
+        };
+        let revision = if matches!(result, Wire::Done(_)) { self.applied_revision() } else { 0 };
+        pb::ProposeReply { result: Some(result), revision }
+    }
+
+    /// Of the state that this node's replica has applied.
+    fn applied_revision(&self) -> u64 {
+        self.machine.watch().borrow().revision
     }
 
     async fn propose_here(&self, change: &Change) -> Tried {
         let payload = state::encode_command(change.clone());
+        let done = |value| {
+            let revision = self.applied_revision();
+            Tried::Ended(Ok(Done { value, revision }))
+        };
         match self.control.propose(payload, limits::COMMAND_DEADLINE).await {
-            Ok(Reply::Done) => Tried::Ended(Ok(Bytes::new())),
-            Ok(Reply::Value(value)) => Tried::Ended(Ok(value)),
+            Ok(Reply::Done) => done(Bytes::new()),
+            Ok(Reply::Value(value)) => done(value),
             Ok(Reply::Refused(why)) => Tried::Ended(Err(CommandError::Refused(why))),
             Err(ProposeError::NotLeader { leader }) => Tried::Again {
                 leader: leader.filter(|node| *node != self.node),
@@ -110,8 +144,8 @@ impl Shared {
         let deadline_ms = u32::try_from(limits::COMMAND_DEADLINE.as_millis()).unwrap_or(u32::MAX);
         let command = state::command(change.clone());
         let request = pb::ProposeRequest { command: Some(command), deadline_ms };
-        let result = match client.propose(request).await {
-            Ok(reply) => reply.into_inner().result,
+        let pb::ProposeReply { result, revision } = match client.propose(request).await {
+            Ok(reply) => reply.into_inner(),
             // All commands may be repeated.
             Err(status) if status.code() == Code::Unavailable => {
                 return again(format!("node {leader} does not answer"));
@@ -122,7 +156,7 @@ impl Shared {
             }
         };
         match result {
-            Some(Wire::Done(value)) => Tried::Ended(Ok(value)),
+            Some(Wire::Done(value)) => Tried::Ended(Ok(Done { value, revision })),
             Some(Wire::Refused(why)) => Tried::Ended(Err(CommandError::Refused(why))),
             Some(Wire::NotLeader(other)) => Tried::Again {
                 leader: (other != 0 && other != leader).then_some(other),

@@ -26,8 +26,7 @@ impl Node for Service {
         let request = request.into_inner();
         let command = request.command.ok_or_else(|| Status::invalid_argument("no command"))?;
         let deadline = deadline(request.deadline_ms);
-        let result = Some(self.0.propose_if_leader(command, deadline).await);
-        Ok(Response::new(pb::ProposeReply { result }))
+        Ok(Response::new(self.0.propose_if_leader(command, deadline).await))
     }
 
     async fn record(

@@ -147,6 +147,24 @@ async fn credentials_and_tokens_open_only_what_they_are_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_changes_something_sees_it_at_the_same_node_at_once() {
+    // The sixth has no vote in the control group: it asks one of the others each second.
+    let cluster = Cluster::start(6).await;
+    let credentials = Credentials::load(&cluster.dir.path().join("admin")).unwrap();
+    let mut known = None;
+    for node in [1, 6, 2, 6, 5, 6] {
+        let address = cluster.addresses[node - 1].to_string();
+        let operator = Operator::connect(&address, &credentials).await.unwrap();
+        operator.create_token(Duration::from_secs(600)).await.unwrap();
+        let tokens = operator.admin().list_tokens(pb::ListTokensRequest {}).await.unwrap();
+        let seen = tokens.into_inner().tokens.len();
+        assert_eq!(seen, known.map_or(seen, |known| known + 1), "node {node}");
+        known = Some(seen);
+    }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_whole_cluster_starts_again_but_not_without_its_log() {
     let mut cluster = Cluster::start(3).await;
     for node in &cluster.nodes {
