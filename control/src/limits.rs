@@ -80,10 +80,6 @@ pub const CERTIFICATE_BACKDATE: Duration = Duration::from_secs(2 * 24 * 3600);
 /// A proposal in the control group: several elections (2 s each) fit in.
 pub const COMMAND_DEADLINE: Duration = Duration::from_secs(10);
 
-/// An operator's change is answered when the node that was asked knows of it, or after this: nodes without a vote in the control
-/// group ask one that has each second (`RECONCILE_INTERVAL`).
-pub const OPERATED_KNOWN_MAX: Duration = Duration::from_secs(2);
-
 /// Waiting for a report of another node: longer and `status` seems to hang when a node is down.
 pub const REPORT_PATIENCE: Duration = Duration::from_millis(1500);
 
@@ -267,7 +263,8 @@ pub const RUNNING_PATIENCE: Duration = Duration::from_secs(10);
 /// How often nodes are asked for that.
 pub const RUNNING_POLL: Duration = Duration::from_millis(50);
 
-/// A node that was refused because of a newer generation hears of it itself within this time.
+/// Within this time a node hears itself of what the control group's leader has applied: of a newer generation, because of which it was
+/// refused, or of a change that it was asked for. One without a vote asks each second (`RECONCILE_INTERVAL`).
 pub const HEARSAY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How often a change of a users' table is made anew because something else became active meanwhile.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use ppsw_spool::group::{ProposeError, Reply};
 use tonic::Code;
 
-use super::{Bytes, CONTROL, Change, Shared, limits, pb, sleep, timeout};
+use super::{Bytes, Change, Shared, limits, pb, sleep, timeout};
 use crate::{NodeId, state};
 
 /// Between two tries while there is no leader.
@@ -58,14 +58,14 @@ impl Shared {
         self.carry_out(change).await.map(|done| done.value)
     }
 
-    /// The same for an operator, who will look at what it did, and most often ask this node: it knows of the change when this
-    /// returns, if that does not take too long. Not for what this node's agent waits for, which is what makes it known.
-    pub(crate) async fn operate(&self, change: Change) -> Result<Bytes, CommandError> {
+    /// The same for somebody who will look at what it did, and most often ask this node: it knows of the change when this
+    /// returns, unless that takes too long. Not for this node's agent, by whom it comes to know.
+    pub(crate) async fn command_heard(&self, change: Change) -> Result<Bytes, CommandError> {
         let Done { value, revision } = self.carry_out(change).await?;
         let mut view = self.view.subscribe();
-        let known = view.wait_for(|state| state.revision >= revision);
-        // It is done, known here or not.
-        let _ = timeout(limits::OPERATED_KNOWN_MAX, known).await;
+        let heard = view.wait_for(|state| state.revision >= revision);
+        // It is done, heard of here or not.
+        let _ = timeout(limits::HEARSAY_PATIENCE, heard).await;
         Ok(value)
     }
 
@@ -93,7 +93,7 @@ impl Shared {
         done.unwrap_or_else(|_| Err(CommandError::NoMajority(last)))
     }
 
-    /// Proposes only if this node leads the control group: the answer to another node's call.
+    /// Proposes only if this node leads the control group: the answer to a call, of another node or its own.
     pub(crate) async fn propose_if_leader(
         &self,
         command: pb::Command,
@@ -108,35 +108,18 @@ impl Shared {
             Err(ProposeError::NotLeader { leader }) => Wire::NotLeader(leader.unwrap_or(0)),
             Err(error) => Wire::Unknown(error.to_string()),
         };
-        let revision = if matches!(result, Wire::Done(_)) { self.applied_revision() } else { 0 };
+        let applied = matches!(result, Wire::Done(_));
+        let revision = if applied { self.machine.watch().borrow().revision } else { 0 };
         pb::ProposeReply { result: Some(result), revision }
     }
 
-    /// Of the state that this node's replica has applied.
-    fn applied_revision(&self) -> u64 {
-        self.machine.watch().borrow().revision
-    }
-
     async fn propose_here(&self, change: &Change) -> Tried {
-        let payload = state::encode_command(change.clone());
-        let done = |value| {
-            let revision = self.applied_revision();
-            Tried::Ended(Ok(Done { value, revision }))
-        };
-        match self.control.propose(payload, limits::COMMAND_DEADLINE).await {
-            Ok(Reply::Done) => done(Bytes::new()),
-            Ok(Reply::Value(value)) => done(value),
-            Ok(Reply::Refused(why)) => Tried::Ended(Err(CommandError::Refused(why))),
-            Err(ProposeError::NotLeader { leader }) => Tried::Again {
-                leader: leader.filter(|node| *node != self.node),
-                why: format!("node {} does not lead group {CONTROL} any more", self.node),
-            },
-            Err(error) => Tried::Ended(Err(CommandError::NoMajority(error.to_string()))),
-        }
+        let command = state::command(change.clone());
+        let reply = self.propose_if_leader(command, limits::COMMAND_DEADLINE).await;
+        tried(self.node, reply)
     }
 
     async fn propose_there(&self, leader: NodeId, change: &Change) -> Tried {
-        use pb::propose_reply::Result as Wire;
         let again = |why: String| Tried::Again { leader: None, why };
         let Some(mut client) = self.dialer.node(leader) else {
             return again(format!("the address of node {leader} is not known"));
@@ -144,28 +127,16 @@ impl Shared {
         let deadline_ms = u32::try_from(limits::COMMAND_DEADLINE.as_millis()).unwrap_or(u32::MAX);
         let command = state::command(change.clone());
         let request = pb::ProposeRequest { command: Some(command), deadline_ms };
-        let pb::ProposeReply { result, revision } = match client.propose(request).await {
-            Ok(reply) => reply.into_inner(),
+        match client.propose(request).await {
+            Ok(reply) => tried(leader, reply.into_inner()),
             // All commands may be repeated.
             Err(status) if status.code() == Code::Unavailable => {
-                return again(format!("node {leader} does not answer"));
+                again(format!("node {leader} does not answer"))
             }
             Err(status) => {
                 let why = format!("node {leader}: {}", status.message());
-                return Tried::Ended(Err(CommandError::NoMajority(why)));
+                Tried::Ended(Err(CommandError::NoMajority(why)))
             }
-        };
-        match result {
-            Some(Wire::Done(value)) => Tried::Ended(Ok(Done { value, revision })),
-            Some(Wire::Refused(why)) => Tried::Ended(Err(CommandError::Refused(why))),
-            Some(Wire::NotLeader(other)) => Tried::Again {
-                leader: (other != 0 && other != leader).then_some(other),
-                why: format!("node {leader} does not lead the control group"),
-            },
-            Some(Wire::Unknown(why)) => Tried::Ended(Err(CommandError::NoMajority(why))),
-            None => Tried::Ended(Err(CommandError::NoMajority(format!(
-                "node {leader} gave an answer that this version does not know"
-            )))),
         }
     }
 
@@ -179,5 +150,23 @@ impl Shared {
             }
         }
         last
+    }
+}
+
+/// What a node that was taken for the leader has answered, this one or another.
+fn tried(asked: NodeId, reply: pb::ProposeReply) -> Tried {
+    use pb::propose_reply::Result as Wire;
+    let pb::ProposeReply { result, revision } = reply;
+    match result {
+        Some(Wire::Done(value)) => Tried::Ended(Ok(Done { value, revision })),
+        Some(Wire::Refused(why)) => Tried::Ended(Err(CommandError::Refused(why))),
+        Some(Wire::NotLeader(other)) => Tried::Again {
+            leader: (other != 0 && other != asked).then_some(other),
+            why: format!("node {asked} does not lead the control group"),
+        },
+        Some(Wire::Unknown(why)) => Tried::Ended(Err(CommandError::NoMajority(why))),
+        None => Tried::Ended(Err(CommandError::NoMajority(format!(
+            "node {asked} gave an answer that this version does not know"
+        )))),
     }
 }

@@ -131,7 +131,7 @@ impl Admin for Service {
         }
         tracing::info!(node, by, force, "drain asked for");
         let drain = pb::StartDrain { node, by, at_ms: shared.now().0, force };
-        shared.operate(Change::StartDrain(drain)).await?;
+        shared.command_heard(Change::StartDrain(drain)).await?;
         Ok(Response::new(pb::DrainReply {}))
     }
 
@@ -145,7 +145,7 @@ impl Admin for Service {
             return Err(unknown(node));
         }
         tracing::info!(node, by, "undrain asked for");
-        self.0.operate(Change::EndDrain(pb::EndDrain { node })).await?;
+        self.0.command_heard(Change::EndDrain(pb::EndDrain { node })).await?;
         Ok(Response::new(pb::UndrainReply {}))
     }
 
@@ -169,7 +169,7 @@ impl Admin for Service {
         }
         tracing::warn!(node, by, force, reason, "removal asked for");
         let removal = pb::StartRemoval { node, by, reason, at_ms: shared.now().0, forced: force };
-        shared.operate(Change::StartRemoval(removal)).await?;
+        shared.command_heard(Change::StartRemoval(removal)).await?;
         Ok(Response::new(pb::RemoveNodeReply {}))
     }
 
@@ -180,7 +180,7 @@ impl Admin for Service {
         let by = caller(&request);
         let pb::SetPlacementRequest { voters, replace_after_ms } = request.into_inner();
         tracing::info!(voters, replace_after_ms, by, "placement settings");
-        self.0.operate(Change::Configure(pb::Configure { voters, replace_after_ms })).await?;
+        self.0.command_heard(Change::Configure(pb::Configure { voters, replace_after_ms })).await?;
         let settings = pb::Settings { voters, replace_after_ms };
         Ok(Response::new(pb::SetPlacementReply { settings: Some(settings) }))
     }
@@ -207,7 +207,7 @@ impl Admin for Service {
         let expires_ms = now.plus(lifetime).0;
         let create =
             pb::CreateToken { hash: hash.clone().into(), created_ms: now.0, expires_ms, by };
-        shared.operate(Change::CreateToken(create)).await?;
+        shared.command_heard(Change::CreateToken(create)).await?;
         let reply = pb::MakeTokenReply { id: token::id(&hash), token: token.to_line(), expires_ms };
         Ok(Response::new(reply))
     }
@@ -398,7 +398,7 @@ impl Admin for Service {
         request: Request<pb::DropTokenRequest>,
     ) -> Result<Response<pb::DropTokenReply>, Status> {
         let id = request.into_inner().id;
-        self.0.operate(Change::RevokeToken(pb::RevokeToken { id })).await?;
+        self.0.command_heard(Change::RevokeToken(pb::RevokeToken { id })).await?;
         Ok(Response::new(pb::DropTokenReply {}))
     }
 }

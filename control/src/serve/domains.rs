@@ -52,13 +52,13 @@ pub(super) async fn set(
         by,
         at_ms: shared.now().0,
     };
-    shared.operate(Change::SetHttpsDomain(set)).await?;
+    shared.command_heard(Change::SetHttpsDomain(set)).await?;
     Ok(pb::SetHttpsReply { replaced })
 }
 
 /// Fetches a domain no more; what is live stays.
 pub(super) async fn unset(shared: &Shared, domain: String, by: &str) -> Result<(), Status> {
     tracing::info!(domain, by, "the domain is not fetched any more");
-    shared.operate(Change::UnsetHttpsDomain(pb::UnsetHttpsDomain { domain })).await?;
+    shared.command_heard(Change::UnsetHttpsDomain(pb::UnsetHttpsDomain { domain })).await?;
     Ok(())
 }

@@ -68,7 +68,8 @@ pub(super) async fn add(
         until_ms: since_ms.saturating_add(duration_ms),
         nonce: rand::random::<[u8; 16]>().to_vec().into(),
     };
-    let added = shared.operate(Change::AddStanding(pb::AddStanding { rule: Some(rule) })).await?;
+    let added =
+        shared.command_heard(Change::AddStanding(pb::AddStanding { rule: Some(rule) })).await?;
     let rule = pb::StandingRule::decode(added)
         .map_err(|error| Status::internal(format!("an answer that is no rule: {error}")))?;
     tracing::info!(rule = rule.id, by = rule.by, reason = rule.reason, "a standing rule");
@@ -135,7 +136,7 @@ pub(super) async fn cancel(
     }
     let ids: Vec<u64> = rules.iter().map(|rule| rule.id).collect();
     tracing::info!(?ids, by, "standing rules cancelled");
-    shared.operate(Change::CancelStanding(pb::CancelStanding { ids })).await?;
+    shared.command_heard(Change::CancelStanding(pb::CancelStanding { ids })).await?;
     Ok(rules)
 }
 
