@@ -381,7 +381,7 @@ fn configuration(number: u16, dir: &Path) -> String {
     format!(
         "name = \"node-{number}\"\ndata = \"data\"\nlog = \"log\"\nconfig = \"{dir}/config\"\n\
          certificates = \"{dir}/certs\"\ncontrol = \"{}\"\nhttp = \"{}\"\ndns = [\"{names}\"]\n\
-         segment_bytes = 8388608\ncache_bytes = 16777216\nlog_floor = 134217728\n\
+         segment_bytes = 8388608\nlog_floor = 134217728\n\
          check_spool_space = \"64M\"\ndrain_notice = \"0s\"\ntakeover_grace = \"3s\"\nretry = \"F,4h,2s\"\n\
          [[listener]]\nservice = \"smtp\"\naddress = \"{}\"\n",
         network::node(number, CONTROL),
