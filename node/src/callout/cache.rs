@@ -3,6 +3,7 @@
 
 use std::{io, path::Path, time::Duration};
 
+use foldhash::quality::RandomState;
 use moka::sync::Cache as Bounded;
 use ppsw_spool::env::UnixMs;
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ const HEAD: &str = "ppswitch callouts 1";
 /// Clones share what is known.
 #[derive(Clone)]
 pub(super) struct Cache {
-    entries: Bounded<String, Entry>,
+    entries: Bounded<String, Entry, RandomState>,
 }
 
 /// What is known, under which names.
@@ -54,9 +55,9 @@ impl Key {
         let domain = domain.to_lowercase();
         // No address that can be asked about has a tab.
         Self {
-            address: format!("address\t{reverse_path}\t{local}@{domain}"),
-            from: format!("from\t{reverse_path}\t{domain}"),
-            domain: format!("domain\t{domain}"),
+            address: ["address\t", reverse_path, "\t", local, "@", &domain].concat(),
+            from: ["from\t", reverse_path, "\t", &domain].concat(),
+            domain: ["domain\t", &domain].concat(),
         }
     }
 }
@@ -74,7 +75,8 @@ fn time(said: &Said) -> Option<Duration> {
 
 impl Default for Cache {
     fn default() -> Self {
-        Self { entries: Bounded::new(CALLOUT_CACHE_MAX) }
+        let entries = Bounded::builder().max_capacity(CALLOUT_CACHE_MAX);
+        Self { entries: entries.build_with_hasher(RandomState::default()) }
     }
 }
 

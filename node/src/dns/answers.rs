@@ -5,10 +5,12 @@
 use std::{
     borrow::Cow,
     net::IpAddr,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
+use foldhash::quality::RandomState;
+use metrics::Counter;
 use moka::sync::Cache as Bounded;
 
 use super::{DnsError, Mx};
@@ -16,9 +18,10 @@ use crate::limits::{DNS_CACHE_ANSWERS, DNS_TTL_MAX};
 
 /// What is known, by name.
 pub(super) struct Answers<T> {
-    known: Bounded<String, (Instant, Answer<T>)>,
+    known: Bounded<String, (Instant, Answer<T>), RandomState>,
     /// Label of the metrics.
     kind: &'static str,
+    hits: OnceLock<Counter>,
 }
 
 /// Records, or why there are none: never for now only.
@@ -29,7 +32,8 @@ pub(super) type Addresses = Answers<IpAddr>;
 
 impl<T: Clone + Send + Sync + 'static> Answers<T> {
     pub(super) fn new(kind: &'static str) -> Self {
-        Self { known: Bounded::new(DNS_CACHE_ANSWERS), kind }
+        let known = Bounded::builder().max_capacity(DNS_CACHE_ANSWERS);
+        Self { known: known.build_with_hasher(RandomState::default()), kind, hits: OnceLock::new() }
     }
 
     /// What is still believed.
@@ -38,7 +42,8 @@ impl<T: Clone + Send + Sync + 'static> Answers<T> {
         if until <= now {
             return None;
         }
-        metrics::counter!("ppsw_dns_cache_hits_total", "type" => self.kind).increment(1);
+        let hits = || metrics::counter!("ppsw_dns_cache_hits_total", "type" => self.kind);
+        self.hits.get_or_init(hits).increment(1);
         Some(found.map(|found| found.to_vec()))
     }
 

@@ -5,6 +5,8 @@ use std::{
     net::IpAddr,
 };
 
+use foldhash::quality::RandomState;
+
 use super::{Options, Personality, source::parse_size};
 use crate::tables::{TableError, Tables};
 
@@ -16,8 +18,8 @@ const KNOWN: [&str; 6] = ["name", "acl", "domain", "msgsizelim", "benice", "mua"
 /// All entries of `addrparams`, parsed.
 #[derive(Debug, Default)]
 pub(crate) struct Personalities {
-    entries: HashMap<IpAddr, BTreeMap<Box<str>, Box<str>>>,
-    servers: HashMap<IpAddr, Personality>,
+    entries: HashMap<IpAddr, BTreeMap<Box<str>, Box<str>>, RandomState>,
+    servers: HashMap<IpAddr, Personality, RandomState>,
     /// That of an address without entry.
     local: Personality,
 }

@@ -1,8 +1,9 @@
 //! A map in little memory: all keys and values in one text, entries and an index of numbers beside it. A million entries
 //! are four allocations, so that dropping or sharing them costs nothing that mail would notice.
 
-use std::{collections::hash_map::RandomState, hash::BuildHasher, net::IpAddr};
+use std::{hash::BuildHasher, net::IpAddr};
 
+use foldhash::quality::RandomState;
 use ipnet::IpNet;
 use prefix_trie::joint::JointPrefixMap;
 
@@ -20,7 +21,7 @@ pub(super) struct Map {
     entries: Box<[Entry]>,
     /// Numbers of entries by hash of the key: open addressing, at most half full. Its length is a power of two.
     slots: Box<[u32]>,
-    /// Keys are of users, too: nobody must be able to choose ones that collide.
+    /// Keys are of users, too, and nobody must be able to choose ones that collide: each map has a seed of its own.
     hasher: RandomState,
     /// Numbers of entries by network, if every key is one.
     nets: Option<Box<JointPrefixMap<IpNet, u32>>>,
@@ -50,7 +51,7 @@ impl Map {
             text: String::with_capacity(bytes),
             entries: Vec::with_capacity(entries),
             slots: vec![FREE; slots].into(),
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 

@@ -14,13 +14,15 @@ use std::{
     sync::Arc,
 };
 
+use foldhash::quality::RandomState;
+
 use crate::files;
 use map::Map;
 
 /// All tables of one version. Immutable; readers share it.
 #[derive(Debug, Default)]
 pub struct Tables {
-    tables: HashMap<Box<str>, Arc<Table>>,
+    tables: HashMap<Box<str>, Arc<Table>, RandomState>,
 }
 
 /// One file, parsed. Versions in which it is the same share it.
