@@ -1,20 +1,24 @@
 //! The closed vocabulary of the mail log. `docs/logs.md` explains each event and field.
 
-use ppsw_spool::queue::Envelope;
+use ppsw_spool::{env::UnixMs, queue::Envelope};
 use serde::Serialize;
 
 /// One thing that happened, owned, as it goes to the writer.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub(super) struct Record {
+    pub(super) time: UnixMs,
+    pub(super) event: Event,
+}
+
+/// A line of `events.jsonl`.
+#[derive(Debug, Serialize)]
+pub(super) struct JsonLine<'a> {
     /// RFC 3339 with milliseconds.
-    pub(super) time: String,
-    /// For the text log.
-    #[serde(skip)]
-    pub(super) log_time: String,
+    pub(super) time: &'a str,
     /// The node that writes.
     pub(super) node: u64,
     #[serde(flatten)]
-    pub(super) event: Event,
+    pub(super) event: &'a Event,
 }
 
 /// What happened. The tag is the JSON member `event`.

@@ -28,7 +28,7 @@ pub(crate) use line::clean;
 
 use crate::{
     limits::{LOG_ADDRESSES_MAX, LOG_QUEUE_MAX},
-    message::date,
+    message::date::{self, Stamps},
     policy::{ClientCertificate, Rewriting},
 };
 
@@ -136,6 +136,7 @@ impl MailLog {
             signals: Arc::clone(&signals),
             main,
             json,
+            stamps: Stamps::default(),
         };
         let thread = thread::Builder::new().name("maillog".into()).spawn(move || writer.run())?;
         Ok((Self { node, clock, events: sender, signals }, LogThread { thread }))
@@ -279,7 +280,8 @@ impl MailLog {
     }
 
     fn put(&self, event: Event) {
-        if self.events.try_send(Entry::Event(record(&*self.clock, self.node, event))).is_err() {
+        let record = Record { time: self.clock.now(), event };
+        if self.events.try_send(Entry::Event(record)).is_err() {
             self.signals.lost.fetch_add(1, Ordering::Relaxed);
             counter!("ppsw_maillog_lost_total").increment(1);
         }
@@ -298,11 +300,6 @@ impl LogThread {
         // A panic of the writer ends the process before anybody could wait for it.
         let _ = self.thread.join();
     }
-}
-
-fn record(clock: &dyn Clock, node: u64, event: Event) -> Record {
-    let now = clock.now();
-    Record { time: date::rfc3339(now), log_time: date::log_time(now), node, event }
 }
 
 fn attempt(event: &AddressEvent<'_>, next_due: Option<UnixMs>) -> Attempt {

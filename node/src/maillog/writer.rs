@@ -20,11 +20,13 @@ use tokio::sync::mpsc;
 use tracing::error;
 
 use super::{
-    event::{Event, Record},
+    event::{Event, JsonLine, Record},
     line::main_line,
-    record,
 };
-use crate::limits::{LOG_GATHER_TIME, LOG_REOPEN_INTERVAL};
+use crate::{
+    limits::{LOG_GATHER_TIME, LOG_REOPEN_INTERVAL},
+    message::date::Stamps,
+};
 
 /// What the writer shares with those who log.
 #[derive(Debug, Default)]
@@ -50,6 +52,7 @@ pub(super) struct Writer {
     pub(super) signals: Arc<Signals>,
     pub(super) main: LogFile,
     pub(super) json: LogFile,
+    pub(super) stamps: Stamps,
 }
 
 impl Writer {
@@ -66,7 +69,7 @@ impl Writer {
             let mut next = Some(first);
             while let Some(entry) = next {
                 match entry {
-                    Entry::Event(event) => render(&event, &mut main, &mut json),
+                    Entry::Event(record) => self.render(&record, &mut main, &mut json),
                     Entry::End => ended = true,
                 }
                 full = main.len() > 1 << 16;
@@ -75,11 +78,27 @@ impl Writer {
             let lost = self.signals.lost.swap(0, Ordering::Relaxed);
             if lost > 0 {
                 let event = Event::Lost { count: lost };
-                render(&record(&*self.clock, self.node, event), &mut main, &mut json);
+                let record = Record { time: self.clock.now(), event };
+                self.render(&record, &mut main, &mut json);
             }
             self.reopen(&mut checked);
             self.main.append(main.as_bytes());
             self.json.append(&json);
+        }
+    }
+
+    fn render(&mut self, record: &Record, main: &mut String, json: &mut Vec<u8>) {
+        let Record { time, event } = record;
+        main.push_str(&self.stamps.log_time(*time));
+        main.push(' ');
+        main_line(main, event);
+        main.push('\n');
+        let start = json.len();
+        let line = JsonLine { time: &self.stamps.rfc3339(*time), node: self.node, event };
+        if serde_json::to_writer(&mut *json, &line).is_err() {
+            json.truncate(start);
+        } else {
+            json.push(b'\n');
         }
     }
 
@@ -91,17 +110,6 @@ impl Writer {
             self.main.follow();
             self.json.follow();
         }
-    }
-}
-
-fn render(record: &Record, main: &mut String, json: &mut Vec<u8>) {
-    main.push_str(&main_line(record));
-    main.push('\n');
-    let start = json.len();
-    if serde_json::to_writer(&mut *json, record).is_err() {
-        json.truncate(start);
-    } else {
-        json.push(b'\n');
     }
 }
 

@@ -1,6 +1,8 @@
 //! The `Received` field (RFC 5321 §4.4), in the form of the paper's `received_header_text`: which machine and
 //! personality took the message, how, from whom, and its return path.
 
+use std::borrow::Cow;
+
 use jiff::{Timestamp, fmt::rfc2822, tz::TimeZone};
 use ppsw_spool::{
     env::UnixMs,
@@ -9,6 +11,8 @@ use ppsw_spool::{
 
 /// Longest line that we make if its words allow it, without CRLF (RFC 5322 §2.1.1).
 const LINE_BYTES: usize = 78;
+/// Room that is made for a field; most need less.
+const FIELD_BYTES: usize = 512;
 
 /// What a `Received` field tells.
 #[derive(Clone, Copy, Debug)]
@@ -33,33 +37,27 @@ impl Trace<'_> {
         let origin = self.origin;
         let (client, port) = address_and_port(&origin.client);
         let (server, server_port) = address_and_port(&origin.server);
-        let name = if origin.client_name.is_empty() {
-            String::new()
-        } else {
-            format!("{} ", comment(&origin.client_name))
-        };
-        let mut words = vec![
-            format!("from {} ({name}[{client}]:{port})", domain(&origin.helo)),
-            format!(
-                "by {} ({} [{server}]:{server_port})",
-                self.host_name,
-                comment(self.service_name)
-            ),
-            format!("with {}", origin.protocol),
-        ];
+        let name = comment(&origin.client_name);
+        let space = if name.is_empty() { "" } else { " " };
+        let mut field = Field::new("Received:");
+        let helo = domain(&origin.helo);
+        field.word(&["from ", helo, " (", &name, space, "[", &client, "]:", port, ")"]);
+        let service = comment(self.service_name);
+        field.word(&["by ", self.host_name, " (", &service, " [", &server, "]:", server_port, ")"]);
+        field.word(&["with ", &origin.protocol]);
         if let Some(mechanism) = self.mechanism.filter(|_| !origin.authenticated.is_empty()) {
-            words.push(format!("({mechanism}:{})", comment(&origin.authenticated)));
+            field.word(&["(", mechanism, ":", &comment(&origin.authenticated), ")"]);
         }
         if !origin.tls.is_empty() {
-            words.push(format!("({})", comment(&origin.tls)));
+            field.word(&["(", &comment(&origin.tls), ")"]);
         }
-        words.push(format!("id {} (ppswitch {})", self.id, env!("CARGO_PKG_VERSION")));
+        field.word(&["id ", &self.id.to_string(), " (ppswitch ", env!("CARGO_PKG_VERSION"), ")"]);
         if let Some(recipient) = self.recipient {
-            words.push(format!("for <{recipient}>"));
+            field.word(&["for <", recipient, ">"]);
         }
-        words.push(format!("(return-path <{}>);", comment(self.sender)));
-        words.push(rfc5322_date(self.received));
-        fold("Received:", &words)
+        field.word(&["(return-path <", &comment(self.sender), ">);"]);
+        field.word(&[&rfc5322_date(self.received)]);
+        field.end()
     }
 }
 
@@ -71,11 +69,11 @@ pub fn rfc5322_date(time: UnixMs) -> String {
 }
 
 /// `192.0.2.1:25` or `[2001:db8::1]:25`, taken apart; IPv6 with its tag (RFC 5321 §4.1.3).
-fn address_and_port(text: &str) -> (String, &str) {
+fn address_and_port(text: &str) -> (Cow<'_, str>, &str) {
     let (address, port) = text.rsplit_once(':').unwrap_or((text, "0"));
     match address.strip_prefix('[').and_then(|a| a.strip_suffix(']')) {
-        Some(v6) => (format!("IPv6:{v6}"), port),
-        None => (address.to_owned(), port),
+        Some(v6) => (Cow::Owned(format!("IPv6:{v6}")), port),
+        None => (Cow::Borrowed(address), port),
     }
 }
 
@@ -85,7 +83,11 @@ fn domain(helo: &str) -> &str {
 }
 
 /// Text inside a comment (RFC 5322 §3.2.2).
-fn comment(text: &str) -> String {
+fn comment(text: &str) -> Cow<'_, str> {
+    let plain = |byte: &u8| matches!(byte, b' '..=b'~') && !matches!(byte, b'(' | b')' | b'\\');
+    if text.as_bytes().iter().all(plain) {
+        return Cow::Borrowed(text);
+    }
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if matches!(c, '(' | ')' | '\\') {
@@ -93,27 +95,42 @@ fn comment(text: &str) -> String {
         }
         out.push(if c.is_control() { '?' } else { c });
     }
-    out
+    Cow::Owned(out)
 }
 
-/// Puts words on as few lines as fit.
-fn fold(name: &str, words: &[String]) -> String {
-    let mut out = name.to_owned();
-    let mut column = out.len();
-    for word in words {
-        if column + 1 + word.len() > LINE_BYTES {
-            out.push_str("\r\n\t");
-            // A tab counts for eight where people look at it, for one where the limit is.
-            column = 1;
-        } else {
-            out.push(' ');
-            column += 1;
-        }
-        out.push_str(word);
-        column += word.len();
+/// A field that puts its words on as few lines as fit.
+struct Field {
+    text: String,
+    /// Of the last line.
+    column: usize,
+}
+
+impl Field {
+    fn new(name: &str) -> Self {
+        let mut text = String::with_capacity(FIELD_BYTES);
+        text.push_str(name);
+        Self { column: text.len(), text }
     }
-    out.push_str("\r\n");
-    out
+
+    /// Adds a word, whose pieces stay on one line.
+    fn word(&mut self, pieces: &[&str]) {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        if self.column + 1 + length > LINE_BYTES {
+            self.text.push_str("\r\n\t");
+            // A tab counts for eight where people look at it, for one where the limit is.
+            self.column = 1;
+        } else {
+            self.text.push(' ');
+            self.column += 1;
+        }
+        pieces.iter().for_each(|piece| self.text.push_str(piece));
+        self.column += length;
+    }
+
+    fn end(mut self) -> String {
+        self.text.push_str("\r\n");
+        self.text
+    }
 }
 
 #[cfg(test)]
