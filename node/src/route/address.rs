@@ -85,12 +85,14 @@ impl Address {
     }
 
     pub(super) fn text(&self) -> String {
-        format!("{}@{}", self.local, self.domain)
+        [self.local.as_str(), "@", &self.domain].concat()
     }
 
     /// Equal for addresses that are the same for our tables.
     pub(super) fn key(&self) -> String {
-        self.text().to_ascii_lowercase()
+        let mut key = self.text();
+        key.make_ascii_lowercase();
+        key
     }
 
     /// This address as one from which routers made others.

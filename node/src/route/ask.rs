@@ -1,10 +1,10 @@
 //! One router and one address.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use super::{
     Destination, Fate, Host, Program, Protocol, Tls,
-    address::{Address, Ancestor, View},
+    address::{Address, View},
     hosts::{Found, Manner, Search},
     notes::Lookups,
     redirect::{self, Item},
@@ -105,20 +105,20 @@ impl Walk<'_> {
         }
     }
 
-    /// Asks a router that applies; `from` is the address as one from which it makes others.
+    /// Asks a router that applies; `taken`: the routers that have taken the address, it included.
     pub(super) async fn ask(
         &self,
         index: usize,
         router: &Router,
         view: &View<'_>,
-        from: &Arc<Ancestor>,
+        taken: &[usize],
     ) -> Outcome {
         match &router.action {
             Action::Fail { message } => {
                 Outcome::Fail(message.fill(view).unwrap_or_else(|| UNROUTEABLE.to_owned()))
             }
             Action::Redirect { to, .. } => match self.redirection(to, view) {
-                Some(data) => self.redirect(router, view, from, &data),
+                Some(data) => self.redirect(router, view, taken, &data),
                 None => declines("a table has no such entry"),
             },
             Action::Manual { route, transport, randomize, not_found, ignore_hosts, .. } => {
@@ -128,18 +128,18 @@ impl Walk<'_> {
                 let manner = Manner { randomize: *randomize, not_found: *not_found };
                 let search = self.search(view, *transport, ignore_hosts);
                 let found = self.shared(index, router, &route, search.manual(&route, manner)).await;
-                self.found(router, Some(*transport), view, from, found)
+                self.found(router, Some(*transport), view, taken, found)
             }
             Action::Dns(options) => {
                 let search = self.search(view, options.transport, &options.ignore_hosts);
                 let domain = &view.address.domain;
                 let found =
                     self.shared(index, router, domain, search.by_dns(domain, options)).await;
-                self.found(router, Some(options.transport), view, from, found)
+                self.found(router, Some(options.transport), view, taken, found)
             }
             // Verification only: there is nothing to deliver to.
             Action::Accept { transport: None } => {
-                self.found(router, None, view, from, Found::Hosts(Vec::new()))
+                self.found(router, None, view, taken, Found::Hosts(Vec::new()))
             }
             Action::Accept { transport: Some(transport) } => {
                 let (none, index) = (List::default(), *transport);
@@ -149,7 +149,7 @@ impl Walk<'_> {
                     Some(hosts) => self.search(view, index, &none).manual(hosts, manner).await,
                     None => Found::Hosts(Vec::new()),
                 };
-                self.found(router, Some(index), view, from, found)
+                self.found(router, Some(index), view, taken, found)
             }
         }
     }
@@ -184,13 +184,14 @@ impl Walk<'_> {
         &self,
         router: &Router,
         view: &View<'_>,
-        from: &Arc<Ancestor>,
+        taken: &[usize],
         data: &[Cow<'_, str>],
     ) -> Outcome {
         let Action::Redirect { allow_fail, check_ancestor, .. } = router.action else {
             return declines("it is no redirection");
         };
         let (name, routers) = (&router.name, &self.configuration.compiled.routing.routers);
+        let from = view.address.ancestor(taken);
         let mut children = Vec::new();
         for item in data.iter().flat_map(|text| redirect::items(text)) {
             let text = match item {
@@ -212,7 +213,7 @@ impl Walk<'_> {
             } else {
                 child
             };
-            children.push(child.child_of(from, routers));
+            children.push(child.child_of(&from, routers));
             if children.len() > limits::ROUTE_CHILDREN_MAX {
                 let max = limits::ROUTE_CHILDREN_MAX;
                 return Outcome::Defer(format!("more than {max} addresses in router {name}"));
@@ -242,7 +243,7 @@ impl Walk<'_> {
         router: &Router,
         transport: Option<usize>,
         view: &View<'_>,
-        from: &Arc<Ancestor>,
+        taken: &[usize],
         found: Found,
     ) -> Outcome {
         match found {
@@ -252,7 +253,8 @@ impl Walk<'_> {
             },
             Found::Widened(domain) => {
                 let routers = &self.configuration.compiled.routing.routers;
-                let child = view.address.again(Some(&domain)).child_of(from, routers);
+                let from = view.address.ancestor(taken);
+                let child = view.address.again(Some(&domain)).child_of(&from, routers);
                 Outcome::Take(Product::Children(vec![child]))
             }
             Found::Own(why) => match router.own_host {

@@ -227,8 +227,7 @@ impl<'a> Walk<'a> {
                 Err(why) => tale.tell(router, false, || format!("not asked: {why}")),
                 Ok(view) => {
                     taken.push(this);
-                    let from = address.ancestor(&taken);
-                    let outcome = self.ask(this, router, &view, &from).await;
+                    let outcome = self.ask(this, router, &view, &taken).await;
                     // A copy that cannot be made is no reason to hold up the real thing.
                     let unseen = router.unseen && next < routers.len();
                     let ends = !unseen;
