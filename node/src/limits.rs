@@ -328,6 +328,9 @@ pub const REPLY_LINE_BYTES_MAX: usize = 512;
 /// Longest header block that is taken; it is buffered for fix-ups. Same as Exim's `header_maxsize`.
 pub const HEADER_BYTES_MAX: usize = 1024 * 1024;
 
+/// Of what was read at once, so much at a time is searched for the end of the header: most headers need three or fewer.
+pub const HEADER_PIECE_BYTES: usize = 1024;
+
 /// Addresses of a header that are rewritten: far more than anybody writes to at once. The fields beyond stay as they are.
 pub const HEADER_ADDRESSES_MAX: usize = 10_000;
 

@@ -13,7 +13,7 @@ use super::{
     reply::{self, Reply},
 };
 use crate::{
-    limits::{COMMIT_DEADLINE, HEADER_BYTES_MAX, RECEIVED_FIELDS_MAX},
+    limits::{COMMIT_DEADLINE, HEADER_BYTES_MAX, HEADER_PIECE_BYTES, RECEIVED_FIELDS_MAX},
     message::{HeaderEnd, HeaderFacts, HeaderScan, Submitter, fix_up, scan_header},
     policy::Rewriting,
 };
@@ -211,13 +211,27 @@ impl Content {
         if self.size > self.limit {
             return self.fail(Failure::TooBig).await;
         }
-        let Part::Header(scan) = &mut self.part else { return self.store(bytes).await };
-        self.header.extend_from_slice(bytes);
-        match scan.end(&self.header) {
-            Some(end) => self.end_header(end).await,
-            None if self.header.len() > HEADER_BYTES_MAX => self.fail(Failure::HeaderTooLong).await,
-            None => {}
+        let mut rest = bytes;
+        while let Part::Header(scan) = &mut self.part {
+            if rest.is_empty() {
+                return;
+            }
+            // Most of what is read at once is the body, which is not copied for this.
+            let (piece, behind) = rest.split_at(rest.len().min(HEADER_PIECE_BYTES));
+            self.header.extend_from_slice(piece);
+            rest = behind;
+            match scan.end(&self.header) {
+                Some(end) => self.end_header(end).await,
+                None if self.header.len() > HEADER_BYTES_MAX => {
+                    self.fail(Failure::HeaderTooLong).await;
+                }
+                None => {}
+            }
+            if self.failure.is_some() {
+                return;
+            }
         }
+        self.store(rest).await;
     }
 
     /// The fields are complete: reads and edits them, and passes on everything that is there.

@@ -12,6 +12,7 @@ mod client_certificate;
 mod client_name;
 mod command;
 mod content;
+mod counts;
 mod data;
 mod events;
 mod guessing;
@@ -56,6 +57,7 @@ pub use wire::Transport;
 
 use admission::Admission;
 
+use counts::ReplyCounts;
 use guessing::Guessing;
 use pressure::{Level, Pressure};
 
@@ -118,6 +120,7 @@ pub struct Activity {
     unnamed: Arc<Semaphore>,
     admission: Arc<Admission>,
     pressure: Pressure,
+    replies: ReplyCounts,
     tasks: TaskTracker,
 }
 
@@ -131,6 +134,7 @@ impl Default for Activity {
             unnamed: Arc::new(Semaphore::new(PROXY_HEADERS_PENDING_MAX)),
             admission: Arc::default(),
             pressure: Pressure::default(),
+            replies: ReplyCounts::default(),
             tasks: TaskTracker::new(),
         }
     }

@@ -84,6 +84,8 @@ struct Session {
     wire: Wire,
     tap: Tap,
     connection: Connection,
+    /// The client's address and ours, as each envelope has them.
+    ends: [String; 2],
     personality: Personality,
     hello: Hello,
     /// A rule said not to offer PIPELINING.
@@ -121,6 +123,7 @@ pub(crate) async fn serve_from(
         tap: Tap::new(front.tracer.clone(), Direction::In, connection.client.ip()),
         front,
         wire: Wire::new(stream),
+        ends: [connection.client, connection.server].map(|end| end.to_string()),
         connection,
         personality,
         hello: Hello::Helo,
@@ -337,9 +340,7 @@ impl Session {
         } else {
             reply
         };
-        metrics::counter!("ppsw_smtp_commands_total",
-            "command" => self.verb, "class" => reply.class())
-        .increment(1);
+        self.front.activity.replies.count(self.verb, reply.class());
         self.show(&reply);
         self.wire.send(&reply).await?;
         Ok(if reply.closes() { State::Closed } else { next })

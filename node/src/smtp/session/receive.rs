@@ -355,6 +355,7 @@ impl Session {
 
     fn origin(&self, mail: &Mail) -> Origin {
         let connection = &self.connection;
+        let [client, server] = self.ends.clone();
         let or_empty = |text: &Option<String>| text.clone().unwrap_or_default();
         // Only an authenticated client's word counts (RFC 4954 §5).
         let auth_sender = match &connection.authenticated {
@@ -362,10 +363,10 @@ impl Session {
             None => String::new(),
         };
         Origin {
-            client: connection.client.to_string(),
+            client,
             client_name: or_empty(&connection.client_name),
             helo: or_empty(&connection.helo),
-            server: connection.server.to_string(),
+            server,
             personality: mail.personality.acl.clone(),
             protocol: self.protocol(mail.parameters.smtputf8),
             authenticated: or_empty(&connection.authenticated),
