@@ -12,7 +12,7 @@ mod postfix;
 mod syncs;
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::mpsc::RecvTimeoutError,
     time::{Duration, Instant},
 };
@@ -51,6 +51,9 @@ pub trait Server {
     /// All its processes.
     fn processes(&self) -> Vec<u32>;
 
+    /// Its mail logs.
+    fn logs(&self) -> Vec<PathBuf>;
+
     /// Nothing runs that could disturb others.
     fn end(&mut self);
 }
@@ -63,6 +66,8 @@ pub struct Run {
     /// Messages a second that were taken and delivered; as `taken` if nothing is delivered.
     pub relayed: f64,
     pub cost: Cost,
+    /// Of the bytes that were written: those of mail logs, by the length of their lines.
+    pub log_bytes: u64,
     pub messages: usize,
     /// Bytes of mail.
     pub bytes: u64,
@@ -75,6 +80,7 @@ pub struct Run {
 /// Loads a server once. `sink` is where it delivers to: its CPU time does not count. `None`: what is taken stays.
 pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Guard>) -> Run {
     server.begin(sink.is_none());
+    let logged = lengths(&server.logs());
     let meter = Meter::begin(sink.map(Guard::pid), syncs);
     let begun = Instant::now();
     let (addresses, processes) = (server.addresses(), server.processes());
@@ -108,11 +114,17 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
     let relayed = begun.elapsed();
     let messages = latencies.as_ref().map_or(load.messages, Latencies::count);
     let cost = meter.end(&server.processes());
+    let log_bytes = lengths(&server.logs()).saturating_sub(logged);
     server.end();
     let rate = |took: Duration| messages as f64 / took.as_secs_f64();
     let bytes = (messages * load.content.bytes) as u64;
     let (taken, relayed) = (rate(taken), rate(relayed));
-    Run { taken, relayed, cost, messages, bytes, latencies, memory }
+    Run { taken, relayed, cost, log_bytes, messages, bytes, latencies, memory }
+}
+
+/// Of files that are there.
+fn lengths(files: &[PathBuf]) -> u64 {
+    files.iter().filter_map(|file| std::fs::metadata(file).ok()).map(|file| file.len()).sum()
 }
 
 /// An `smtp-sink` of Postfix for up to a thousand connections.
@@ -132,7 +144,7 @@ fn listens(address: std::net::SocketAddr) {
 }
 
 /// Whether no file is below any of the directories.
-fn no_files(dirs: &[std::path::PathBuf]) -> bool {
+fn no_files(dirs: &[PathBuf]) -> bool {
     dirs.iter().all(|dir| {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
         entries.into_iter().all(|entry| {

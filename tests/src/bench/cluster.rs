@@ -1,13 +1,13 @@
 //! ppswitch under load.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use rustix::process::Signal;
 
 use super::{Content, DOMAIN, Load, Sender, Server, Syncs, meter::family};
 use crate::{
     client::Client,
-    cluster::{Cluster, PATIENCE},
+    cluster::{Cluster, Node, PATIENCE},
     process, wait_for,
 };
 
@@ -131,6 +131,12 @@ impl Server for Nodes {
     fn is_empty(&self) -> bool {
         let (delivered, taken) = self.figures();
         delivered - self.before.0 >= taken - self.before.1
+    }
+
+    fn logs(&self) -> Vec<PathBuf> {
+        let of = |node: &Node| self.cluster.dir().join(format!("node-{}/log", node.id));
+        let logs = self.cluster.file.nodes.iter().map(of);
+        logs.flat_map(|log| [log.join("mainlog"), log.join("events.jsonl")]).collect()
     }
 
     fn processes(&self) -> Vec<u32> {

@@ -115,6 +115,10 @@ impl Server for Exim {
         no_files(&[self.spool().join("input")])
     }
 
+    fn logs(&self) -> Vec<PathBuf> {
+        vec![self.spool().join("mainlog")]
+    }
+
     fn processes(&self) -> Vec<u32> {
         self.daemon.as_ref().map_or_else(Vec::new, |daemon| family(daemon.pid()))
     }

@@ -98,6 +98,11 @@ impl Server for OpenSmtpd {
         no_files(&["queue", "incoming"].map(|name| self.queue().join(name)))
     }
 
+    fn logs(&self) -> Vec<PathBuf> {
+        // What it says on its standard error.
+        vec![self.dir.join("smtpd.log")]
+    }
+
     fn processes(&self) -> Vec<u32> {
         self.smtpd.as_ref().map_or_else(Vec::new, |smtpd| family(smtpd.pid()))
     }

@@ -150,6 +150,10 @@ impl Server for Postfix {
         )
     }
 
+    fn logs(&self) -> Vec<PathBuf> {
+        vec![self.dir.join("mail.log")]
+    }
+
     fn processes(&self) -> Vec<u32> {
         self.master.as_ref().map_or_else(Vec::new, |master| family(master.pid()))
     }

@@ -280,18 +280,19 @@ fn enough(case: &Case, messages: f64) -> usize {
 fn report(case: &Case, names: &[String], runs: &[Vec<Run>]) {
     println!("\n## {}\n", case.name);
     println!(
-        "| server | messages/s taken, min / **median** / max | end to end | p50 / p99 / p99.9 ms | CPU ms a message | written per byte of mail | syncs a message | MiB |"
+        "| server | messages/s taken, min / **median** / max | end to end | p50 / p99 / p99.9 ms | CPU ms a message | written per byte of mail (of that, mail logs) | syncs a message | MiB |"
     );
     println!("|---|---|---|---|---|---|---|---|");
     for (name, runs) in names.iter().zip(runs) {
         let per = |of: &dyn Fn(&Run) -> f64| middle(runs.iter().map(of).collect());
         let cpu = per(&|run| run.cost.cpu.as_secs_f64() * 1e3 / run.messages as f64);
         let written = per(&|run| run.cost.written_bytes as f64 / run.bytes as f64);
+        let logs = per(&|run| run.log_bytes as f64 / run.bytes as f64);
         let syncs = per(&|run| run.cost.syncs as f64 / run.messages as f64);
         let memory = per(&|run| run.cost.memory_bytes as f64 / MIB as f64);
         let relayed = if case.delivers { spread(runs, |run| run.relayed) } else { "-".to_owned() };
         println!(
-            "| {name} | {} | {relayed} | {} | {cpu:.3} | {written:.2} | {syncs:.3} | {memory:.0} |",
+            "| {name} | {} | {relayed} | {} | {cpu:.3} | {written:.2} ({logs:.2}) | {syncs:.3} | {memory:.0} |",
             spread(runs, |run| run.taken),
             latencies(runs),
         );
