@@ -1,5 +1,5 @@
-//! Counts replies by command and class. Both are closed sets, so their counters are looked up once and kept; to find one
-//! by its labels costs as much as many a reply.
+//! Counts replies by command and class. Both are closed sets, so their counters are looked up once and kept: a look-up by
+//! labels costs more than putting together the reply.
 
 use std::sync::{PoisonError, RwLock};
 
