@@ -3,7 +3,6 @@
 
 use std::{io, path::Path, time::Duration};
 
-use foldhash::quality::RandomState;
 use moka::sync::Cache as Bounded;
 use ppsw_spool::env::UnixMs;
 use serde::{Deserialize, Serialize};
@@ -23,7 +22,7 @@ const HEAD: &str = "ppswitch callouts 1";
 /// Clones share what is known.
 #[derive(Clone)]
 pub(super) struct Cache {
-    entries: Bounded<String, Entry, RandomState>,
+    entries: Bounded<String, Entry>,
 }
 
 /// What is known, under which names.
@@ -75,8 +74,7 @@ fn time(said: &Said) -> Option<Duration> {
 
 impl Default for Cache {
     fn default() -> Self {
-        let entries = Bounded::builder().max_capacity(CALLOUT_CACHE_MAX);
-        Self { entries: entries.build_with_hasher(RandomState::default()) }
+        Self { entries: Bounded::new(CALLOUT_CACHE_MAX) }
     }
 }
 

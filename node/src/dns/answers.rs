@@ -9,7 +9,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use foldhash::quality::RandomState;
 use metrics::Counter;
 use moka::sync::Cache as Bounded;
 
@@ -18,7 +17,7 @@ use crate::limits::{DNS_CACHE_ANSWERS, DNS_TTL_MAX};
 
 /// What is known, by name.
 pub(super) struct Answers<T> {
-    known: Bounded<String, (Instant, Answer<T>), RandomState>,
+    known: Bounded<String, (Instant, Answer<T>)>,
     /// Label of the metrics.
     kind: &'static str,
     hits: OnceLock<Counter>,
@@ -32,8 +31,7 @@ pub(super) type Addresses = Answers<IpAddr>;
 
 impl<T: Clone + Send + Sync + 'static> Answers<T> {
     pub(super) fn new(kind: &'static str) -> Self {
-        let known = Bounded::builder().max_capacity(DNS_CACHE_ANSWERS);
-        Self { known: known.build_with_hasher(RandomState::default()), kind, hits: OnceLock::new() }
+        Self { known: Bounded::new(DNS_CACHE_ANSWERS), kind, hits: OnceLock::new() }
     }
 
     /// What is still believed.

@@ -103,12 +103,14 @@ impl CommandError {
     }
 }
 
+/// Verbs that have a label of their own in metrics.
+pub(super) const VERBS: [&str; 16] = [
+    "AUTH", "BDAT", "DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET",
+    "STARTTLS", "VRFY", "ETRN", "TURN",
+];
+
 /// The verb of a line as a metric label: one of a closed set.
 pub(super) fn verb(line: &[u8]) -> &'static str {
-    const VERBS: [&str; 16] = [
-        "AUTH", "BDAT", "DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT",
-        "RSET", "STARTTLS", "VRFY", "ETRN", "TURN",
-    ];
     let end = memchr::memchr2(b' ', b'\t', line).unwrap_or(line.len());
     VERBS
         .iter()

@@ -63,6 +63,9 @@ pub const BAD_CREDENTIALS: Enhanced = Enhanced("5.7.8");
 /// Needs TLS first (X.7.11, RFC 4954 §6).
 pub const NEEDS_TLS: Enhanced = Enhanced("5.7.11");
 
+/// Classes of replies, as labels.
+pub const CLASSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
 /// One reply of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
@@ -112,13 +115,14 @@ impl Reply {
         }
     }
 
-    /// `2xx`, `3xx`, `4xx` or `5xx`: a label.
+    /// One of [`CLASSES`].
     pub fn class(&self) -> &'static str {
+        let [done, more, later, never] = CLASSES;
         match self.code / 100 {
-            2 => "2xx",
-            3 => "3xx",
-            4 => "4xx",
-            _ => "5xx",
+            2 => done,
+            3 => more,
+            4 => later,
+            _ => never,
         }
     }
 
