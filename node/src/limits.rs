@@ -497,6 +497,10 @@ pub const REMOTE_REPLY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Time for the reply to DATA (RFC 5321 §4.5.3.2.4).
 pub const DATA_REPLY_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Content that is held until its end can go with it. Each write costs a call, and the other end one more awakening: most
+/// messages are shorter and go as one. What is longer does not wait for the mark that an attempt has begun.
+pub const CONTENT_HELD_BYTES: usize = 32 * 1024;
+
 /// Time for one write of data (RFC 5321 §4.5.3.2.5).
 pub const DATA_WRITE_TIMEOUT: Duration = Duration::from_secs(180);
 

@@ -32,6 +32,9 @@ use crate::{
     trace::{Direction, Tap, Tracer},
 };
 
+/// Ends a message that `DATA` began (RFC 5321 §4.1.1.4).
+pub(crate) const FINAL_DOT: &[u8] = b".\r\n";
+
 /// What the server offers (RFC 5321 §4.1.1.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extensions {
@@ -332,26 +335,55 @@ impl Session {
         self.write(stage, commands).await
     }
 
-    /// Sends a piece of a message, which nobody is shown: so many octets, and perhaps a command before them.
+    /// Sends a piece of a message, which nobody is shown. As a chunk it has its command before it, in the same write.
     pub(crate) async fn send_content(
         &mut self,
-        wire: &[u8],
-        octets: usize,
+        mut content: Vec<u8>,
+        chunk: bool,
     ) -> Result<(), SessionError> {
-        self.tap.count(octets);
-        self.write("DATA", wire).await
+        if chunk {
+            self.announce_chunk(&mut content, "");
+        } else {
+            self.tap.count(content.len());
+        }
+        self.write("DATA", &content).await
     }
 
-    /// The message, or a chunk of it, has been sent.
+    /// Sends what is left of a message, which may be nothing, and its end, in one write: for a small message all of it
+    /// is one packet.
+    pub(crate) async fn send_end(
+        &mut self,
+        mut content: Vec<u8>,
+        chunk: bool,
+    ) -> Result<(), SessionError> {
+        if chunk {
+            self.announce_chunk(&mut content, " LAST");
+        } else {
+            self.tap.count(content.len());
+            self.end_of_content();
+            if self.tap.is_on() {
+                self.tap.said([Some(&self.host), None], FINAL_DOT);
+            }
+            content.extend_from_slice(FINAL_DOT);
+        }
+        self.write("end of data", &content).await
+    }
+
+    /// The message has been sent, or was cut off.
     pub(crate) fn end_of_content(&mut self) {
         self.tap.end_of_content([Some(&self.host), None]);
     }
 
-    /// A chunk of a message follows, in the same write.
-    pub(crate) fn announce_chunk(&mut self, command: &[u8]) {
+    /// Puts the command before a chunk (RFC 3030 §2).
+    fn announce_chunk(&mut self, content: &mut Vec<u8>, last: &str) {
+        let octets = content.len();
+        let command = format!("BDAT {octets}{last}\r\n").into_bytes();
         if self.tap.is_on() {
-            self.tap.said([Some(&self.host), None], command);
+            self.tap.said([Some(&self.host), None], &command);
         }
+        self.tap.count(octets);
+        self.end_of_content();
+        content.splice(..0, command);
     }
 
     /// Writes and flushes.

@@ -7,10 +7,13 @@ use super::{
     reply::Reply,
     retry::Cause,
     seams::{BodySource, Fence},
-    session::{Session, SessionError},
+    session::{FINAL_DOT, Session, SessionError},
 };
 use crate::{
-    limits::{DATA_REPLY_TIMEOUT, FINAL_REPLY_TIMEOUT, QUIT_TIMEOUT, REMOTE_REPLY_TIMEOUT},
+    limits::{
+        CONTENT_HELD_BYTES, DATA_REPLY_TIMEOUT, FINAL_REPLY_TIMEOUT, QUIT_TIMEOUT,
+        REMOTE_REPLY_TIMEOUT,
+    },
     route::{ClientOptions, Protocol},
 };
 
@@ -82,8 +85,8 @@ pub(crate) async fn send(
     let offered = session.extensions;
     let chunking = client.chunking && offered.chunking && offered.pipelining;
     let answers = vec![None; recipients.len()];
-    let (talked, chunks) = (false, 0);
-    let mut run = Run { session, mail, recipients, answers, talked, chunking, chunks };
+    let (talked, chunks, held) = (false, 0, Vec::new());
+    let mut run = Run { session, mail, recipients, answers, talked, chunking, chunks, held };
     if mail.smtputf8 && !run.session.extensions.smtputf8 {
         // RFC 6531 §3.5.
         run.settle(&Answer::Failed(
@@ -135,6 +138,8 @@ struct Run<'a> {
     chunking: bool,
     /// Those whose replies are still to come.
     chunks: usize,
+    /// Of the message, as it goes over the wire, not yet sent.
+    held: Vec<u8>,
 }
 
 impl Run<'_> {
@@ -160,7 +165,7 @@ impl Run<'_> {
         }
         if self.answers.iter().all(Option::is_some) {
             // RFC 2920 §3.1: the server waits for data though it took no recipient; it gets none.
-            self.session.say("end of data", b".\r\n").await?;
+            self.session.say("end of data", FINAL_DOT).await?;
             self.session.reply("end of data", REMOTE_REPLY_TIMEOUT).await?;
             return Ok(false);
         }
@@ -230,7 +235,7 @@ impl Run<'_> {
         self.reply("DATA", DATA_REPLY_TIMEOUT).await.map(Some)
     }
 
-    /// The message, without the final dot or last chunk.
+    /// The message but for its end: what is left in `held` goes with the final dot or in the last chunk.
     async fn data(&mut self, body: &mut dyn BodySource) -> Result<(), SessionError> {
         let strip_nul = self.mail.strip_nul;
         let mut stuffer = if self.chunking {
@@ -238,63 +243,51 @@ impl Run<'_> {
         } else {
             DotStuffer::new(strip_nul)
         };
-        let mut wire = Vec::new();
         loop {
             let chunk = body.next().await.map_err(|e| SessionError::Spool(e.to_string()))?;
-            match &chunk {
-                Some(chunk) => stuffer.encode(chunk, &mut wire),
-                None => stuffer.finish(&mut wire),
-            }
-            let octets = wire.len();
-            if self.chunking && octets > 0 {
-                // In one write: they are one packet for a small message.
-                let command = format!("BDAT {octets}\r\n").into_bytes();
-                self.session.announce_chunk(&command);
-                wire.splice(..0, command);
-                self.chunks += 1;
-            }
-            if let Err(error) = self.session.send_content(&wire, octets).await {
-                self.session.end_of_content();
-                // A server that refuses in the middle of the data may have said why.
-                return match self.session.reply("DATA", QUIT_TIMEOUT).await {
-                    Ok(reply) => Err(SessionError::Refused { stage: "DATA", reply }),
-                    Err(said @ SessionError::Refused { .. }) => Err(said),
-                    Err(_) => Err(error),
-                };
-            }
-            wire.clear();
-            if self.chunking || chunk.is_none() {
-                self.session.end_of_content();
-            }
-            if chunk.is_none() {
+            let Some(chunk) = chunk else {
+                stuffer.finish(&mut self.held);
                 return Ok(());
+            };
+            stuffer.encode(&chunk, &mut self.held);
+            if self.held.len() < CONTENT_HELD_BYTES {
+                continue;
             }
+            self.chunks += usize::from(self.chunking);
+            let content = std::mem::take(&mut self.held);
+            if let Err(error) = self.session.send_content(content, self.chunking).await {
+                self.session.end_of_content();
+                return Err(self.said_instead(error).await);
+            }
+        }
+    }
+
+    /// A server that refuses in the middle of the data may have said why before it closed the connection.
+    async fn said_instead(&mut self, error: SessionError) -> SessionError {
+        match self.session.reply("DATA", QUIT_TIMEOUT).await {
+            Ok(reply) if !reply.is_positive() => SessionError::Refused { stage: "DATA", reply },
+            Err(said @ SessionError::Refused { .. }) => said,
+            Ok(_) | Err(_) => error,
         }
     }
 
     /// The final dot and the replies to it. From here on a lost connection leaves the result unknown.
     async fn finish(mut self, fence: &dyn Fence) -> Outcome {
         let stage = "end of data";
-        let end: &[u8] = if self.chunking { b"BDAT 0 LAST\r\n" } else { b".\r\n" };
+        let rest = std::mem::take(&mut self.held);
         // A server that reads slowly has the data wait here, and the dot behind it, for longer than any lease. What
         // is not written in full when the fence breaks is no final dot.
-        let dot = tokio::select! {
+        let end = tokio::select! {
             biased;
-            written = self.session.say(stage, end) => written,
+            written = self.session.send_end(rest, self.chunking) => written,
             () = fence.broken() => return self.broken(&SessionError::Fenced),
         };
-        let result = match dot {
-            Ok(()) => self.final_replies(stage).await,
-            // It has not got all of it, and may have said why before it closed the connection.
-            Err(error) => match self.session.reply(stage, QUIT_TIMEOUT).await {
-                Ok(reply) if !reply.is_positive() => {
-                    self.settle(&answer(stage, &reply));
-                    return self.outcome(false);
-                }
-                _ => Err(error),
-            },
-        };
-        if let Err(error) = result {
+        if let Err(error) = end {
+            // It has not got all of it.
+            let why = self.said_instead(error).await;
+            return self.broken(&why);
+        }
+        if let Err(error) = self.final_replies(stage).await {
             let text = error.to_string();
             // No other host: this one may have taken the message (RFC 5321 §4.5.3.2.6, RFC 1047).
             self.settle(&Answer::Deferred { text, elsewhere: false, cause: error.cause() });

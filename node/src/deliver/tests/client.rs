@@ -8,12 +8,16 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use rustls::{ServerConfig, crypto::ring, pki_types::PrivateKeyDer};
 
 use super::{
-    dialogue::destination,
+    dialogue::{Switch, destination, transmit, transmitter},
     fake::{Setting, Table, deliver_to},
     server::{Script, Server, StartTls},
 };
 use crate::{
-    deliver::plan::plan,
+    deliver::{
+        plan::plan,
+        transaction::{Answer, Mail},
+    },
+    limits::CONTENT_HELD_BYTES,
     route::{Auth, ClientOptions, Destination, Protocol, Tls},
 };
 
@@ -57,7 +61,7 @@ async fn chunks_take_the_place_of_dots_where_they_are_offered() {
         assert!(log.contains(" => a@y ") && log.contains("2.0.0 taken"), "{log}");
         assert_eq!(server.complete()[0].data, b"Subject: hello\r\n\r\nbody\r\n");
         let said = server.commands();
-        assert_eq!(said.contains(&"BDAT 0 LAST".to_owned()), chunks, "{said:?}");
+        assert_eq!(said.contains(&"BDAT 24 LAST".to_owned()), chunks, "{said:?}");
         assert_eq!(said.contains(&"DATA".to_owned()), !chunks, "{said:?}");
     }
     for (chunk, outcome) in [("552 5.3.4 too much", " ** a@y "), ("452 4.3.1 later", " == a@y ")] {
@@ -65,6 +69,38 @@ async fn chunks_take_the_place_of_dots_where_they_are_offered() {
         let log = sent(&server, Tls::May, chunking.clone(), false).await;
         assert!(log.contains(outcome) && log.contains(chunk), "{log}");
         assert!(server.complete().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_is_long_goes_before_its_end_does() {
+    const HELD: usize = CONTENT_HELD_BYTES;
+    // The body comes in two halves.
+    for (octets, before) in [
+        (HELD - 16, &[][..]),
+        (HELD, &[HELD]),
+        (2 * HELD, &[HELD, HELD]),
+        (HELD * 3 / 2, &[HELD * 3 / 2]),
+    ] {
+        let body: Vec<u8> = b"0123456789abcd\r\n".iter().copied().cycle().take(octets).collect();
+        let rest = octets - before.iter().sum::<usize>();
+        let chunks = before.iter().map(|octets| format!("BDAT {octets}"));
+        let chunks: Vec<_> = chunks.chain([format!("BDAT {rest} LAST")]).collect();
+        for (chunking, chunk) in [(true, "250 on"), (false, ""), (true, "552 5.3.4 too much")] {
+            let server = Server::start(Script { ehlo: EHLO, chunk, ..Script::default() }).await;
+            let mut there = destination(&[&server], Protocol::Smtp);
+            there.client = ClientOptions { chunking, ..ClientOptions::default() };
+            let (fence, mail) = (Switch::default(), Mail::default());
+            let sent = transmit(&transmitter(), &there, &mail, &["a@y"], &body, &fence).await;
+            if chunk.starts_with('5') {
+                assert!(matches!(&sent[0].answer, Answer::Failed(why) if why.contains(chunk)));
+                continue;
+            }
+            assert_eq!(server.complete()[0].data, body);
+            let said = server.commands();
+            let said: Vec<_> = said.iter().filter(|line| line.starts_with("BDAT")).collect();
+            assert_eq!(said, chunks.iter().filter(|_| chunking).collect::<Vec<_>>());
+        }
     }
 }
 

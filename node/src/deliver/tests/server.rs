@@ -73,7 +73,7 @@ pub(crate) struct Script {
     /// Offered, before a handshake.
     pub(crate) starttls: Option<StartTls>,
     pub(crate) auth: &'static str,
-    /// Reply to a chunk that is not the last.
+    /// Reply to a chunk that is not the last, or is the first and is not taken.
     pub(crate) chunk: &'static str,
 }
 
@@ -107,6 +107,8 @@ pub(crate) struct Taken {
     /// With dots removed; `complete`: the final dot came.
     pub(crate) data: Vec<u8>,
     pub(crate) complete: bool,
+    /// It came as chunks.
+    pub(crate) chunks: bool,
 }
 
 #[derive(Default)]
@@ -251,7 +253,8 @@ async fn talk(stream: TcpStream, script: &Script, seen: &Seen) -> Option<()> {
                 let mut bytes = vec![0; words.next()?.parse().ok()?];
                 stream.read_exact(&mut bytes).await.ok()?;
                 taken.data.extend_from_slice(&bytes);
-                if words.next() != Some("LAST") {
+                let first = !std::mem::replace(&mut taken.chunks, true);
+                if words.next() != Some("LAST") || (first && !script.chunk.starts_with('2')) {
                     say(&mut stream, script.chunk).await?;
                 } else if script.chunk.starts_with('2') {
                     taken.complete = true;
