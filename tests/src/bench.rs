@@ -3,6 +3,7 @@
 //! Everything is measured in the same way for every server: the whole machine's CPU time less that of the load and of the sink, what
 //! the block device was told to write, the syncs that a library in front of the C library saw.
 
+mod bare;
 mod cluster;
 mod exim;
 mod load;
@@ -18,6 +19,7 @@ use std::{
 };
 
 pub use self::{
+    bare::Bare,
     cluster::Nodes,
     exim::Exim,
     load::{Beside, Content, DOMAIN, Latencies, Load, Sender},
@@ -47,6 +49,11 @@ pub trait Server {
 
     /// Whether the queue is empty.
     fn is_empty(&self) -> bool;
+
+    /// Whether it delivers nothing, knows no TLS, and has messages in memory as a whole.
+    fn only_takes(&self) -> bool {
+        false
+    }
 
     /// All its processes.
     fn processes(&self) -> Vec<u32>;

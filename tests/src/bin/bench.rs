@@ -17,8 +17,8 @@ use std::{net::SocketAddr, os::unix::fs::PermissionsExt, time::Duration};
 use clap::{Parser, ValueEnum};
 use ppsw_tests::{
     bench::{
-        Beside, Content, DOMAIN, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd, Postfix,
-        Run, Sender, Server, Syncs, run, smtp_sink,
+        Bare, Beside, Content, DOMAIN, Exim, Latencies, Load, MEMORY_LOOK, Nodes, OpenSmtpd,
+        Postfix, Run, Sender, Server, Syncs, run, smtp_sink,
     },
     process::Guard,
 };
@@ -30,6 +30,8 @@ const FIRST_SECONDS_MAX: f64 = 10.0;
 /// Messages of a run: bounds what a disk holds meanwhile.
 const MESSAGES_MAX: usize = 400_000;
 const BYTES_MAX: usize = 4 << 30;
+/// Last octet of the address of the first bare node.
+const BARE_FIRST: u8 = 11;
 
 #[derive(Parser)]
 #[command(about = "Compares ppswitch with other mail servers in one run")]
@@ -62,6 +64,8 @@ enum Peer {
     Postfix,
     Exim,
     Opensmtpd,
+    /// No mail server: what the machine allows
+    Bare,
 }
 
 #[derive(Clone, Copy)]
@@ -212,14 +216,22 @@ fn group(cases: &[Case], arguments: &Arguments) {
             Peer::Opensmtpd => {
                 Box::new(OpenSmtpd::new(dir.path(), address(3), sink_address, &syncs))
             }
+            Peer::Bare => {
+                let of =
+                    |number| (address(number), SocketAddr::from(([127, 12, 1, number], 2_526)));
+                let count = u8::try_from(cases[0].nodes).unwrap();
+                let all = (BARE_FIRST..BARE_FIRST + count).map(of).collect();
+                Box::new(Bare::new(dir.path(), all, &syncs))
+            }
         });
     }
     for case in cases {
-        let names: Vec<String> = servers.iter().map(|server| server.name()).collect();
+        let simple = !case.delivers && case.client != Client::Tls && case.beside.is_none();
         let mut all: Vec<&mut dyn Server> = Vec::new();
-        for server in &mut servers {
+        for server in servers.iter_mut().filter(|server| simple || !server.only_takes()) {
             all.push(&mut **server);
         }
+        let names: Vec<String> = all.iter().map(|server| server.name()).collect();
         let runs = alternate(&mut all, case, arguments, &syncs, &sink);
         report(case, &names, &runs);
     }
