@@ -30,6 +30,8 @@ impl DotStuffer {
 
     /// Adds the wire form of the next chunk to `out`.
     pub(crate) fn encode(&mut self, mut chunk: &[u8], out: &mut Vec<u8>) {
+        // Most chunks have CRLF and no dots at line beginnings: they stay as long as they are.
+        out.reserve(chunk.len());
         while let Some(&first) = chunk.first() {
             if self.cr {
                 self.cr = false;

@@ -104,7 +104,8 @@ impl Taken {
             let number = state.count;
             state.waiting.push_back((number, tell));
             for link in &self.links {
-                link.send(Arc::clone(&body)).unwrap();
+                // A node that has gone gets nothing more.
+                let _ = link.send(Arc::clone(&body));
             }
             self.log.send(Entry { body, of: Of::Own(number) }).unwrap();
         }
