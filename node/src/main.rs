@@ -97,9 +97,9 @@ enum Verb {
     },
 }
 
-/// With glibc's, a node takes a fifth less mail with the same processor (docs/decisions/033-allocator.md).
+/// With glibc's, a node takes a fifth less mail with the same processor (docs/decisions/038-jemalloc.md).
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A panic is a bug that no handler can mend: the process ends and the cluster goes on without it, in a build whose panics
 /// unwind, too.
