@@ -97,7 +97,8 @@ enum Verb {
     },
 }
 
-/// With glibc's, a node takes a fifth less mail with the same processor (docs/decisions/038-jemalloc.md).
+/// With glibc's, a node takes a fifth less mail with the same processor (docs/decisions/033-allocator.md); with mimalloc it
+/// wants twice the memory (docs/decisions/038-jemalloc.md).
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
