@@ -42,18 +42,24 @@ pub fn address(group: u8, number: u8, port: u16) -> SocketAddr {
 
 /// Makes hosts the MX of domains below `example.org`, in the order of their preference.
 pub fn lead(cluster: &Cluster, domains: &[(String, Vec<IpAddr>)]) {
-    let path = cluster.dir().join("dns/example.org.zone");
-    let mut zone = std::fs::read_to_string(&path).unwrap();
+    let mut lines = String::new();
     for (name, hosts) in domains {
         for (number, host) in hosts.iter().enumerate() {
             let mx = format!("mx{number}.{name}");
-            writeln!(zone, "{name} MX {number}0 {mx}.example.org.\n{mx} A {host}").unwrap();
+            writeln!(lines, "{name} MX {number}0 {mx}.example.org.\n{mx} A {host}").unwrap();
         }
     }
-    std::fs::write(&path, zone).unwrap();
-    // The name server looks at its files now and then; nodes must not learn before that there is no such domain.
-    let last = format!("{}.example.org", domains.last().unwrap().0);
-    wait_for(&last, PATIENCE, || has_mx(cluster.file.dns, &last).then_some(()));
+    add_to_zone(cluster, &lines, &domains.last().unwrap().0);
+}
+
+/// Adds lines to the zone `example.org`, and waits until the cluster's name server gives the MX of `name` there. It looks
+/// at its files now and then; nodes must not learn before that there is no such domain.
+pub fn add_to_zone(cluster: &Cluster, lines: &str, name: &str) {
+    let path = cluster.dir().join("dns/example.org.zone");
+    let zone = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, zone + lines).unwrap();
+    let domain = format!("{name}.example.org");
+    wait_for(&domain, PATIENCE, || has_mx(cluster.file.dns, &domain).then_some(()));
 }
 
 /// Asks a name server (RFC 1035 §4) whether a domain has MX records.

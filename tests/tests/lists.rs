@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, fs, net::SocketAddr, time::Duration};
 use ppsw_tests::{
     client::Client,
     cluster::{Cluster, PATIENCE},
+    hops,
     sink::{Filed, field},
     wait_for,
 };
@@ -222,9 +223,7 @@ const MANY: (usize, usize) = (20_000, 500);
 #[test]
 fn a_list_over_many_domains_outlives_its_deliverer() {
     let mut cluster = Cluster::start(4800);
-    let zone = cluster.dir().join("dns/example.org.zone");
-    let text = fs::read_to_string(&zone).unwrap();
-    fs::write(&zone, format!("{text}*.many MX 10 sink.example.org.\n")).unwrap();
+    hops::add_to_zone(&cluster, "*.many MX 10 sink.example.org.\n", "d0.many");
     let (size, domains) = MANY;
     let members: Vec<String> =
         (0..size).map(|n| format!("member{n}@d{}.many.example.org", n % domains)).collect();

@@ -8,7 +8,7 @@ use super::{Content, DOMAIN, Load, Sender, Server, Syncs, meter::family};
 use crate::{
     client::Client,
     cluster::{Cluster, Node, PATIENCE},
-    process, wait_for,
+    hops, process, wait_for,
 };
 
 const BASE_PORT: u16 = 5_500;
@@ -39,16 +39,11 @@ impl Nodes {
 
     /// Puts so many messages of `bytes` into the queue, for a destination that nothing is sent to.
     pub fn fill(&mut self, messages: usize, bytes: usize) {
-        let zone = self.cluster.dir().join("dns/example.org.zone");
-        let text = std::fs::read_to_string(&zone).unwrap();
-        std::fs::write(&zone, format!("{text}full MX 10 sink.example.org.\n")).unwrap();
+        hops::add_to_zone(&self.cluster, "full MX 10 sink.example.org.\n", "full");
         let domain = "full.example.org";
         wait_for("the destination to be suspended", PATIENCE, || {
             let arguments = ["suspend", domain, "--for", "1d", "--reason", "measured"];
             (self.cluster.ctl(&arguments).0 == 0).then_some(())
-        });
-        wait_for("a way to it", PATIENCE, || {
-            (self.cluster.ctl(&["route", "--verify", &format!("to@{domain}")]).0 == 0).then_some(())
         });
         let content = Content { bytes, recipients: 1, domain };
         let (sender, beside) = (Sender::Source, None);

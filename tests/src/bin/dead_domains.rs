@@ -21,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ppsw_tests::{client::Client, cluster::Cluster, process::Guard, wait_for};
+use ppsw_tests::{client::Client, cluster::Cluster, hops, process::Guard, wait_for};
 
 const MESSAGES: usize = 100_000;
 const RUNS: usize = 3;
@@ -72,8 +72,7 @@ fn main() {
 
 /// Each domain has a host of its own; the last ones' are dead.
 fn write_zone(cluster: &Cluster) {
-    let path = cluster.dir().join("dns/example.org.zone");
-    let mut zone = fs::read_to_string(&path).unwrap();
+    let mut lines = String::new();
     for number in 0..DOMAINS {
         let address = match DOMAINS - number {
             // Nobody there.
@@ -81,9 +80,9 @@ fn write_zone(cluster: &Cluster) {
             left if left <= DEAD => format!("127.11.1.{}", left - DEAD / 2),
             _ => format!("127.11.0.{}", number % SINKS + 1),
         };
-        writeln!(zone, "d{number} MX 10 m{number}\nm{number} A {address}").unwrap();
+        writeln!(lines, "d{number} MX 10 m{number}\nm{number} A {address}").unwrap();
     }
-    fs::write(&path, zone).unwrap();
+    hops::add_to_zone(cluster, &lines, &format!("d{}", DOMAINS - 1));
 }
 
 fn sink(cluster: &Cluster, number: usize, port: u16) -> Guard {
