@@ -124,7 +124,7 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
     let log_bytes = lengths(&server.logs()).saturating_sub(logged);
     server.end();
     let rate = |took: Duration| messages as f64 / took.as_secs_f64();
-    let bytes = (messages * load.content.bytes) as u64;
+    let bytes = (messages * load.message_bytes()) as u64;
     let (taken, relayed) = (rate(taken), rate(relayed));
     Run { taken, relayed, cost, log_bytes, messages, bytes, latencies, memory }
 }

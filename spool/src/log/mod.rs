@@ -336,6 +336,12 @@ impl Log {
         self.inner.shared.disk_space.limit(limits);
     }
 
+    /// Sets how many bytes all files may have together, so that those that hold nothing any more wait to be segments again.
+    /// Some wait in any case ([`crate::limits::LOG_FREE_SEGMENTS_MIN`]). Until this is set all stay. Cheap.
+    pub fn keep_files(&self, bytes: u64) {
+        self.inner.shared.disk_space.keep(bytes);
+    }
+
     /// Free space as last measured, at most a second ago. Cheap.
     #[must_use]
     pub fn space(&self) -> Space {

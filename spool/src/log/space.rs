@@ -12,7 +12,7 @@ use std::{
 use super::{LogError, active::create, writer::Shared};
 use crate::{
     env::is_full,
-    limits::{LOG_FREE_SEGMENTS_MAX, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, SPACE_POLL},
+    limits::{LOG_FREE_SEGMENTS_MIN, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, SPACE_POLL},
 };
 
 /// Below what the disk counts as low.
@@ -57,23 +57,36 @@ impl Default for Space {
 }
 
 /// What the writer, the spare's thread and callers share.
-#[derive(Default)]
 pub(super) struct SpaceWatch {
     state: Mutex<WatchState>,
     wake: Condvar,
 }
 
 /// Held over no system call.
-#[derive(Default)]
 struct WatchState {
     space: Space,
+    /// Bytes of all files of the log up to which those that wait for reuse stay.
+    kept_bytes: u64,
     spare: Option<PathBuf>,
     woken: bool,
+}
+
+impl Default for SpaceWatch {
+    /// Until somebody says how long the log may be, no file is one too many.
+    fn default() -> Self {
+        let state =
+            WatchState { space: Space::default(), kept_bytes: u64::MAX, spare: None, woken: false };
+        Self { state: Mutex::new(state), wake: Condvar::new() }
+    }
 }
 
 impl SpaceWatch {
     pub(super) fn limit(&self, limits: SpaceLimits) {
         self.lock().space.limits = limits;
+    }
+
+    pub(super) fn keep(&self, bytes: u64) {
+        self.lock().kept_bytes = bytes;
     }
 
     pub(super) fn last(&self) -> Space {
@@ -181,9 +194,12 @@ impl SpareMaker {
     /// Removes one of the files that are too many. Not all at once: where a file system tells the disk what it no longer needs,
     /// as many as a trim leaves held up every sync on it for most of a second.
     fn remove_one(&self) {
+        let kept_bytes = self.shared.disk_space.lock().kept_bytes;
         let surplus = {
-            let free = &mut self.shared.lock().free;
-            if free.len() > LOG_FREE_SEGMENTS_MAX { free.pop_back() } else { None }
+            let mut state = self.shared.lock();
+            let bytes = state.index.usage().1.saturating_add(state.free_bytes());
+            let too_many = state.free.len() > LOG_FREE_SEGMENTS_MIN && bytes > kept_bytes;
+            if too_many { state.free.pop_back() } else { None }
         };
         let Some((path, _)) = surplus else { return };
         if let Err(error) = self.shared.disk.remove(&path) {

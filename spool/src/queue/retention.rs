@@ -94,6 +94,8 @@ impl Spool {
         let retention = self.groups().log().retention();
         let bytes: u64 = retention.segments.iter().map(|(_, bytes)| bytes).sum();
         let live = self.live_bytes();
+        let bound = self.bound_bytes(live);
+        self.groups().log().keep_files(bound);
         gauge!("ppsw_log_bytes").set(bytes as f64);
         gauge!("ppsw_log_live_bytes").set(live as f64);
         for hold in &retention.holds {
@@ -101,7 +103,7 @@ impl Spool {
             gauge!("ppsw_log_oldest_entry_segments", "group" => hold.group.to_string())
                 .set(segments as f64);
         }
-        let Some(needed) = first_needed(&retention, self.bound_bytes(live)) else { return false };
+        let Some(needed) = first_needed(&retention, bound) else { return false };
         for hold in retention.holds.iter().filter(|hold| hold.generation < needed) {
             let Some(upto) = self.groups().log().last_before(hold.group, needed) else { continue };
             self.release(*hold, upto).await;

@@ -12,6 +12,10 @@ use crate::{
 };
 
 const BASE_PORT: u16 = 5_500;
+/// What a node has written when its log, which has 1 GiB of files (`log_floor`), has been through them.
+const AGED_BYTES: f64 = 1.5 * (1 << 30) as f64;
+/// Messages of 64 KiB until their files can be used again: a quarter of that.
+const AGED_AT_ONCE: usize = 4_000;
 /// Time for a million messages to be looked at.
 const FILLED: Duration = Duration::from_secs(900);
 /// So long the nodes have hardly anything to do: all wait.
@@ -57,6 +61,21 @@ impl Nodes {
             std::thread::sleep(SETTLED);
             (used(self).saturating_sub(before) < SETTLED / 5).then_some(())
         });
+    }
+
+    /// Loads the nodes until each has written all files that its log keeps, as one has that has run for a day: a sync into
+    /// others costs more.
+    pub fn age(&mut self) {
+        self.begin(true);
+        let content = Content { bytes: 64 << 10, recipients: 1, domain: DOMAIN };
+        let (sender, beside, messages) = (Sender::Source, None, AGED_AT_ONCE);
+        let written = |nodes: &Self, id| nodes.cluster.figure(id, "ppsw_log_bytes_total", "");
+        while (1..=self.count as u64).any(|id| written(self, id).unwrap() < AGED_BYTES) {
+            let load = Load { sender, sessions: 50, messages, many: true, content, beside };
+            load.run(&self.addresses());
+            // What is alive is kept, in a log that is longer then.
+            self.end();
+        }
     }
 
     /// Where it delivers to.

@@ -18,6 +18,10 @@ const ERRORS_MAX: usize = 20;
 /// Where the mail goes that is measured.
 pub const DOMAIN: &str = "example.org";
 
+/// What `smtp-source` sends in front of the body that it is asked for: `From`, `To`, `Date`, `Message-Id` and an empty line,
+/// without the name of the host.
+const SOURCE_HEADER_BYTES: usize = 128;
+
 /// What is sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
@@ -107,6 +111,12 @@ impl Load {
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && errors.is_empty(), "smtp-source: {errors}");
         }
+    }
+
+    /// Bytes of one message, header and body.
+    pub(super) fn message_bytes(&self) -> usize {
+        let header = if self.sender == Sender::Source { SOURCE_HEADER_BYTES } else { 0 };
+        header + self.content.bytes
     }
 
     fn smtp_source(&self, address: SocketAddr, sessions: usize, messages: usize) -> Child {

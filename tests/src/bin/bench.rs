@@ -53,6 +53,9 @@ struct Arguments {
     /// Nodes of the cluster, instead of what the case has
     #[arg(long)]
     nodes: Option<usize>,
+    /// Lets the nodes' logs use each of their files once before the first case, as after a day
+    #[arg(long)]
+    aged: bool,
     /// Measures ppswitch alone, with an empty queue and with so many messages of 1 KiB in it
     #[arg(long)]
     full: Option<usize>,
@@ -203,7 +206,10 @@ fn group(cases: &[Case], arguments: &Arguments) {
     // Peers run as users of their own.
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let syncs = Syncs::new(dir.path(), cases[0].slower_us);
-    let nodes = Nodes::start(cases[0].nodes, &syncs);
+    let mut nodes = Nodes::start(cases[0].nodes, &syncs);
+    if arguments.aged {
+        nodes.age();
+    }
     let sink_address = nodes.sink();
     let sink = smtp_sink(sink_address, dir.path());
     let address = |number: u8| SocketAddr::from(([127, 12, 0, number], 2_525));
