@@ -72,6 +72,7 @@ impl Agent {
                 () = stop.cancelled() => {}
                 _ = changes.changed() => {}
                 _ = leadership.changed() => {}
+                () = self.shared.look.notified() => {}
                 () = sleep(limits::RECONCILE_INTERVAL) => {}
             }
         }

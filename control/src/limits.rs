@@ -264,8 +264,12 @@ pub const RUNNING_PATIENCE: Duration = Duration::from_secs(10);
 pub const RUNNING_POLL: Duration = Duration::from_millis(50);
 
 /// Within this time a node hears itself of what the control group's leader has applied: of a newer generation, because of which it was
-/// refused, or of a change that it was asked for. One without a vote asks each second (`RECONCILE_INTERVAL`).
-pub const HEARSAY_PATIENCE: Duration = Duration::from_secs(2);
+/// refused, or of a change that it was asked for: several of the seconds after which a node hears of it in any case
+/// (`RECONCILE_INTERVAL`), for a machine that has too much to do.
+pub const HEARSAY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often it asks meanwhile. The node that it asks may not have heard of it either.
+pub const HEARSAY_RETRY: Duration = Duration::from_millis(100);
 
 /// How often a change of a users' table is made anew because something else became active meanwhile.
 pub const CHANGE_TRIES: usize = 10;

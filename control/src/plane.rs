@@ -20,7 +20,7 @@ use ppsw_spool::{
     queue::{Checkpoints, Outcome, Partition, Spool, SpoolOptions},
 };
 use tokio::{
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinHandle,
     time::{sleep, timeout},
 };
@@ -73,6 +73,8 @@ pub(crate) struct Shared {
     pub(crate) machine: Arc<ControlMachine>,
     /// The control state that this node acts on: never one of the past that a replay passes through.
     pub(crate) view: watch::Sender<Arc<State>>,
+    /// The agent is to look for a newer one at once.
+    pub(crate) look: Notify,
     /// This node was drained when it stopped, and has heard nothing else since.
     pub(crate) was_drained: AtomicBool,
     pub(crate) progress: watch::Sender<pb::DrainProgress>,
@@ -162,6 +164,7 @@ impl Plane {
             control,
             machine,
             view: watch::Sender::default(),
+            look: Notify::new(),
             was_drained: AtomicBool::new(book.drained),
             orders: Compiled::default(),
             events: EventLog::default(),

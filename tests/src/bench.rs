@@ -4,6 +4,7 @@
 //! the block device was told to write, the syncs that a library in front of the C library saw.
 
 mod bare;
+mod closed;
 mod cluster;
 mod exim;
 mod load;

@@ -63,7 +63,13 @@ impl Shared {
     pub(crate) async fn command_heard(&self, change: Change) -> Result<Bytes, CommandError> {
         let Done { value, revision } = self.carry_out(change).await?;
         let mut view = self.view.subscribe();
-        let heard = view.wait_for(|state| state.revision >= revision);
+        let heard = async {
+            while view.borrow_and_update().revision < revision {
+                // Whoever has no vote, or has not been told yet, may ask another node.
+                self.look.notify_one();
+                let _ = timeout(limits::HEARSAY_RETRY, view.changed()).await;
+            }
+        };
         // It is done, heard of here or not.
         let _ = timeout(limits::HEARSAY_PATIENCE, heard).await;
         Ok(value)

@@ -7,13 +7,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::closed::{Message, closed};
 use crate::client::{Client, Reply};
 
 const SOURCE: &str = "/usr/sbin/smtp-source";
 /// Messages of a connection of our own client, if it may send many.
-const MANY: usize = 100;
+pub(super) const MANY: usize = 100;
 /// Refused or broken connections of one client in a row, after which the run has failed.
-const ERRORS_MAX: usize = 20;
+pub(super) const ERRORS_MAX: usize = 20;
 
 /// Where the mail goes that is measured.
 pub const DOMAIN: &str = "example.org";
@@ -90,7 +91,12 @@ impl Load {
                 self.source(addresses);
                 None
             }
-            Sender::Closed { time, tls } => Some(self.clients(addresses, time, tls, None)),
+            Sender::Closed { time, tls: false } => {
+                let mut all = closed(addresses, self.sessions, time, self.message());
+                all.sort();
+                Some(Latencies(all))
+            }
+            Sender::Closed { time, tls: true } => Some(self.clients(addresses, time, true, None)),
             Sender::Open { time, per_second } => {
                 let distance = Duration::from_secs(1) / per_second;
                 Some(self.clients(addresses, time, false, Some(distance)))
@@ -111,6 +117,14 @@ impl Load {
             let errors = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success() && errors.is_empty(), "smtp-source: {errors}");
         }
+    }
+
+    fn message(&self) -> Message {
+        let Content { bytes, recipients, domain } = self.content;
+        let recipient = |number| format!("RCPT TO:<to{number}@{domain}>\r\n");
+        let mut envelope = vec!["MAIL FROM:<from@example.org>\r\n".to_owned()];
+        envelope.extend((0..recipients).map(recipient));
+        Message { envelope, content: content(bytes), many: self.many }
     }
 
     /// Bytes of one message, header and body.
