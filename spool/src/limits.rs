@@ -57,10 +57,10 @@ pub const LOG_QUEUE_RECORDS_HARD: usize = 256 * 1024;
 /// What an entry in memory costs besides its payload, for the bounds of queue and cache.
 pub const LOG_RECORD_OVERHEAD: usize = 96;
 
-/// Dead segments that are kept for reuse however long the log is. Others stay while the log, with them, is no longer than it
-/// may be anyway: a sync into blocks that were written before changes nothing in the file system, which else writes the file's
-/// inode (or its journal) too (docs/decisions/039-used-segments.md). What is too much then is removed one by one, at most two
-/// in a second (`SPACE_POLL`) unless the log grows.
+/// Dead segments that are kept for reuse however long the log is. Others stay while the log, with all but so many of them, is no
+/// longer than it may be anyway: a sync into blocks that were written before changes nothing in the file system, which else writes
+/// the file's inode (or its journal) too (docs/decisions/039-used-segments.md). What is too much then is removed one by one, at
+/// most two in a second (`SPACE_POLL`) unless the log grows.
 pub const LOG_FREE_SEGMENTS_MIN: usize = 4;
 
 /// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.

@@ -337,7 +337,7 @@ impl Log {
     }
 
     /// Sets how many bytes all files may have together, so that those that hold nothing any more wait to be segments again.
-    /// Some wait in any case ([`crate::limits::LOG_FREE_SEGMENTS_MIN`]). Until this is set all stay. Cheap.
+    /// [`crate::limits::LOG_FREE_SEGMENTS_MIN`] wait besides. Until this is set all stay. Cheap.
     pub fn keep_files(&self, bytes: u64) {
         self.inner.shared.disk_space.keep(bytes);
     }

@@ -57,27 +57,20 @@ impl Default for Space {
 }
 
 /// What the writer, the spare's thread and callers share.
+#[derive(Default)]
 pub(super) struct SpaceWatch {
     state: Mutex<WatchState>,
     wake: Condvar,
 }
 
 /// Held over no system call.
+#[derive(Default)]
 struct WatchState {
     space: Space,
-    /// Bytes of all files of the log up to which those that wait for reuse stay.
-    kept_bytes: u64,
+    /// How long the log may be, with the files that wait for reuse. `None`: nobody has said so, all stay.
+    kept_bytes: Option<u64>,
     spare: Option<PathBuf>,
     woken: bool,
-}
-
-impl Default for SpaceWatch {
-    /// Until somebody says how long the log may be, no file is one too many.
-    fn default() -> Self {
-        let state =
-            WatchState { space: Space::default(), kept_bytes: u64::MAX, spare: None, woken: false };
-        Self { state: Mutex::new(state), wake: Condvar::new() }
-    }
 }
 
 impl SpaceWatch {
@@ -86,7 +79,7 @@ impl SpaceWatch {
     }
 
     pub(super) fn keep(&self, bytes: u64) {
-        self.lock().kept_bytes = bytes;
+        self.lock().kept_bytes = Some(bytes);
     }
 
     pub(super) fn last(&self) -> Space {
@@ -194,11 +187,14 @@ impl SpareMaker {
     /// Removes one of the files that are too many. Not all at once: where a file system tells the disk what it no longer needs,
     /// as many as a trim leaves held up every sync on it for most of a second.
     fn remove_one(&self) {
-        let kept_bytes = self.shared.disk_space.lock().kept_bytes;
+        let Some(kept_bytes) = self.shared.disk_space.lock().kept_bytes else { return };
+        // What a log is too long by for a moment, between two looks at it, is not made anew each time.
+        let few = LOG_FREE_SEGMENTS_MIN as u64 * self.shared.segment_bytes;
         let surplus = {
             let mut state = self.shared.lock();
             let bytes = state.index.usage().1.saturating_add(state.free_bytes());
-            let too_many = state.free.len() > LOG_FREE_SEGMENTS_MIN && bytes > kept_bytes;
+            let too_many =
+                state.free.len() > LOG_FREE_SEGMENTS_MIN && bytes > kept_bytes.saturating_add(few);
             if too_many { state.free.pop_back() } else { None }
         };
         let Some((path, _)) = surplus else { return };

@@ -54,7 +54,7 @@ struct Arguments {
     #[arg(long)]
     nodes: Option<usize>,
     /// Lets the nodes' logs use each of their files once before the first case, as after a day
-    #[arg(long)]
+    #[arg(long, conflicts_with = "full")]
     aged: bool,
     /// Measures ppswitch alone, with an empty queue and with so many messages of 1 KiB in it
     #[arg(long)]
