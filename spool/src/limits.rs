@@ -59,9 +59,15 @@ pub const LOG_RECORD_OVERHEAD: usize = 96;
 
 /// Dead segments that are kept for reuse however long the log is. Others stay while the log, with all but so many of them, is no
 /// longer than it may be anyway: a sync into blocks that were written before changes nothing in the file system, which else writes
-/// the file's inode (or its journal) too (docs/decisions/039-used-segments.md). What is too much then is removed one by one, at
-/// most two in a second (`SPACE_POLL`) unless the log grows.
+/// the file's inode (or its journal) too (docs/decisions/039-used-segments.md). What is too much then is removed one by one.
 pub const LOG_FREE_SEGMENTS_MIN: usize = 4;
+
+/// In so many steps a dead segment is removed, each of which makes the file shorter. Where a file system tells the disk what it no
+/// longer needs, 64 MiB at once held up every sync for 10 to 37 ms, and 4 MiB for 3 (docs/decisions/035-long-beside-short.md).
+pub const LOG_REMOVE_STEPS: u64 = 16;
+
+/// The pause between two of them: two segments in a second, which is more than a log gets shorter by in the long run.
+pub const LOG_REMOVE_PAUSE: Duration = Duration::from_millis(30);
 
 /// The longest index file of a segment: half a million records, for segments of messages ten times as many as usual.
 /// A segment with more records has none and is read whole when the log is opened. Bounds the writer's memory.

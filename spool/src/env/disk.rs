@@ -29,6 +29,8 @@ pub trait DiskFile: Send + Sync {
     fn len(&self) -> io::Result<u64>;
     /// Reserves `bytes` of space, so that later writes cannot meet a full disk.
     fn allocate(&self, bytes: u64) -> io::Result<()>;
+    /// Cuts the file to `bytes`, and gives back what was behind.
+    fn shorten(&self, bytes: u64) -> io::Result<()>;
     /// The next read of this range is to ask the medium, as far as that can be had. What was not synced is kept.
     fn uncache(&self, offset: u64, len: u64) {
         let _ = (offset, len);
@@ -117,6 +119,10 @@ impl DiskFile for File {
             Err(Errno::OPNOTSUPP) => fill(self, bytes),
             other => Ok(other?),
         }
+    }
+
+    fn shorten(&self, bytes: u64) -> io::Result<()> {
+        self.set_len(bytes)
     }
 
     fn uncache(&self, offset: u64, len: u64) {
@@ -222,6 +228,9 @@ mod tests {
         let mut back = vec![0; 12000];
         file.read_at(5, &mut back).unwrap();
         assert_eq!(back, parts.concat());
+        file.shorten(1 << 15).unwrap();
+        assert_eq!(file.len().unwrap(), 1 << 15);
+        file.allocate(1 << 16).unwrap();
         assert!(file.read_at((1 << 16) - 1, &mut [0; 2]).is_err());
         disk.rename(&sub.join("one"), &sub.join("two")).unwrap();
         disk.sync_dir(&sub).unwrap();

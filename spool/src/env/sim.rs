@@ -331,9 +331,21 @@ impl File {
         self.pending.push((at, bytes.to_vec()));
     }
 
+    /// The medium may have what was cut off until the next sync.
+    fn shorten(&mut self, len: usize, rng: &mut StdRng) {
+        self.cached.truncate(len);
+        self.pending.retain_mut(|(at, bytes)| {
+            bytes.truncate(len.saturating_sub(*at));
+            !bytes.is_empty()
+        });
+        if rng.random() {
+            self.durable.truncate(len);
+        }
+    }
+
     /// What is dirty reaches the medium; what only the cache has, and calls clean, does not.
     fn sync(&mut self) {
-        self.durable.resize(self.durable.len().max(self.cached.len()), 0);
+        self.durable.resize(self.cached.len(), 0);
         for (at, bytes) in std::mem::take(&mut self.pending) {
             put(&mut self.durable, at, &bytes);
         }
@@ -440,6 +452,14 @@ impl DiskFile for SimFile {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             cached.resize(len, 0);
+            Ok(())
+        })
+    }
+
+    fn shorten(&self, bytes: u64) -> io::Result<()> {
+        self.disk.change_that(Need::Nothing, |world, _| {
+            let World { files, rng, .. } = world;
+            files[self.id].shorten(place(bytes), rng);
             Ok(())
         })
     }

@@ -152,6 +152,10 @@ impl DiskFile for MemoryFile {
         file.resize(len, 0);
         Ok(())
     }
+    fn shorten(&self, bytes: u64) -> io::Result<()> {
+        locked(&self.0).truncate(usize::try_from(bytes).map_err(io::Error::other)?);
+        Ok(())
+    }
 }
 
 impl Disk for Memory {

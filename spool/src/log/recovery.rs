@@ -73,6 +73,7 @@ pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, L
     replay(&mut index, &tail.image, &tail.scan)?;
     index.settle()?;
 
+    remove_short(disk, &mut free, options.segment_bytes);
     let active = secure(disk, dir, &tail, ends.get(&(last.wrapping_sub(1))).copied())?;
     for &generation in segments.range(..tail.released) {
         let len = disk.open(&dir.join(name(generation))).and_then(|f| f.len()).map_err(failed)?;
@@ -135,6 +136,11 @@ fn free_files(disk: &dyn Disk, dir: &Path, names: &[String]) -> Result<Free, Log
         free.push_back((path, len));
     }
     Ok(free)
+}
+
+/// Removes what an earlier process was about to remove (`space::Leaving`): a file that has not its space yet is no help on a full disk.
+fn remove_short(disk: &dyn Disk, free: &mut Free, segment_bytes: u64) {
+    free.retain(|(path, bytes)| *bytes >= segment_bytes || disk.remove(path).is_err());
 }
 
 /// Finds the last segment that was begun. A file behind it in which nothing ever counted is removed: the

@@ -5,14 +5,19 @@
 //! the writer.
 
 use std::{
-    path::PathBuf,
+    io,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use super::{LogError, active::create, writer::Shared};
 use crate::{
-    env::is_full,
-    limits::{LOG_FREE_SEGMENTS_MIN, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, SPACE_POLL},
+    env::{Disk, DiskFile, is_full},
+    limits::{
+        LOG_FREE_SEGMENTS_MIN, LOG_FULL_RETRY_MAX, LOG_FULL_RETRY_MIN, LOG_REMOVE_PAUSE,
+        LOG_REMOVE_STEPS, SPACE_POLL,
+    },
 };
 
 /// Below what the disk counts as low.
@@ -103,9 +108,9 @@ impl SpaceWatch {
         self.wake.notify_all();
     }
 
-    /// Waits for a wake, or for the time of the next measurement.
-    fn wait(&self) {
-        let waited = self.wake.wait_timeout_while(self.lock(), SPACE_POLL, |state| !state.woken);
+    /// Waits for a wake, or for so long.
+    fn wait(&self, time: Duration) {
+        let waited = self.wake.wait_timeout_while(self.lock(), time, |state| !state.woken);
         waited.unwrap_or_else(PoisonError::into_inner).0.woken = false;
     }
 
@@ -151,6 +156,40 @@ pub(super) struct SpareMaker {
     left: Option<PathBuf>,
     /// An error was complained about; the next only when one was made in between.
     complained: bool,
+    leaving: Option<Leaving>,
+}
+
+/// A file that is being removed: nobody can take it any more. It gets shorter step by step; what a process leaves of it is removed
+/// at the next opening.
+struct Leaving {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    bytes: u64,
+    /// Bytes that it gets shorter by at once.
+    step: u64,
+}
+
+impl Leaving {
+    /// Makes it shorter by a step, or removes what is left of it. What is to be done later.
+    fn shorten(mut self) -> Option<Self> {
+        self.bytes = self.bytes.saturating_sub(self.step);
+        let done = match self.bytes {
+            0 => self.disk.remove(&self.path),
+            bytes => self.file.shorten(bytes),
+        };
+        match done {
+            Ok(()) => (self.bytes > 0).then_some(self),
+            Err(error) => {
+                stays(&self.path, &error);
+                None
+            }
+        }
+    }
+}
+
+fn stays(path: &Path, error: &io::Error) {
+    tracing::warn!(path = %path.display(), %error, "a file that is not needed stays until the next start");
 }
 
 impl SpareMaker {
@@ -164,7 +203,7 @@ impl SpareMaker {
             // One is enough; what stays only costs space until the next start.
             let _ = shared.disk.remove(&shared.dir.join(name(number)));
         }
-        let maker = Self { shared, number, left, complained: false };
+        let maker = Self { shared, number, left, complained: false, leaving: None };
         maker.measure(false);
         maker
     }
@@ -173,33 +212,40 @@ impl SpareMaker {
     pub(super) fn run(mut self) {
         while !self.shared.lock().closed {
             self.look();
-            self.shared.disk_space.wait();
+            let time = if self.leaving.is_some() { LOG_REMOVE_PAUSE } else { SPACE_POLL };
+            self.shared.disk_space.wait(time);
         }
     }
 
-    /// Makes a spare if one is wanted, removes a file if too many wait, and measures.
+    /// Makes a spare if one is wanted, removes a part of a file if too many wait, and measures.
     pub(super) fn look(&mut self) {
         let short = self.tend();
-        self.remove_one();
+        self.leaving = self.leaving.take().or_else(|| self.surplus()).and_then(Leaving::shorten);
         self.measure(short);
     }
 
-    /// Removes one of the files that are too many. Not all at once: where a file system tells the disk what it no longer needs,
-    /// as many as a trim leaves held up every sync on it for most of a second.
-    fn remove_one(&self) {
-        let Some(kept_bytes) = self.shared.disk_space.lock().kept_bytes else { return };
+    /// Takes one of the files that wait, if they are too many.
+    fn surplus(&self) -> Option<Leaving> {
+        let kept_bytes = self.shared.disk_space.lock().kept_bytes?;
         // What a log is too long by for a moment, between two looks at it, is not made anew each time.
         let few = LOG_FREE_SEGMENTS_MIN as u64 * self.shared.segment_bytes;
-        let surplus = {
+        let (path, bytes) = {
             let mut state = self.shared.lock();
-            let bytes = state.index.usage().1.saturating_add(state.free_bytes());
+            let all = state.index.usage().1.saturating_add(state.free_bytes());
             let too_many =
-                state.free.len() > LOG_FREE_SEGMENTS_MIN && bytes > kept_bytes.saturating_add(few);
+                state.free.len() > LOG_FREE_SEGMENTS_MIN && all > kept_bytes.saturating_add(few);
             if too_many { state.free.pop_back() } else { None }
-        };
-        let Some((path, _)) = surplus else { return };
-        if let Err(error) = self.shared.disk.remove(&path) {
-            tracing::warn!(path = %path.display(), %error, "a file stays until the next start");
+        }?;
+        match self.shared.disk.open(&path) {
+            Ok(file) => {
+                let disk = Arc::clone(&self.shared.disk);
+                let step = bytes.div_ceil(LOG_REMOVE_STEPS).max(1);
+                Some(Leaving { disk, path, file, bytes, step })
+            }
+            Err(error) => {
+                stays(&path, &error);
+                None
+            }
         }
     }
 

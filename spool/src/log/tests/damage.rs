@@ -285,6 +285,39 @@ fn segments_are_recycled_and_few_are_kept() {
 }
 
 #[test]
+fn a_file_that_is_removed_gets_shorter_and_its_rest_goes_at_opening() {
+    let disk = disk();
+    let log = open(&disk).unwrap();
+    for i in 0..100 {
+        append(&log, 1, i, 700).unwrap();
+    }
+    wait(|done| log.purge(1, position(98), done)).unwrap();
+    wait(|done| log.save_vote(1, Bytes::new(), done)).unwrap();
+    let lengths = |disk: &SimDisk| -> Vec<u64> {
+        let free = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "free");
+        let files = disk.files().into_iter();
+        files.filter(|(path, _)| free(path)).map(|(_, bytes)| bytes.len() as u64).collect()
+    };
+    log.keep_files(0);
+    let begun = SystemClock.instant();
+    let short = loop {
+        assert!((SystemClock.instant() - begun).as_secs() < 30, "no file gets shorter");
+        let lengths = lengths(&disk);
+        if lengths.iter().any(|length| (1..SEGMENT / 2).contains(length)) {
+            break lengths;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    };
+    assert_eq!(short.iter().filter(|length| **length < SEGMENT).count(), 1, "{short:?}");
+    disk.stop();
+    drop(log);
+    let disk = disk.next_life();
+    let log = open(&disk).unwrap();
+    assert_eq!(lengths(&disk), vec![SEGMENT; short.len() - 1]);
+    assert_eq!(log.read(1, 99..100, 1).unwrap().len(), 1);
+}
+
+#[test]
 fn a_record_longer_than_a_segment_has_a_segment_of_its_size() {
     let disk = disk();
     let log = open(&disk).unwrap();

@@ -245,10 +245,14 @@ impl From<LogError> for Failure {
 fn open_and_live(
     disk: &SimDisk,
     options: &Options,
+    keeps_few: bool,
     life: &Life,
     expected: &mut Expected,
 ) -> Result<usize, Failure> {
     let log = Log::open(Arc::new(disk.clone()), options.clone())?;
+    if keeps_few {
+        log.keep_files(0);
+    }
     let found = Model::of(&log)?;
     let at = expected.states.iter().rposition(|state| *state == found).ok_or_else(|| {
         Failure::Wrong(format!("found {found:?}\nnone of the possible {:#?}", expected.states))
@@ -273,6 +277,8 @@ fn check(history: &History, lies: Lies) -> Result<(), String> {
         segment_bytes: history.segment_bytes,
         cache_bytes: history.cache_bytes,
     };
+    // Of half the histories, dead segments are removed step by step.
+    let keeps_few = history.seed % 2 == 0;
     let close = Life { calls: Vec::new(), trouble: None, end: End::Close };
     for life in history.lives.iter().chain([&close, &close]) {
         // Half of the troubles come while the log is opened.
@@ -280,7 +286,7 @@ fn check(history: &History, lies: Lies) -> Result<(), String> {
         if let Some((after, trouble)) = opening {
             disk.trouble(after / 8 + 1, trouble);
         }
-        let acknowledged = match open_and_live(&disk, &options, life, &mut expected) {
+        let acknowledged = match open_and_live(&disk, &options, keeps_few, life, &mut expected) {
             Ok(acknowledged) => acknowledged,
             Err(Failure::Disk) if opening.is_some() => 0,
             Err(Failure::Disk) => return Err("the disk failed, and had no trouble".to_owned()),
