@@ -12,9 +12,16 @@ pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 /// of 1 MiB are slower (15 to 20 %); without a bound they were 4 % faster (docs/performance.md).
 pub const CHUNKS_PER_PARTITION_KIB_MAX: usize = 8 * CHUNK_BYTES_MAX / 1024;
 
-/// So much less while short messages come, which wait behind them in every queue: one chunk. With eight they were four times as
+/// So much less while short messages come, which wait behind them in every queue: one first chunk of a message. With eight they were four times as
 /// late, with two twice (docs/decisions/035-long-beside-short.md).
 pub const CHUNKS_BESIDE_SHORT_DIVISOR: usize = 8;
+
+/// A later chunk of a message while short messages come: it has all places for itself, and what is behind it waits for so much, not
+/// for four times that. The first is longer, so that a message that just does not fit into its `Accept` is one chunk.
+pub const CHUNK_BESIDE_SHORT_BYTES: usize = 64 * 1024;
+
+/// So many chunks of a message may be that short (256 MiB): what comes behind them has to fit into `CHUNKS_PER_MESSAGE_MAX`.
+pub const CHUNKS_BESIDE_SHORT_MAX: u32 = 4 * 1024;
 
 /// The longest pause behind a chunk while short messages come.
 pub const CHUNK_PAUSE_MAX: Duration = Duration::from_millis(20);
@@ -139,7 +146,7 @@ pub const OUTCOME_TEXT_BYTES_MAX: usize = 1024;
 /// and replication still moves in pieces well below the 4 MiB at which gRPC refuses a message.
 pub const ENTRY_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// Chunks of one message: 4 GiB, far above any size limit of a front end; bounds what a bad entry can claim.
+/// Chunks of one message: 3.25 to 4 GiB, far above any size limit of a front end; bounds what a bad entry can claim.
 pub const CHUNKS_PER_MESSAGE_MAX: u32 = 16 * 1024;
 
 /// So many of the last entries are remembered by their message, to refuse what comes too late (a chunk behind its

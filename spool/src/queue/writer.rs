@@ -16,8 +16,8 @@ use crate::{
     faults::{self, Fault},
     group::{ProposeError, Reply},
     limits::{
-        CHUNK_BYTES_MAX, CHUNK_COMMIT_MAX, CHUNKS_IN_FLIGHT_MAX, CHUNKS_PER_MESSAGE_MAX,
-        ENTRY_BYTES_MAX, INLINE_BODY_BYTES_MAX,
+        CHUNK_BESIDE_SHORT_BYTES, CHUNK_BYTES_MAX, CHUNK_COMMIT_MAX, CHUNKS_IN_FLIGHT_MAX,
+        CHUNKS_PER_MESSAGE_MAX, ENTRY_BYTES_MAX, INLINE_BODY_BYTES_MAX,
     },
 };
 
@@ -73,11 +73,16 @@ impl MessageWriter {
         self.check()?;
         let mut rest = bytes;
         while !rest.is_empty() {
-            let room = CHUNK_BYTES_MAX - self.buffer.len();
-            let (now, later) = rest.split_at(room.min(rest.len()));
+            let begun = self.buffer.len();
+            // How long a chunk is to be is asked when it could be at its end.
+            let end = match begun < CHUNK_BESIDE_SHORT_BYTES {
+                true => CHUNK_BESIDE_SHORT_BYTES,
+                false => CHUNK_BYTES_MAX,
+            };
+            let (now, later) = rest.split_at((end - begun).min(rest.len()));
             self.buffer.extend_from_slice(now);
             rest = later;
-            if self.buffer.len() == CHUNK_BYTES_MAX {
+            if self.buffer.len() == end && end >= self.replica.places.chunk_bytes(self.chunks) {
                 self.flush().await?;
             }
         }
@@ -149,11 +154,11 @@ impl MessageWriter {
             self.reap().await?;
         }
         // What is checked is checked after the wait.
-        let place = self.replica.places.take(self.buffer.len()).await;
+        let place = self.replica.places.take(self.chunks, self.buffer.len()).await;
         self.check()?;
         self.check_space()?;
         if self.chunks >= CHUNKS_PER_MESSAGE_MAX {
-            let limit = CHUNK_BYTES_MAX * CHUNKS_PER_MESSAGE_MAX as usize;
+            let limit = usize::try_from(self.chunked).unwrap_or(usize::MAX - 1);
             return Err(self.fail(AcceptError::TooLarge { bytes: limit + 1, limit }));
         }
         let data = std::mem::take(&mut self.buffer).freeze();

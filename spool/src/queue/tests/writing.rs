@@ -7,7 +7,7 @@ use super::{
     *,
 };
 use crate::{
-    limits::{CHUNK_BYTES_MAX, CHUNKS_PER_PARTITION_KIB_MAX},
+    limits::{CHUNK_BESIDE_SHORT_BYTES, CHUNK_BYTES_MAX, CHUNKS_PER_PARTITION_KIB_MAX},
     queue::upkeep,
 };
 
@@ -89,9 +89,6 @@ async fn long_messages_share_the_places_of_their_partition() {
         let waiting = || world.fake.waiting_most.load(Ordering::SeqCst) as usize;
         let places = CHUNKS_PER_PARTITION_KIB_MAX * 1024 / CHUNK_BYTES_MAX;
         assert_eq!(waiting(), places);
-        // What is small needs no place.
-        assert!(world.writer().accept(envelope(1), SECOND).await.is_err());
-        assert_eq!(waiting(), places + 1);
         world.fake.gate.add_permits(1_000);
     });
     assert!(all.iter().all(Result::is_ok), "{all:?}");
@@ -120,9 +117,19 @@ async fn beside_short_messages_long_ones_go_chunk_by_chunk() {
             assert_eq!(world.fake.waiting_most.load(Ordering::SeqCst), 1, "chunk {chunk}");
             world.fake.gate.add_permits(1);
         }
+        tokio::time::sleep(SECOND).await;
+        // What is small needs no place.
+        assert!(world.writer().accept(envelope(1), SECOND).await.is_err());
+        assert_eq!(world.fake.waiting_most.load(Ordering::SeqCst), 2);
         world.fake.gate.add_permits(1_000);
     });
     assert!(all.iter().all(Result::is_ok), "{all:?}");
+    let later = CHUNK_BYTES_MAX * 2 / CHUNK_BESIDE_SHORT_BYTES;
+    let chunks = world.fake.log.lock().unwrap().len() - 1 - all.len();
+    assert_eq!(chunks, all.len() * (1 + later), "one of 256 KiB, the others of 64");
+    for (id, _) in all.into_iter().zip(0..2) {
+        assert_eq!(world.body(id.unwrap()).await[16..], bytes[..]);
+    }
 }
 
 #[tokio::test(start_paused = true)]
