@@ -90,7 +90,7 @@ pub fn run(server: &mut dyn Server, load: &Load, syncs: &Syncs, sink: Option<&Gu
     server.begin(sink.is_none());
     let logged = lengths(&server.logs());
     let meter = Meter::begin(sink.map(Guard::pid), syncs);
-    let begun = Instant::now();
+    let begun = Instant::now() + load.start();
     let (addresses, processes) = (server.addresses(), server.processes());
     let (latencies, memory) = std::thread::scope(|scope| {
         let (end, ended) = std::sync::mpsc::channel::<()>();

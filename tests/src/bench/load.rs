@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::Range,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
@@ -15,6 +16,9 @@ const SOURCE: &str = "/usr/sbin/smtp-source";
 pub(super) const MANY: usize = 100;
 /// Refused or broken connections of one client in a row, after which the run has failed.
 pub(super) const ERRORS_MAX: usize = 20;
+
+/// So long before the first message is due at a given rate its client's threads are made, and connect: they are not what is measured.
+const START: Duration = Duration::from_millis(200);
 
 /// Where the mail goes that is measured.
 pub const DOMAIN: &str = "example.org";
@@ -83,6 +87,14 @@ impl Latencies {
 }
 
 impl Load {
+    /// How long after its beginning the first message is due.
+    pub(super) const fn start(&self) -> Duration {
+        match self.sender {
+            Sender::Open { .. } => START,
+            Sender::Source | Sender::Closed { .. } => Duration::ZERO,
+        }
+    }
+
     /// Loads these addresses evenly; returns when everything is answered.
     pub fn run(&self, addresses: &[SocketAddr]) -> Option<Latencies> {
         assert!(addresses.iter().all(|address| address.ip().is_loopback()), "{addresses:?}");
@@ -160,7 +172,7 @@ impl Load {
         let content = content(self.content.bytes);
         let recipient = |n| format!("RCPT TO:<to{n}@{}>", self.content.domain);
         let recipients: Vec<String> = (0..self.content.recipients).map(recipient).collect();
-        let begin = Instant::now();
+        let begin = Instant::now() + self.start();
         let schedule = Schedule { begin, time, distance, next: AtomicU64::new(0) };
         let mut all = std::thread::scope(|scope| {
             let client = |number: usize| {
@@ -168,15 +180,15 @@ impl Load {
                 let (content, recipients, schedule) = (&content, &recipients, &schedule);
                 scope.spawn(move || self.client(address, tls, content, recipients, schedule))
             };
+            let clients: Vec<_> = (0..self.sessions).map(client).collect();
             let beside = self
                 .beside
                 .into_iter()
                 .flat_map(|beside| (0..beside.sessions).map(move |number| (number, beside.bytes)));
             for (number, bytes) in beside {
                 let (address, recipients) = (addresses[number % addresses.len()], &recipients);
-                scope.spawn(move || long(address, recipients, bytes, begin + time));
+                scope.spawn(move || long(address, recipients, bytes, begin..begin + time));
             }
-            let clients: Vec<_> = (0..self.sessions).map(client).collect();
             clients.into_iter().flat_map(|client| client.join().unwrap()).collect::<Vec<_>>()
         });
         all.sort();
@@ -260,13 +272,15 @@ fn message(client: &mut Client, recipients: &[String], content: &[u8]) -> std::i
     Ok(dot)
 }
 
-/// Sends one long message after the other until `end`. A server that breaks off is asked again.
-fn long(address: SocketAddr, recipients: &[String], bytes: usize, end: Instant) {
+/// Sends one long message after the other for so long. A server that breaks off is asked again.
+fn long(address: SocketAddr, recipients: &[String], bytes: usize, time: Range<Instant>) {
     /// What is written at once.
     const PIECE: usize = 64 << 10;
     let content = content(PIECE);
     // Without the final dot.
     let piece = &content[..content.len() - 3];
+    std::thread::sleep(time.start.saturating_duration_since(Instant::now()));
+    let end = time.end;
     let message = || -> std::io::Result<()> {
         let mut client = Client::connect(address)?;
         client.ehlo()?;
