@@ -11,6 +11,8 @@ use crate::{
     hops, process, wait_for,
 };
 
+/// The destination of what fills the queue.
+const FULL: &str = "full.example.org";
 const BASE_PORT: u16 = 5_500;
 /// What a node has written when its log, which has 1 GiB of files (`log_floor`), has been through them.
 const AGED_BYTES: f64 = 1.5 * (1 << 30) as f64;
@@ -44,7 +46,7 @@ impl Nodes {
     /// Puts so many messages of `bytes` into the queue, for a destination that nothing is sent to.
     pub fn fill(&mut self, messages: usize, bytes: usize) {
         hops::add_to_zone(&self.cluster, "full MX 10 sink.example.org.\n", "full");
-        let domain = "full.example.org";
+        let domain = FULL;
         wait_for("the destination to be suspended", PATIENCE, || {
             let arguments = ["suspend", domain, "--for", "1d", "--reason", "measured"];
             (self.cluster.ctl(&arguments).0 == 0).then_some(())
@@ -60,6 +62,20 @@ impl Nodes {
             let before = used(self);
             std::thread::sleep(SETTLED);
             (used(self).saturating_sub(before) < SETTLED / 5).then_some(())
+        });
+    }
+
+    /// Takes out of the queue what `fill` has put into it.
+    pub fn clear(&self) {
+        self.drop_all(FULL);
+    }
+
+    fn drop_all(&self, domain: &str) {
+        wait_for("an empty queue", PATIENCE, || {
+            let all = ["--domain", domain];
+            self.cluster.ctl(&[&["queue", "drop", "--reason", "measured"], &all[..]].concat());
+            let left = self.cluster.ctl_json(&[&["queue", "list"], &all[..]].concat());
+            left.as_array()?.is_empty().then_some(())
         });
     }
 
@@ -158,12 +174,7 @@ impl Server for Nodes {
     }
 
     fn end(&mut self) {
-        wait_for("an empty queue", PATIENCE, || {
-            // What fills the queue stays.
-            let all = ["--domain", DOMAIN];
-            self.cluster.ctl(&[&["queue", "drop", "--reason", "measured"], &all[..]].concat());
-            let left = self.cluster.ctl_json(&[&["queue", "list"], &all[..]].concat());
-            left.as_array()?.is_empty().then_some(())
-        });
+        // What fills the queue stays.
+        self.drop_all(DOMAIN);
     }
 }

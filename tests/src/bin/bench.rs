@@ -177,7 +177,7 @@ fn main() {
     }
 }
 
-/// Cases with an empty queue, and with a full one.
+/// Cases with an empty queue, with a full one, and with one that is empty again: a machine may have another speed by then.
 fn full(cases: &[Case], messages: usize, arguments: &Arguments) {
     let dir = tempfile::Builder::new().prefix("ppswitch-bench-").tempdir().unwrap();
     let syncs = Syncs::new(dir.path(), cases[0].slower_us);
@@ -192,11 +192,16 @@ fn full(cases: &[Case], messages: usize, arguments: &Arguments) {
     nodes.fill(messages, KIB);
     println!("{messages} messages in {:.0} s", begun.elapsed().as_secs_f64());
     let filled = measured(&mut nodes);
-    for ((case, empty), filled) in cases.iter().zip(&empty).zip(&filled) {
-        let names = ["an empty queue".to_owned(), format!("{messages} messages in it")];
-        report(case, &names, &[empty.clone(), filled.clone()]);
+    nodes.clear();
+    let again = measured(&mut nodes);
+    for (number, case) in cases.iter().enumerate() {
+        let (empty, filled, again) = (&empty[number], &filled[number], &again[number]);
+        let full = format!("{messages} messages in it");
+        let names = ["an empty queue".to_owned(), full, "empty again".to_owned()];
+        report(case, &names, &[empty.clone(), filled.clone(), again.clone()]);
         let rate = |runs: &[Run]| middle(runs.iter().map(|run| run.relayed).collect());
-        println!("with {messages} messages: {:.2} of the rate without", rate(filled) / rate(empty));
+        let without = rate(&[&empty[..], &again[..]].concat());
+        println!("with {messages} messages: {:.2} of the rate without", rate(filled) / without);
     }
 }
 
