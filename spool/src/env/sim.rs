@@ -1,5 +1,7 @@
 //! A disk in memory with a volatile cache, power cuts, and errors. For tests and simulations.
 
+mod file;
+
 use std::{
     collections::BTreeMap,
     io,
@@ -9,10 +11,8 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
+use self::file::File;
 use super::{Disk, DiskFile};
-
-/// What a disk persists at once; a sector itself may still be torn.
-const SECTOR: usize = 512;
 
 /// What the disk does wrong on purpose, to see that the tests notice.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,16 +40,6 @@ enum Need {
     /// Never fails for want of space: it gives space back.
     Nothing,
     Space,
-}
-
-#[derive(Clone, Default)]
-struct File {
-    /// What reads see.
-    cached: Vec<u8>,
-    /// What survives a power cut.
-    durable: Vec<u8>,
-    /// Writes that were not synced, oldest first.
-    pending: Vec<(usize, Vec<u8>)>,
 }
 
 #[derive(Clone)]
@@ -323,75 +313,6 @@ impl World {
         self.pending_names.push(operation.clone());
         operation.apply(&mut self.names);
     }
-}
-
-impl File {
-    fn write(&mut self, at: usize, bytes: &[u8]) {
-        put(&mut self.cached, at, bytes);
-        self.pending.push((at, bytes.to_vec()));
-    }
-
-    /// The medium may have what was cut off until the next sync.
-    fn shorten(&mut self, len: usize, rng: &mut StdRng) {
-        self.cached.truncate(len);
-        self.pending.retain_mut(|(at, bytes)| {
-            bytes.truncate(len.saturating_sub(*at));
-            !bytes.is_empty()
-        });
-        if rng.random() {
-            self.durable.truncate(len);
-        }
-    }
-
-    /// What is dirty reaches the medium; what only the cache has, and calls clean, does not.
-    fn sync(&mut self) {
-        self.durable.resize(self.cached.len(), 0);
-        for (at, bytes) in std::mem::take(&mut self.pending) {
-            put(&mut self.durable, at, &bytes);
-        }
-    }
-
-    /// Lets an arbitrary part of the pending writes reach the medium.
-    fn persist_some(&mut self, rng: &mut StdRng) {
-        let mode = rng.random_range(0..4);
-        for (at, bytes) in std::mem::take(&mut self.pending) {
-            let prefix = rng.random_range(0..=bytes.len());
-            let mut from = 0;
-            while from < bytes.len() {
-                // Sectors of the file, not of the write.
-                let to = (((at + from) / SECTOR + 1) * SECTOR - at).min(bytes.len());
-                let keep = match mode {
-                    0 => true,
-                    1 => false,
-                    2 => to <= prefix,
-                    _ => rng.random(),
-                };
-                let torn = rng.random_ratio(1, 16);
-                let to_here = if torn { rng.random_range(from..=to) } else { to };
-                if keep {
-                    put(&mut self.durable, at + from, &bytes[from..to_here]);
-                }
-                from = to;
-            }
-        }
-    }
-
-    fn lose(&mut self, rng: &mut StdRng) {
-        self.persist_some(rng);
-        if rng.random() {
-            // The size, set by an allocation, may be durable before any data is.
-            let len = self.durable.len().max(self.cached.len());
-            self.durable.resize(len, 0);
-        }
-        self.cached.clone_from(&self.durable);
-    }
-}
-
-fn put(to: &mut Vec<u8>, at: usize, bytes: &[u8]) {
-    if to.len() < at + bytes.len() {
-        to.resize(at + bytes.len(), 0);
-    }
-    to[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
 impl DiskFile for SimFile {
