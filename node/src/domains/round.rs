@@ -1,11 +1,7 @@
 //! The rounds of the control leader: what is due is fetched, and managers get their letters. Whoever leads next goes on
 //! by what was recorded.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use ppsw_proto::control::{self as pb, record_letter::About};
 use ppsw_spool::env::UnixMs;
@@ -28,10 +24,18 @@ enum Work {
 /// What runs, and what is to be left alone for a while.
 #[derive(Default)]
 pub(crate) struct Rounds {
-    running: BTreeSet<Work>,
+    /// By which setting of its domain (`HttpsDomain.setting`) it was begun.
+    running: BTreeMap<Work, u64>,
     tasks: JoinSet<(Work, Result<(), String>)>,
-    /// What failed for a reason of our own, and when it may be tried again.
-    paused: BTreeMap<Work, UnixMs>,
+    /// What failed for a reason of our own.
+    paused: BTreeMap<Work, Pause>,
+}
+
+/// Until when something is not tried again, unless its domain is set anew. What was under way then has failed because of that: nothing
+/// is recorded of a setting that is not there any more.
+struct Pause {
+    setting: u64,
+    until: UnixMs,
 }
 
 impl Rounds {
@@ -64,7 +68,7 @@ impl Rounds {
             let name = &domain.domain;
             if schedule::fetch_is_due(&domain, now, domains.periods.fetch)
                 && self.tasks.len() < limits::FETCHES_CONCURRENT
-                && self.may_begin(Work::Fetch(name.clone()), now)
+                && self.may_begin(Work::Fetch(name.clone()), domain.setting, now)
             {
                 let (domains, domain) = (domains.clone(), Arc::clone(&domain));
                 self.tasks.spawn(async move {
@@ -74,7 +78,7 @@ impl Rounds {
             }
             if let Some(due) = schedule::letter_due(&domain, now, domains.periods.report)
                 && self.tasks.len() < limits::FETCHES_CONCURRENT
-                && self.may_begin(Work::Letter(name.clone()), now)
+                && self.may_begin(Work::Letter(name.clone()), domain.setting, now)
             {
                 let domains = domains.clone();
                 self.tasks.spawn(async move {
@@ -94,19 +98,21 @@ impl Rounds {
         }
     }
 
-    fn may_begin(&mut self, work: Work, now: UnixMs) -> bool {
-        if self.paused.get(&work).is_some_and(|until| now < *until) {
+    fn may_begin(&mut self, work: Work, setting: u64, now: UnixMs) -> bool {
+        let paused = |pause: &Pause| pause.setting == setting && now < pause.until;
+        if self.paused.get(&work).is_some_and(paused) || self.running.contains_key(&work) {
             return false;
         }
         self.paused.remove(&work);
-        self.running.insert(work)
+        self.running.insert(work, setting);
+        true
     }
 
     fn ended(&mut self, work: Work, result: Result<(), String>, now: UnixMs) {
-        self.running.remove(&work);
+        let Some(setting) = self.running.remove(&work) else { return };
         if let Err(why) = result {
             tracing::warn!(?work, why, "not done; it is tried again soon");
-            self.paused.insert(work, now.plus(limits::LETTER_RETRY));
+            self.paused.insert(work, Pause { setting, until: now.plus(limits::LETTER_RETRY) });
         }
     }
 }

@@ -519,6 +519,26 @@ async fn fetches_at_once_are_bounded() {
 }
 
 #[tokio::test]
+async fn a_new_setting_is_fetched_at_once_though_the_old_one_was_being_fetched() {
+    let (world, mut rounds) = (World::new(), Rounds::default());
+    let gate = Arc::new(Semaphore::new(0));
+    *world.web.gate.lock().unwrap() = Some(gate.clone());
+    world.set(D);
+    rounds.look(&world.domains);
+    tokio::task::yield_now().await;
+    assert_eq!(world.fetches(), 1);
+    world.set(D);
+    gate.add_permits(2);
+    world.look(&mut rounds).await;
+    assert_eq!(
+        world.fetches(),
+        1,
+        "what came of the old one is not recorded, and keeps nobody waiting"
+    );
+    assert_eq!(world.domain(D).fetched_ms, START);
+}
+
+#[tokio::test]
 async fn lists_show_no_secret() {
     let (world, mut rounds) = (World::new(), Rounds::default());
     world.set(D);

@@ -278,7 +278,7 @@ fn check(history: &History, lies: Lies) -> Result<(), String> {
         cache_bytes: history.cache_bytes,
     };
     // Of half the histories, dead segments are removed step by step.
-    let keeps_few = history.seed % 2 == 0;
+    let keeps_few = history.seed.is_multiple_of(2);
     let close = Life { calls: Vec::new(), trouble: None, end: End::Close };
     for life in history.lives.iter().chain([&close, &close]) {
         // Half of the troubles come while the log is opened.
