@@ -12,8 +12,8 @@ pub const CHUNKS_IN_FLIGHT_MAX: usize = 4;
 /// of 1 MiB are slower (15 to 20 %); without a bound they were 4 % faster (docs/performance.md).
 pub const CHUNKS_PER_PARTITION_KIB_MAX: usize = 8 * CHUNK_BYTES_MAX / 1024;
 
-/// So much less while short messages come, which wait behind them in every queue: one first chunk of a message. With eight they were four times as
-/// late, with two twice (docs/decisions/035-long-beside-short.md).
+/// So much less while short messages come, which wait behind them in every queue: one first chunk of a message. With eight they
+/// were four times as late, with two twice (docs/decisions/035-long-beside-short.md).
 pub const CHUNKS_BESIDE_SHORT_DIVISOR: usize = 8;
 
 /// A later chunk of a message while short messages come: it has all places for itself, and what is behind it waits for so much, not

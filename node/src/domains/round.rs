@@ -1,7 +1,11 @@
 //! The rounds of the control leader: what is due is fetched, and managers get their letters. Whoever leads next goes on
 //! by what was recorded.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use ppsw_proto::control::{self as pb, record_letter::About};
 use ppsw_spool::env::UnixMs;
@@ -24,9 +28,9 @@ enum Work {
 /// What runs, and what is to be left alone for a while.
 #[derive(Default)]
 pub(crate) struct Rounds {
-    /// By which setting of its domain (`HttpsDomain.setting`) it was begun.
-    running: BTreeMap<Work, u64>,
-    tasks: JoinSet<(Work, Result<(), String>)>,
+    running: BTreeSet<Work>,
+    /// With the setting of the domain (`HttpsDomain.setting`) that each was begun by.
+    tasks: JoinSet<(Work, u64, Result<(), String>)>,
     /// What failed for a reason of our own.
     paused: BTreeMap<Work, Pause>,
 }
@@ -51,7 +55,7 @@ impl Rounds {
     pub(crate) fn look(&mut self, domains: &Domains) {
         while let Some(ended) = self.tasks.try_join_next() {
             match ended {
-                Ok((work, result)) => self.ended(work, result, domains.now()),
+                Ok((work, setting, result)) => self.ended(work, setting, result, domains.now()),
                 // The task has panicked, which its thread has reported; nobody waits for it any more.
                 Err(_) => self.running.clear(),
             }
@@ -73,7 +77,7 @@ impl Rounds {
                 let (domains, domain) = (domains.clone(), Arc::clone(&domain));
                 self.tasks.spawn(async move {
                     let result = domains.fetch_and_record(&domain, false).await;
-                    (Work::Fetch(domain.domain.clone()), result.map(|_| ()))
+                    (Work::Fetch(domain.domain.clone()), domain.setting, result.map(|_| ()))
                 });
             }
             if let Some(due) = schedule::letter_due(&domain, now, domains.periods.report)
@@ -83,7 +87,7 @@ impl Rounds {
                 let domains = domains.clone();
                 self.tasks.spawn(async move {
                     let result = write(&domains, &domain, due).await;
-                    (Work::Letter(domain.domain.clone()), result)
+                    (Work::Letter(domain.domain.clone()), domain.setting, result)
                 });
             }
         }
@@ -93,23 +97,22 @@ impl Rounds {
     #[cfg(test)]
     pub(crate) async fn settle(&mut self, domains: &Domains) {
         while let Some(ended) = self.tasks.join_next().await {
-            let (work, result) = ended.unwrap();
-            self.ended(work, result, domains.now());
+            let (work, setting, result) = ended.unwrap();
+            self.ended(work, setting, result, domains.now());
         }
     }
 
     fn may_begin(&mut self, work: Work, setting: u64, now: UnixMs) -> bool {
         let paused = |pause: &Pause| pause.setting == setting && now < pause.until;
-        if self.paused.get(&work).is_some_and(paused) || self.running.contains_key(&work) {
+        if self.paused.get(&work).is_some_and(paused) {
             return false;
         }
         self.paused.remove(&work);
-        self.running.insert(work, setting);
-        true
+        self.running.insert(work)
     }
 
-    fn ended(&mut self, work: Work, result: Result<(), String>, now: UnixMs) {
-        let Some(setting) = self.running.remove(&work) else { return };
+    fn ended(&mut self, work: Work, setting: u64, result: Result<(), String>, now: UnixMs) {
+        self.running.remove(&work);
         if let Err(why) = result {
             tracing::warn!(?work, why, "not done; it is tried again soon");
             self.paused.insert(work, Pause { setting, until: now.plus(limits::LETTER_RETRY) });

@@ -73,12 +73,13 @@ pub(super) fn recover(disk: &dyn Disk, options: &Options) -> Result<Recovered, L
     replay(&mut index, &tail.image, &tail.scan)?;
     index.settle()?;
 
-    remove_short(disk, &mut free, options.segment_bytes);
     let active = secure(disk, dir, &tail, ends.get(&(last.wrapping_sub(1))).copied())?;
     for &generation in segments.range(..tail.released) {
         let len = disk.open(&dir.join(name(generation))).and_then(|f| f.len()).map_err(failed)?;
         free.extend(put_away(disk, dir, generation, len)?);
     }
+    // After those whose new name was lost in a power cut, and what they had been shortened by was not.
+    remove_short(disk, &mut free, options.segment_bytes);
     remove_sidecars(disk, dir, &names, tail.released..last);
     let sidecar = sidecar::Builder::of(&tail.scan);
     Ok(Recovered { index, active, sidecar, free, released: tail.released })

@@ -162,7 +162,6 @@ pub(super) struct SpareMaker {
 /// A file that is being removed: nobody can take it any more. It gets shorter step by step; what a process leaves of it is removed
 /// at the next opening.
 struct Leaving {
-    disk: Arc<dyn Disk>,
     path: PathBuf,
     file: Arc<dyn DiskFile>,
     bytes: u64,
@@ -172,10 +171,10 @@ struct Leaving {
 
 impl Leaving {
     /// Makes it shorter by a step, or removes what is left of it. What is to be done later.
-    fn shorten(mut self) -> Option<Self> {
+    fn shorten(mut self, disk: &dyn Disk) -> Option<Self> {
         self.bytes = self.bytes.saturating_sub(self.step);
         let done = match self.bytes {
-            0 => self.disk.remove(&self.path),
+            0 => disk.remove(&self.path),
             bytes => self.file.shorten(bytes),
         };
         match done {
@@ -220,7 +219,8 @@ impl SpareMaker {
     /// Makes a spare if one is wanted, removes a part of a file if too many wait, and measures.
     pub(super) fn look(&mut self) {
         let short = self.tend();
-        self.leaving = self.leaving.take().or_else(|| self.surplus()).and_then(Leaving::shorten);
+        let leaving = self.leaving.take().or_else(|| self.surplus());
+        self.leaving = leaving.and_then(|leaving| leaving.shorten(&*self.shared.disk));
         self.measure(short);
     }
 
@@ -237,11 +237,7 @@ impl SpareMaker {
             if too_many { state.free.pop_back() } else { None }
         }?;
         match self.shared.disk.open(&path) {
-            Ok(file) => {
-                let disk = Arc::clone(&self.shared.disk);
-                let step = bytes.div_ceil(LOG_REMOVE_STEPS).max(1);
-                Some(Leaving { disk, path, file, bytes, step })
-            }
+            Ok(file) => Some(Leaving { path, file, bytes, step: bytes.div_ceil(LOG_REMOVE_STEPS) }),
             Err(error) => {
                 stays(&path, &error);
                 None

@@ -286,6 +286,15 @@ fn segments_are_recycled_and_few_are_kept() {
 
 #[test]
 fn a_file_that_is_removed_gets_shorter_and_its_rest_goes_at_opening() {
+    rest_goes_at_opening(false);
+}
+
+#[test]
+fn a_file_that_is_removed_goes_at_opening_though_its_new_name_was_lost() {
+    rest_goes_at_opening(true);
+}
+
+fn rest_goes_at_opening(loses_name: bool) {
     let disk = disk();
     let log = open(&disk).unwrap();
     for i in 0..100 {
@@ -312,6 +321,14 @@ fn a_file_that_is_removed_gets_shorter_and_its_rest_goes_at_opening() {
     disk.stop();
     drop(log);
     let disk = disk.next_life();
+    if loses_name {
+        let is_short = |(path, bytes): (PathBuf, Vec<u8>)| {
+            let free = path.extension().is_some_and(|extension| extension == "free");
+            (free && (bytes.len() as u64) < SEGMENT).then_some(path)
+        };
+        let path = disk.files().into_iter().find_map(is_short).unwrap();
+        disk.rename(&path, &path.with_extension("seg")).unwrap();
+    }
     let log = open(&disk).unwrap();
     assert_eq!(lengths(&disk), vec![SEGMENT; short.len() - 1]);
     assert_eq!(log.read(1, 99..100, 1).unwrap().len(), 1);
